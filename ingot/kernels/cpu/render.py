@@ -1,0 +1,179 @@
+"""Expressions → vector code: one `@render` function per instruction, used by every kernel's epilogue and by Pointwise.
+
+In registers: narrow floats (float16, bfloat16, float8) are float, rounded to their type after each instruction; bool is i1;
+other types are themselves. In memory: as numpy has them, bool one byte. Further renderers: render_*.py, by family.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ingot.ir.elementwise import FLOATS, NARROW_FLOATS
+from ingot.ir.expression import Expression, Input, Instruction, Literal, Operand, Result, dtypes_of
+from ingot.kernels.cpu.llvm import Function, Index, Value, vector
+
+MEMORY = {
+    "float32": "float", "float64": "double", "float16": "half", "bfloat16": "i16", "bool": "i8",
+    "int8": "i8", "uint8": "i8", "int16": "i16", "uint16": "i16", "int32": "i32", "uint32": "i32",
+    "int64": "i64", "uint64": "i64",
+}  # fmt: skip
+FAMILIES = ("render_basic", "render_math", "render_convert")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a renderer may ask about the instruction at hand."""
+
+    instruction: Instruction
+    dtypes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> str:
+        """dtype of the result."""
+        return self.instruction.dtype
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the first operand is a float."""
+        return self.dtypes[0] in FLOATS
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the first operand is a signed integer."""
+        return self.dtypes[0].startswith("int")
+
+
+Renderer = Callable[..., Value]
+_TABLE: dict[str, Renderer] = {}
+
+
+def render(*ops: str) -> Callable[[Renderer], Renderer]:
+    """Register `(f, site, *operands) -> Value`; all operands are vectors with the same number of lanes."""
+
+    def register(function: Renderer) -> Renderer:
+        _TABLE.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+@lru_cache(maxsize=1)
+def renderers() -> dict[str, Renderer]:
+    """The whole table."""
+    for family in FAMILIES:
+        importlib.import_module(f"ingot.kernels.cpu.{family}")
+    return _TABLE
+
+
+def register_element(dtype: str) -> str:
+    """LLVM element type a dtype has in registers."""
+    return "float" if dtype in NARROW_FLOATS else "i1" if dtype == "bool" else MEMORY[dtype]
+
+
+def can_render(expression: Expression, operand_dtypes: Sequence[str]) -> bool:
+    """Whether every instruction and dtype of the expression has vector code."""
+    table = renderers()
+    dtypes = {*operand_dtypes, *(i.dtype for i in expression.instructions)}
+    return dtypes <= MEMORY.keys() and all(i.op in table for i in expression.instructions)
+
+
+def render_expression(
+    f: Function, expression: Expression, operands: Sequence[Value], operand_dtypes: Sequence[str], lanes: int
+) -> Value:
+    """Code for the expression over register values of `lanes` lanes; the result is in its register form."""
+    if not expression:
+        return operands[0]
+    table, results = renderers(), []
+    for instruction, dtypes in zip(expression.instructions, dtypes_of(expression, operand_dtypes), strict=True):
+        values = [
+            _operand(f, operand, operands, results, dtype, lanes)
+            for operand, dtype in zip(instruction.operands, dtypes, strict=True)
+        ]
+        value = table[instruction.op](f, Site(instruction, dtypes), *values)
+        results.append(round_to(f, value, instruction.dtype))
+    return results[-1]
+
+
+def _operand(
+    f: Function, operand: Operand, operands: Sequence[Value], results: Sequence[Value], dtype: str, lanes: int
+) -> Value:
+    match operand:
+        case Input(index):
+            return operands[index]
+        case Result(index):
+            return results[index]
+        case Literal(value):
+            return f.constant(vector(register_element(dtype), lanes), value)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def load(f: Function, dtype: str, pointer: Value, offset: Index, lanes: int, mask: Value | None = None) -> Value:
+    """`lanes` elements from memory in register form; masked-off lanes are zero."""
+    type_ = vector(MEMORY[dtype], lanes)
+    if mask is None:
+        raw = f.load(type_, pointer, offset)
+    else:
+        raw = f.load_masked(type_, pointer, mask, offset)
+    return widen(f, raw, dtype)
+
+
+def store(
+    f: Function, dtype: str, value: Value, pointer: Value, offset: Index, mask: Value | None = None
+) -> None:  # fmt: skip
+    """Store a value in register form as `dtype`."""
+    raw = narrow(f, value, dtype)
+    if mask is None:
+        f.store(raw, pointer, offset)
+    else:
+        f.store_masked(raw, pointer, mask, offset)
+
+
+def broadcast(f: Function, dtype: str, pointer: Value, offset: Index, lanes: int) -> Value:
+    """One element from memory in every lane."""
+    return widen(f, f.splat(f.load(MEMORY[dtype], pointer, offset), lanes), dtype)
+
+
+def widen(f: Function, raw: Value, dtype: str) -> Value:
+    """Memory form → register form."""
+    if dtype == "bool":
+        return f.compare("ne", raw, 0)
+    if dtype == "float16":
+        return f.cast("fpext", raw, "float")
+    if dtype == "bfloat16":
+        bits = f.binary("shl", f.cast("zext", raw, "i32"), 16)
+        return f.bitcast(bits, bits.type.replace("i32", "float"))
+    return raw
+
+
+def narrow(f: Function, value: Value, dtype: str) -> Value:
+    """Register form → memory form (rounding to nearest even where narrower)."""
+    if dtype == "bool":
+        return f.cast("zext", value, "i8")
+    if dtype == "float16":
+        return f.cast("fptrunc", value, "half")
+    if dtype == "bfloat16":
+        return f.cast("trunc", f.binary("lshr", _bfloat16_bits(f, value), 16), "i16")
+    return value
+
+
+def round_to(f: Function, value: Value, dtype: str) -> Value:
+    """A register value rounded to a narrow float's precision (others unchanged)."""
+    if dtype == "float16":
+        return f.cast("fpext", f.cast("fptrunc", value, "half"), "float")
+    if dtype == "bfloat16":
+        bits = f.binary("and", _bfloat16_bits(f, value), 0xFFFF0000)
+        return f.bitcast(bits, value.type)
+    return value
+
+
+def _bfloat16_bits(f: Function, value: Value) -> Value:
+    """i32 bits whose upper half is the bfloat16 nearest to a float; NaN stays a quiet NaN."""
+    bits = f.bitcast(value, value.type.replace("float", "i32"))
+    odd = f.binary("and", f.binary("lshr", bits, 16), 1)
+    rounded = bits + odd + 0x7FFF
+    return f.select(f.compare("uno", value, value), f.binary("or", bits, 0x00400000), rounded)

@@ -1,0 +1,1 @@
+"""Renderers of Cast, Quantize and Dequantize."""

@@ -1,0 +1,236 @@
+"""The native side of the runtime, part of every code image: worker loop, run entry, barrier. No libc underneath.
+
+The sync block (zeroed by the runtime, 64-byte aligned) is:
+      0 barrier arrivals    64 barrier generation    128 job generation    192 sleepers    256 stop flag
+    320 function  328 pointers  336 extents  344 scratch  352 scratch stride  360 team
+    368 stamps or null      448 finished workers     512 … work counters, one 64-byte line per parallel phase
+"""
+
+from __future__ import annotations
+
+SYNC_COUNTERS = 512
+SPINS = 4000
+
+_FUTEX_WAIT, _FUTEX_WAKE, _SYS_FUTEX, _SYS_YIELD = 128, 129, 202, 24
+
+_TEXT = """
+declare void @llvm.x86.sse2.pause()
+declare i64 @llvm.readcyclecounter()
+
+define void @ingot_clock(ptr %out) #0 {
+  %t = call i64 @llvm.readcyclecounter()
+  store i64 %t, ptr %out, align 8
+  ret void
+}
+
+; Thread 0 notes the time in slot %k of the stamps, if anybody asked for them.
+define void @ingot_stamp(ptr %sync, i64 %thread, i64 %k) #0 {
+  %sp = getelementptr i8, ptr %sync, i64 368
+  %s = load ptr, ptr %sp, align 8
+  %none = icmp eq ptr %s, null
+  %other = icmp ne i64 %thread, 0
+  %skip = or i1 %none, %other
+  br i1 %skip, label %out, label %write
+write:
+  %p = getelementptr i64, ptr %s, i64 %k
+  %t = call i64 @llvm.readcyclecounter()
+  store i64 %t, ptr %p, align 8
+  ret void
+out:
+  ret void
+}
+
+define internal i64 @syscall6(i64 %n, ptr %a, i64 %b, i64 %c) #0 {
+  %r = call i64 asm sideeffect "syscall", "={rax},{rax},{rdi},{rsi},{rdx},{r10},{r8},{r9},~{rcx},~{r11},~{memory}"(
+    i64 %n, ptr %a, i64 %b, i64 %c, i64 0, i64 0, i64 0)
+  ret i64 %r
+}
+
+; Wait until the i64 at %p differs from %old: spin, then give the core away.
+define internal void @wait_change(ptr %p, i64 %old) #0 {
+entry:
+  br label %spin
+spin:
+  %i = phi i64 [0, %entry], [%i1, %again]
+  %now = load atomic i64, ptr %p acquire, align 8
+  %same = icmp eq i64 %now, %old
+  br i1 %same, label %again, label %out
+again:
+  call void @llvm.x86.sse2.pause()
+  %i1 = add i64 %i, 1
+  %patient = icmp ult i64 %i, SPINS
+  br i1 %patient, label %spin, label %yield
+yield:
+  %r = call i64 @syscall6(i64 SYS_YIELD, ptr null, i64 0, i64 0)
+  %now2 = load atomic i64, ptr %p acquire, align 8
+  %same2 = icmp eq i64 %now2, %old
+  br i1 %same2, label %yield, label %out
+out:
+  ret void
+}
+
+define void @ingot_barrier(ptr %sync, i64 %team) #0 {
+  %gp = getelementptr i8, ptr %sync, i64 64
+  %g = load atomic i64, ptr %gp acquire, align 8
+  %old = atomicrmw add ptr %sync, i64 1 acq_rel
+  %want = sub i64 %team, 1
+  %is = icmp eq i64 %old, %want
+  br i1 %is, label %last, label %wait
+last:
+  store atomic i64 0, ptr %sync monotonic, align 8
+  %x = atomicrmw add ptr %gp, i64 1 release
+  ret void
+wait:
+  call void @wait_change(ptr %gp, i64 %g)
+  ret void
+}
+
+define internal void @enter(ptr %sync, i64 %thread) #0 {
+  %fp = getelementptr i8, ptr %sync, i64 320
+  %pp = getelementptr i8, ptr %sync, i64 328
+  %ep = getelementptr i8, ptr %sync, i64 336
+  %sp = getelementptr i8, ptr %sync, i64 344
+  %dp = getelementptr i8, ptr %sync, i64 352
+  %tp = getelementptr i8, ptr %sync, i64 360
+  %f = load ptr, ptr %fp, align 8
+  %p = load ptr, ptr %pp, align 8
+  %e = load ptr, ptr %ep, align 8
+  %s = load ptr, ptr %sp, align 8
+  %d = load i64, ptr %dp, align 8
+  %t = load i64, ptr %tp, align 8
+  %o = mul i64 %d, %thread
+  %mine = getelementptr i8, ptr %s, i64 %o
+  call void %f(ptr %p, ptr %e, ptr %mine, ptr %sync, i64 %thread, i64 %t)
+  ret void
+}
+
+; A worker thread's whole life: park, run the job, report, until the stop flag is set.
+define void @ingot_worker(ptr %sync, i64 %thread) #0 {
+entry:
+  %jp = getelementptr i8, ptr %sync, i64 128
+  %zp = getelementptr i8, ptr %sync, i64 192
+  %qp = getelementptr i8, ptr %sync, i64 256
+  %dp = getelementptr i8, ptr %sync, i64 448
+  br label %next
+next:
+  %seen = phi i64 [0, %entry], [%now, %worked]
+  br label %spin
+spin:
+  %i = phi i64 [0, %next], [%i1, %again], [0, %woken]
+  %now = load atomic i64, ptr %jp acquire, align 8
+  %same = icmp eq i64 %now, %seen
+  br i1 %same, label %again, label %go
+again:
+  call void @llvm.x86.sse2.pause()
+  %i1 = add i64 %i, 1
+  %patient = icmp ult i64 %i, SPINS
+  br i1 %patient, label %spin, label %sleep
+sleep:
+  %a = atomicrmw add ptr %zp, i64 1 seq_cst
+  %low = trunc i64 %seen to i32
+  %wide = zext i32 %low to i64
+  %r = call i64 @syscall6(i64 SYS_FUTEX, ptr %jp, i64 FUTEX_WAIT, i64 %wide)
+  %b = atomicrmw sub ptr %zp, i64 1 seq_cst
+  br label %woken
+woken:
+  br label %spin
+go:
+  %q = load atomic i64, ptr %qp acquire, align 8
+  %stop = icmp ne i64 %q, 0
+  br i1 %stop, label %out, label %work
+work:
+  call void @enter(ptr %sync, i64 %thread)
+  %c = atomicrmw add ptr %dp, i64 1 acq_rel
+  br label %worked
+worked:
+  br label %next
+out:
+  ret void
+}
+
+define internal void @wake(ptr %sync) #0 {
+  %jp = getelementptr i8, ptr %sync, i64 128
+  %zp = getelementptr i8, ptr %sync, i64 192
+  %j = atomicrmw add ptr %jp, i64 1 seq_cst
+  %z = load atomic i64, ptr %zp seq_cst, align 8
+  %any = icmp ne i64 %z, 0
+  br i1 %any, label %call, label %out
+call:
+  %r = call i64 @syscall6(i64 SYS_FUTEX, ptr %jp, i64 FUTEX_WAKE, i64 2147483647)
+  br label %out
+out:
+  ret void
+}
+
+define void @ingot_stop(ptr %sync) #0 {
+  %qp = getelementptr i8, ptr %sync, i64 256
+  store atomic i64 1, ptr %qp release, align 8
+  call void @wake(ptr %sync)
+  ret void
+}
+
+; Run a segment: the caller is worker 0 of a team; returns when all have finished.
+define void @ingot_run(ptr %sync, ptr %f, ptr %p, ptr %e, ptr %s, i64 %stride, i64 %team, i64 %phases) #0 {
+entry:
+  %alone = icmp eq i64 %team, 1
+  br i1 %alone, label %single, label %clear
+single:
+  call void %f(ptr %p, ptr %e, ptr %s, ptr %sync, i64 0, i64 1)
+  ret void
+clear:
+  %k = phi i64 [0, %entry], [%k1, %clearing]
+  %more = icmp ult i64 %k, %phases
+  br i1 %more, label %clearing, label %ready
+clearing:
+  %o = shl i64 %k, 6
+  %o2 = add i64 %o, COUNTERS
+  %cp = getelementptr i8, ptr %sync, i64 %o2
+  store atomic i64 0, ptr %cp monotonic, align 8
+  %k1 = add i64 %k, 1
+  br label %clear
+ready:
+  %fp = getelementptr i8, ptr %sync, i64 320
+  %pp = getelementptr i8, ptr %sync, i64 328
+  %ep = getelementptr i8, ptr %sync, i64 336
+  %sp = getelementptr i8, ptr %sync, i64 344
+  %dp = getelementptr i8, ptr %sync, i64 352
+  %tp = getelementptr i8, ptr %sync, i64 360
+  %np = getelementptr i8, ptr %sync, i64 448
+  store ptr %f, ptr %fp, align 8
+  store ptr %p, ptr %pp, align 8
+  store ptr %e, ptr %ep, align 8
+  store ptr %s, ptr %sp, align 8
+  store i64 %stride, ptr %dp, align 8
+  store i64 %team, ptr %tp, align 8
+  store atomic i64 0, ptr %np monotonic, align 8
+  call void @wake(ptr %sync)
+  call void %f(ptr %p, ptr %e, ptr %s, ptr %sync, i64 0, i64 %team)
+  %others = sub i64 %team, 1
+  br label %poll
+poll:
+  %n = load atomic i64, ptr %np acquire, align 8
+  %done = icmp uge i64 %n, %others
+  br i1 %done, label %out, label %idle
+idle:
+  call void @wait_change(ptr %np, i64 %n)
+  br label %poll
+out:
+  ret void
+}
+"""
+
+
+def support_text(attributes: str) -> str:
+    """IR of the support functions."""
+    numbers = {
+        "SPINS": SPINS,
+        "SYS_YIELD": _SYS_YIELD,
+        "SYS_FUTEX": _SYS_FUTEX,
+        "FUTEX_WAIT": _FUTEX_WAIT,
+        "FUTEX_WAKE": _FUTEX_WAKE,
+        "COUNTERS": SYNC_COUNTERS,
+    }
+    text = _TEXT
+    for word, number in numbers.items():
+        text = text.replace(word, str(number))
+    return f"{text}\nattributes #0 = {{ {attributes} }}\n"
