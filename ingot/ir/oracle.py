@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,19 @@ def compile_model(model: onnx.ModelProto | onnx_ir.Model) -> Callable[[Mapping[s
     """The model as a function from named inputs to named outputs; weights are read once."""
     program = _program_of_ir(model) if isinstance(model, onnx_ir.Model) else _program_of_proto(model)
     return lambda feeds: dict(zip(program.outputs, program.run(feeds, {}), strict=True))
+
+
+def is_known(domain: str, op_type: str, version: int) -> bool:
+    """Whether the operator has a meaning at that opset."""
+    if domain == "ingot" or find(domain, op_type, version) is not None:
+        return True
+    if _reference_class(domain, op_type, version) is not None:
+        return True
+    try:
+        schema: Any = onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def evaluate_node(node: onnx.NodeProto, inputs: Sequence[Value], opset: Mapping[str, int],
@@ -263,6 +276,7 @@ def _reference_runner(node: onnx.NodeProto, domain: str, version: int, opset: Ma
     return lambda inputs: _as_list(tuple(operator.run(*inputs)))
 
 
+@cache
 def _reference_class(domain: str, op_type: str, version: int) -> type | None:
     """onnx.reference's class, or None where it would only expand the schema's function."""
     evaluator = ReferenceEvaluator.__new__(ReferenceEvaluator)

@@ -1,0 +1,244 @@
+"""An ONNX model from a path, bytes, a ModelProto or an onnx_ir.Model becomes one checked, function-free graph.
+
+Whatever is accepted passes onnx.checker with strict shape inference; whatever is not raises one ImportFailure that
+names the file, the node and the reason. Weights in external files stay mapped.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from ingot.errors import ImportFailure, UnsupportedOperator
+from ingot.importers import names, normalize
+from ingot.ir import oracle
+
+OLDEST_OPSET, NEWEST_OPSET = 6, 28
+_LARGEST_PROTOBUF = 2**31 - 1
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
+
+
+class ModelWarning(UserWarning):
+    """The model is legal but probably not what its author meant."""
+
+
+def load(source: Source) -> onnx_ir.Model:
+    """Import a model; nothing of `source` is modified."""
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    label = str(path) if path else "the model"
+    proto = _checked(_content(source), path, label)
+    normalize.densify(proto.graph)
+    model = _deserialize(proto, label)
+    _attach_weights(model, path, label)
+    if isinstance(source, onnx_ir.Model):
+        _share_weights(model, source)
+    normalize.constant_inputs(model)
+    names.name_nodes(model)
+    normalize.inline_functions(model, proto, label)
+    names.name_nodes(model)
+    names.name_dimensions(model)
+    _check_operators(model, label)
+    _warn_about_nan(model, label)
+    return model
+
+
+def _content(source: Source) -> bytes:
+    if isinstance(source, str | os.PathLike):
+        return _file_bytes(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, onnx_ir.Model):
+        source = normalize.skeleton(source)
+    if isinstance(source, onnx.ModelProto):
+        return _serialized(source)
+    raise ImportFailure(
+        f"cannot import a {type(source).__name__}: give a path, bytes, an onnx.ModelProto or an onnx_ir.Model"
+    )
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST_PROTOBUF:
+            raise ImportFailure(f"{path} has {size} bytes; beyond 2 GB ONNX wants weights in an external data file")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImportFailure(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _serialized(proto: onnx.ModelProto) -> bytes:
+    try:
+        return proto.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise ImportFailure(f"the ModelProto cannot be serialized ({error}); save it with external data") from None
+
+
+def _checked(content: bytes, path: Path | None, label: str) -> onnx.ModelProto:
+    """The parsed model, after every check that needs only its text."""
+    proto = _parse(content, label)
+    _check_opsets(proto, label)
+    external = list(_external_tensors(proto.graph))
+    if external and path is None:
+        raise ImportFailure(
+            f"initializer {external[0].name!r} keeps its data in a file; give the model's path instead of its bytes"
+        )
+    for tensor in external:
+        _check_external(tensor, path or Path(), label)
+    _check(str(path) if external else content, label)
+    return proto
+
+
+def _parse(content: bytes, label: str) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError:
+        raise ImportFailure(f"{label} is not an ONNX model, or it is truncated ({len(content)} bytes)") from None
+    if not proto.HasField("graph"):
+        raise ImportFailure(f"{label} holds no graph: not an ONNX model, or truncated ({len(content)} bytes)")
+    return proto
+
+
+def _check_opsets(proto: onnx.ModelProto, label: str) -> None:
+    seen: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if (first := seen.setdefault(domain, entry.version)) != entry.version:
+            raise ImportFailure(f"{label} imports domain {domain!r} at two versions: {first} and {entry.version}")
+    version = seen.get("", NEWEST_OPSET)
+    readable = OLDEST_OPSET <= version <= NEWEST_OPSET or (version > 0 and normalize.is_ageless(proto.graph, version))
+    if not readable:
+        remedy = "update Ingot" if version > NEWEST_OPSET else "convert it with onnx.version_converter"
+        raise ImportFailure(f"{label} uses opset {version}, Ingot reads {OLDEST_OPSET} to {NEWEST_OPSET}: {remedy}")
+
+
+def _check(content: bytes | str, label: str) -> None:
+    """onnx.checker, shapes and types included; the schemas' own faulty functions are not held against the model."""
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ImportFailure(f"{label} is not a legal ONNX model: {_one_line(error)}") from None
+    except onnx.shape_inference.InferenceError as error:  # noqa: TID251 - the error's name, not the inference
+        if not _inside_schema_function(str(error)):
+            raise ImportFailure(f"{label} contradicts itself: {_one_line(error)}") from None
+    except (ValueError, RuntimeError, UnicodeDecodeError) as error:
+        raise ImportFailure(f"{label} cannot be checked: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()).replace("[ShapeInferenceError] ", "").replace("Inference error(s): ", "")
+    return text[:400] if len(text) <= 400 else text[:400] + "…"
+
+
+def _inside_schema_function(message: str) -> bool:
+    """Whether the complaint is about the expansion of a standard operator, not about the model."""
+    operators = [part.split(")")[0] for part in message.split("(op_type:")[1:]]
+    if len(operators) < 2 or not onnx.defs.has(outer := operators[0].split(",")[0]):
+        return False
+    schema = onnx.defs.get_schema(outer)
+    takes_graph = any(a.type == onnx.defs.OpSchema.AttrType.GRAPH for a in schema.attributes.values())
+    return not takes_graph
+
+
+def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            for tensor in [attribute.t, *attribute.tensors]:
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    yield tensor
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _external_tensors(inner)
+
+
+def _check_external(tensor: onnx.TensorProto, model: Path, label: str) -> None:
+    """The file exists, lies in the model's folder and is long enough for the tensor."""
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    folder = model.parent.resolve()
+    file = folder / location
+    if not location or os.path.isabs(location) or not file.resolve().is_relative_to(folder):
+        raise ImportFailure(
+            f"{label}: the data of initializer {tensor.name!r} lies outside the model's folder ({location!r}); "
+            f"move it beside the model and export again"
+        )
+    if not file.is_file():
+        raise ImportFailure(f"{label}: the data of initializer {tensor.name!r} is missing: no file {file}")
+    try:
+        offset, length = int(info.get("offset", 0)), info.get("length")
+        wanted = int(length) if length is not None else normalize.payload_bytes(tensor)
+    except ValueError:
+        raise ImportFailure(f"{label}: initializer {tensor.name!r} has a damaged external_data entry: {info}") from None
+    needed, available = normalize.payload_bytes(tensor), file.stat().st_size
+    if offset < 0 or wanted != needed or offset + wanted > available:
+        raise ImportFailure(
+            f"{label}: initializer {tensor.name!r} of {needed} bytes does not fit in {location} "
+            f"({available} bytes) at offset {offset} with length {wanted}"
+        )
+
+
+def _deserialize(proto: onnx.ModelProto, label: str) -> onnx_ir.Model:
+    try:
+        return onnx_ir.from_proto(proto)
+    except onnx_ir.serde.SerdeError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ImportFailure(f"{label} holds something Ingot does not read: {_one_line(Exception(reason))}") from None
+
+
+def _attach_weights(model: onnx_ir.Model, path: Path | None, label: str) -> None:
+    """Initializers become arrays (one copy, out of the proto) or maps of their external file."""
+    if path is not None:
+        onnx_ir.external_data.set_base_dir(model.graph, path.parent)
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if not isinstance(tensor, onnx_ir.TensorProtoTensor):
+            continue
+        try:
+            array = tensor.numpy()
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ImportFailure(f"{label}: initializer {value.name!r} is damaged: {_one_line(error)}") from None
+        value.const_value = onnx_ir.Tensor(array, dtype=tensor.dtype, shape=tensor.shape, name=value.name)
+        tensor.raw.ClearField("raw_data")
+
+
+def _share_weights(model: onnx_ir.Model, source: onnx_ir.Model) -> None:
+    """Weights that `skeleton` left out come from the source without a copy."""
+    for name, value in source.graph.initializers.items():
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = value.const_value
+
+
+def _check_operators(model: onnx_ir.Model, label: str) -> None:
+    """Every operator has a meaning: ONNX's, ours or a plugin's."""
+    unknown: dict[str, str] = {}
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        version = model.opset_imports.get(domain, 1)
+        if not oracle.is_known(domain, node.op_type, version):
+            unknown.setdefault(f"{domain}::{node.op_type}" if domain else node.op_type, str(node.name))
+    if unknown:
+        listed = ", ".join(f"{operator} (node {name!r})" for operator, name in unknown.items())
+        raise UnsupportedOperator(
+            f"{label} uses operators Ingot has no meaning for: {listed}; "
+            f'register each with @ingot.plugin("domain::Operator"), see docs/plugins.md'
+        )
+
+
+def _warn_about_nan(model: onnx_ir.Model, label: str) -> None:
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            array = value.const_value.numpy()
+            # The sum is NaN for infinities of both signs too, so it only says where to look.
+            if array.dtype.kind == "f" and np.isnan(array.sum(dtype=np.float64)) and np.isnan(array).any():
+                count = int(np.isnan(array).sum())
+                warnings.warn(f"{label}: initializer {name!r} holds {count} NaN", ModelWarning, stacklevel=3)
