@@ -72,10 +72,11 @@ class Step:
 
 @dataclass(frozen=True)
 class NativeSegment:
-    """Steps compiled into one function `void symbol(pointers, extents, scratch, thread, team)` of the code section."""
+    """Steps compiled into one function of the code section; `phases` of them are shared among threads."""
 
     kind: Literal["native"] = field(default="native", init=False)
     symbol: str
+    phases: int
     steps: tuple[Step, ...]
 
 
@@ -102,14 +103,6 @@ class ControlSegment:
 
 
 Segment = NativeSegment | HostSegment | ControlSegment
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Output `index` of the plan is value `value`, which lives elsewhere and has to be copied out."""
-
-    index: int
-    value: int
 
 
 @dataclass(frozen=True)

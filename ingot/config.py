@@ -1,0 +1,78 @@
+"""What a user decides about a build, typed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ingot.errors import ConfigError
+
+Shape = tuple[int, ...]
+TARGETS = ("cpu", "host")
+
+
+class Profile:
+    """Shapes per input for which an engine is sized and tuned: `Profile(x=(min, opt, max))` or `Profile(x=shape)`."""
+
+    def __init__(self, **shapes: Sequence[Any]) -> None:
+        self.shapes: dict[str, tuple[Shape, Shape, Shape]] = {name: _triple(name, s) for name, s in shapes.items()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Profile) and self.shapes == other.shapes
+
+    def __repr__(self) -> str:
+        return f"Profile({', '.join(f'{k}={v}' for k, v in self.shapes.items())})"
+
+
+def _triple(name: str, given: Sequence[Any]) -> tuple[Shape, Shape, Shape]:
+    shapes = [tuple(given)] * 3 if all(isinstance(n, int) for n in given) else [tuple(s) for s in given]
+    if len(shapes) != 3 or len({len(s) for s in shapes}) != 1:
+        raise ConfigError(f"profile for input {name!r}: give one shape or (min, opt, max) of equal rank, not {given!r}")
+    low, best, high = shapes
+    if any(not 0 <= a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+        raise ConfigError(f"profile for input {name!r}: min ≤ opt ≤ max does not hold for {low}, {best}, {high}")
+    return low, best, high
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Options of `build`.
+
+    target: "cpu" or "host" (every step on the oracle). variants: ISA names to hold, best first; default the best of this
+    machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. verify: compare with
+    the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of measured times.
+    memory_limit: bytes the build may plan for one arena. seed: of generated verification inputs.
+    """
+
+    target: str = "cpu"
+    profiles: Sequence[Profile] = ()
+    level: int = 3
+    variants: Sequence[str] = ()
+    threads: int | None = None
+    verify: bool = True
+    atol: float | None = None
+    rtol: float | None = None
+    timing_cache: str | Path | None = None
+    inputs: Mapping[str, Any] | None = field(default=None, compare=False)
+    memory_limit: int | None = None
+    seed: int = 0
+    tactics: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ConfigError(f"target {self.target!r} is not known; use one of {', '.join(TARGETS)}")
+        if not 0 <= self.level <= 5:
+            raise ConfigError(f"level must be 0 to 5, not {self.level}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {self.threads}")
+
+    def described(self) -> dict[str, Any]:
+        """What of the configuration changes the engine, as JSON."""
+        skipped = {"timing_cache", "inputs", "profiles", "verify", "memory_limit"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
+        return {
+            **{k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()},
+            "profiles": [p.shapes for p in self.profiles],
+        }

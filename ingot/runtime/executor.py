@@ -1,0 +1,302 @@
+"""Running a plan: frames bind one arena to one set of shapes, so that a repeated run only sets its input pointers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.errors import DeviceError
+from ingot.plan.extent import evaluate, symbols_of
+from ingot.plan.packing import Interval, pack
+from ingot.plan.plan import ControlSegment, HostSegment, MemoryPlan, NativeSegment, Plan, Segment, Storage, Value
+from ingot.runtime import control, host
+from ingot.runtime.buffers import Array, address_of, aligned_bytes
+from ingot.runtime.cpu import NativeCode, Team, zeros
+
+Shapes = tuple[tuple[int, ...], ...]
+Action = Callable[["Frame"], None]
+_FRAMES_KEPT = 16
+
+
+class Executor:
+    """A plan made ready: native entry points, host functions and nested executors resolved once; safe from many threads."""
+
+    def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Team | None) -> None:
+        self.plan, self.code, self.weights, self.team = plan, code, weights, team
+        self._free: dict[Shapes, list[Frame]] = {}
+        self._lock = threading.Lock()
+        self.symbol_sources = _symbol_sources(plan)
+        self.actions = [self._prepare(segment) for segment in plan.segments]
+
+    def run(self, inputs: Sequence[Any], outputs: Mapping[int, Array] | None = None) -> list[Any]:
+        """Outputs in the plan's order; `outputs` gives buffers to write some of them into."""
+        shapes = tuple(x.shape if isinstance(x, np.ndarray) else () for x in inputs)
+        frame = self.take(shapes)
+        try:
+            return frame.run(inputs, outputs)
+        finally:
+            self.give(frame)
+
+    def take(self, shapes: Shapes) -> Frame:
+        """A frame nobody else uses."""
+        with self._lock:
+            free = self._free.get(shapes)
+            if free:
+                return free.pop()
+        return Frame(self, shapes)
+
+    def give(self, frame: Frame) -> None:
+        """Return a frame; shapes not seen lately are forgotten."""
+        with self._lock:
+            free = self._free.pop(frame.shapes, [])
+            self._free[frame.shapes] = [*free, frame]
+            while len(self._free) > _FRAMES_KEPT:
+                self._free.pop(next(iter(self._free)))
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of arenas held at the moment."""
+        with self._lock:
+            return sum(frame.arena.size for frames in self._free.values() for frame in frames)
+
+    def _prepare(self, segment: Segment) -> Callable[[Frame], None]:
+        if isinstance(segment, NativeSegment):
+            return self._native(segment)
+        if isinstance(segment, HostSegment):
+            function = host.prepare(segment)
+            return lambda frame: frame.set_results(segment.step.outputs, function(frame.arguments(segment.step.inputs)))
+        nested = [Executor(plan, self.code, self.weights, self.team) for plan in segment.plans]
+        return lambda frame: _run_control(frame, segment, nested)
+
+    def _native(self, segment: NativeSegment) -> Callable[[Frame], None]:
+        if self.code is None or self.team is None:
+            raise DeviceError("the plan has native code but the engine's variant holds none; rebuild the engine")
+        entry, team, scratch = self.code.address(segment.symbol), self.team, self.plan.scratch
+
+        def run(frame: Frame) -> None:
+            team.run(
+                entry, frame.pointer_table, frame.extent_table, frame.scratch_address, scratch, segment.phases,
+                frame.stamps,
+            )  # fmt: skip
+
+        return run
+
+
+def _run_control(frame: Frame, segment: ControlSegment, nested: Sequence[Executor]) -> None:
+    captures = [frame.arguments(c) for c in segment.captures]
+    bodies = [
+        lambda *own, e=executor, c=captured: e.run([*own, *c])  # type: ignore[misc]
+        for executor, captured in zip(nested, captures, strict=True)
+    ]
+    arguments = frame.arguments(segment.step.inputs)
+    frame.set_results(segment.step.outputs, control.run(segment, arguments, bodies))
+
+
+def _symbol_sources(plan: Plan) -> list[tuple[int, int, str]]:
+    """(input, axis, symbol) triples that bind the symbols, each taken once."""
+    sources: dict[str, tuple[int, int, str]] = {}
+    for position, index in enumerate(plan.inputs):
+        for axis, extent in enumerate(plan.values[index].shape):
+            if isinstance(extent, str) and extent.isidentifier():
+                sources.setdefault(extent, (position, axis, extent))
+    return list(sources.values())
+
+
+class Frame:
+    """One arena, pointer table and extent table for one set of input shapes; used by one run at a time."""
+
+    def __init__(self, executor: Executor, shapes: Shapes) -> None:
+        plan = executor.plan
+        self.executor, self.plan, self.shapes = executor, plan, shapes
+        self.symbols = {
+            symbol: shapes[position][axis]
+            for position, axis, symbol in executor.symbol_sources
+            if axis < len(shapes[position])
+        }
+        self.pointers, self.extents = zeros(len(plan.storages), "uint64"), zeros(len(plan.extents), "int64")
+        self.pointer_table, self.extent_table = address_of(self.pointers), address_of(self.extents)
+        self.stamps = 0
+        self._objects: dict[int, Any] = {}
+        self._views: dict[int, Array] = {}
+        self._late = [i for i, s in enumerate(plan.storages) if _depends(s.bytes, plan.derived)]
+        self._place_weights()
+        self._place_arena()
+        self._fill_extents()
+        self._results = [self._result_site(index) for index in plan.outputs]
+
+    # -- one run --------------------------------------------------------------------------------------------------
+    def run(
+        self, inputs: Sequence[Any], outputs: Mapping[int, Array] | None, actions: Sequence[Action] | None = None
+    ) -> list[Any]:
+        """Bind inputs and outputs, execute every segment (or `actions` in their place), hand out the results."""
+        plan, pointers = self.plan, self.pointers
+        objects = self._objects = dict(zip(plan.inputs, inputs, strict=True))
+        for index, x in objects.items():
+            if type(x) is np.ndarray:
+                pointers[plan.values[index].storage] = x.__array_interface__["data"][0]
+        results: list[Any] = []
+        for position, (index, shape, dtype) in enumerate(self._results):
+            if dtype is None:
+                results.append(None)
+                continue
+            y = outputs.get(position) if outputs else None
+            if y is None:
+                y = np.empty(shape, dtype)
+            pointers[plan.values[index].storage] = y.__array_interface__["data"][0]
+            objects[index] = y
+            results.append(y)
+        for action in actions or self.executor.actions:
+            action(self)
+        if any(y is None for y in results):
+            self._collect(results, outputs or {})
+        self._objects = {}
+        return results
+
+    def _collect(self, results: list[Any], outputs: Mapping[int, Array]) -> None:
+        """Outputs that live elsewhere (an input, a weight, a host object) are copied out."""
+        for position, y in enumerate(results):
+            if y is None:
+                found = self.argument(self.plan.outputs[position])
+                if position in outputs:
+                    np.copyto(outputs[position], found)
+                    found = outputs[position]
+                results[position] = found.copy() if isinstance(found, np.ndarray) and position not in outputs else found
+
+    # -- values for host steps ------------------------------------------------------------------------------------
+    def arguments(self, indices: Sequence[int | None]) -> list[Any]:
+        """Values as numpy arrays (or sequences); None where absent."""
+        return [None if index is None else self.argument(index) for index in indices]
+
+    def argument(self, index: int) -> Any:
+        """One value: the user's array, a host object, or a view of arena or weights."""
+        if index in self._objects:
+            return self._objects[index]
+        value = self.plan.values[index]
+        storage = self.plan.storages[value.storage]
+        if storage.place in ("input", "output", "host"):
+            return self._reshaped(value, next(i for i in self._objects if self._shares(i, value)))
+        if index not in self._views or value.storage in self._late:
+            self._views[index] = self._view(value, storage)
+        return self._views[index]
+
+    def _shares(self, index: int, value: Value) -> bool:
+        return self.plan.values[index].storage == value.storage
+
+    def _reshaped(self, value: Value, owner: int) -> Any:
+        held = self._objects[owner]
+        shape = [evaluate(d, self.symbols) for d in value.shape]
+        return held.reshape(shape) if isinstance(held, np.ndarray) else held
+
+    def _view(self, value: Value, storage: Storage) -> Array:
+        dtype = numpy_dtype(value.dtype)
+        shape = [evaluate(d, self.symbols) for d in value.shape]
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        memory = self.executor.weights[storage.offset :] if storage.place == "weight" else self._memory[value.storage]
+        view: Array = memory[:size].view(dtype).reshape(shape)
+        if storage.place == "weight":
+            view.flags.writeable = False
+        return view
+
+    def set_results(self, indices: Sequence[int], results: Sequence[Any]) -> None:
+        """Store what a host or control step computed; binds data-dependent symbols from the shapes found."""
+        for index, result in zip(indices, results, strict=False):
+            value = self.plan.values[index]
+            place = self.plan.storages[value.storage].place
+            if isinstance(result, np.ndarray) or np.isscalar(result):
+                result = np.asarray(result)
+                self._bind(value, result)
+            if place == "host" or not isinstance(result, np.ndarray):
+                result = np.ascontiguousarray(result).reshape(result.shape) if _is_array(result) else result
+                self._objects[index] = result
+                if _is_array(result):
+                    self.pointers[value.storage] = address_of(result)
+            else:
+                target = self.argument(index)
+                np.copyto(target, result.reshape(target.shape), casting="same_kind")
+
+    def _bind(self, value: Value, found: Array) -> None:
+        new = {
+            symbol: extent
+            for symbol, extent in zip(value.shape, found.shape, strict=False)
+            if isinstance(symbol, str) and symbol in self.plan.derived and self.symbols.get(symbol) != extent
+        }
+        if new:
+            self.symbols.update(new)
+            self._views = {i: v for i, v in self._views.items() if self.plan.values[i].storage not in self._late}
+            self._fill_extents()
+            self._place_late()
+
+    # -- placing --------------------------------------------------------------------------------------------------
+    def _place_weights(self) -> None:
+        base = address_of(self.executor.weights)
+        for index, storage in enumerate(self.plan.storages):
+            if storage.place == "weight":
+                self.pointers[index] = base + storage.offset
+
+    def _place_arena(self) -> None:
+        plan = self.plan
+        offsets, size = self._offsets()
+        self._late_owned: dict[int, Array] = {}
+        team = self.executor.team.size if self.executor.team else 1
+        self.arena = aligned_bytes(size + plan.scratch * team)
+        base = address_of(self.arena)
+        self._memory: dict[int, Array] = {}
+        for index, offset in offsets.items():
+            self.pointers[index] = base + offset
+            self._memory[index] = self.arena[offset:]
+        self.scratch_address = base + size
+
+    def _offsets(self) -> tuple[dict[int, int], int]:
+        plan = self.plan
+        fixed = [i for i, s in enumerate(plan.storages) if s.place == "arena" and i not in set(self._late)]
+        for memory in plan.memory:
+            if self._fits(memory):
+                return {i: offset for i in fixed if (offset := memory.offsets[i]) is not None}, memory.bytes
+        sizes = [evaluate(plan.storages[i].bytes, self.symbols) for i in fixed]
+        intervals = [
+            Interval(size, plan.storages[i].first, plan.storages[i].last) for i, size in zip(fixed, sizes, strict=True)
+        ]
+        offsets, total = pack(intervals)
+        return dict(zip(fixed, offsets, strict=True)), total
+
+    def _fits(self, memory: MemoryPlan) -> bool:
+        return all(symbol in memory.bounds and n <= memory.bounds[symbol] for symbol, n in self.symbols.items())
+
+    def _place_late(self) -> None:
+        """Buffers whose size a host step has just made known."""
+        for index in self._late:
+            storage = self.plan.storages[index]
+            if storage.place != "arena" or not symbols_of(storage.bytes) <= self.symbols.keys():
+                continue
+            size = evaluate(storage.bytes, self.symbols)
+            held = self._late_owned.get(index)
+            if held is None or held.size < size:
+                self._late_owned[index] = self._memory[index] = aligned_bytes(size, 64)
+                self.pointers[index] = address_of(self._memory[index])
+
+    def _fill_extents(self) -> None:
+        for index, extent in enumerate(self.plan.extents):
+            if symbols_of(extent) <= self.symbols.keys():
+                self.extents[index] = evaluate(extent, self.symbols)
+
+    def _result_site(self, index: int) -> tuple[int, tuple[int, ...], Any]:
+        """(value, shape, dtype) of an output to allocate before the run; dtype None when it is found only afterwards."""
+        value = self.plan.values[index]
+        storage = self.plan.storages[value.storage]
+        known = all(symbols_of(d) <= self.symbols.keys() - set(self.plan.derived) for d in value.shape)
+        if storage.place != "output" or not known:
+            return index, (), None
+        return index, tuple(evaluate(d, self.symbols) for d in value.shape), numpy_dtype(value.dtype)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, np.ndarray)
+
+
+def _depends(extent: int | str, derived: Sequence[str]) -> bool:
+    return bool(derived) and not symbols_of(extent).isdisjoint(derived)
+

@@ -1,0 +1,217 @@
+"""`Session`: an engine on a device, checked inputs in, arrays out."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ingot.dtypes import HOST_ONLY, numpy_dtype
+from ingot.engine import Engine, Variant
+from ingot.errors import ConfigError, InputError
+from ingot.plan.extent import evaluate
+from ingot.plan.plan import ControlSegment, NativeSegment, Plan, TensorSpec
+from ingot.runtime import profiler
+from ingot.runtime.buffers import Array
+from ingot.runtime.cpu import NativeCode, Team, usable_threads
+from ingot.runtime.executor import Executor, Shapes
+from ingot.runtime.machine import cpu_features, describe
+
+_TARGETS = {"cpu": ("cpu", "host"), "host": ("host",)}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A variant's code and weights, shared by the sessions of an engine."""
+
+    code: NativeCode | None
+    weights: Array
+
+
+_LOADED: weakref.WeakKeyDictionary[Variant, _Loaded] = weakref.WeakKeyDictionary()
+_LOADING = threading.Lock()
+
+
+def _loaded(variant: Variant) -> _Loaded:
+    with _LOADING:
+        if variant not in _LOADED:
+            weights = np.frombuffer(variant.weights, np.uint8) if len(variant.weights) else np.zeros(64, np.uint8)
+            _LOADED[variant] = _Loaded(NativeCode(variant.code, variant.symbols) if variant.code else None, weights)
+        return _LOADED[variant]
+
+
+class Session:
+    """Runs an engine. Thread-safe: concurrent runs each get their own arena; many sessions share one engine's weights.
+
+    device: "cpu" (native code, host steps where the plan has them) or "host" (the engine's host variant, if it holds one).
+    threads: threads per run, the caller included; default: the cores this process may use.
+    """
+
+    def __init__(self, engine: Engine, device: str = "cpu", threads: int | None = None) -> None:
+        if device not in _TARGETS:
+            raise ConfigError(f"there is no device {device!r}; use one of {', '.join(_TARGETS)}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {threads}")
+        self.engine = engine
+        self.variant = engine.pick(_TARGETS[device], cpu_features(), describe())
+        self.plan = self.variant.plan
+        self.threads = threads or usable_threads()
+        loaded = _loaded(self.variant)
+        self._team = Team(loaded.code, self.threads, _phases(self.plan)) if loaded.code else None
+        self._executor = Executor(self.plan, loaded.code, loaded.weights, self._team)
+        self._names = tuple(spec.name for spec in engine.inputs)
+        self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in engine.inputs)
+        self._output_names = tuple(spec.name for spec in engine.outputs)
+        self._accepted: set[Shapes] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
+        engine.verified()
+
+    def run(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> dict[str, Any]:
+        """Outputs by name for inputs by name; `out` gives C-contiguous buffers to write outputs into.
+
+        InputError names a wrong name, dtype, rank or extent; nothing is converted silently.
+        """
+        executor = self._executor
+        arrays = self._checked(feeds)
+        buffers = self._buffers(out) if out else None
+        frame = executor.take(tuple([x.shape if type(x) is np.ndarray else () for x in arrays]))
+        try:
+            results = frame.run(arrays, buffers)
+        finally:
+            executor.give(frame)
+        return dict(zip(self._output_names, results, strict=True))
+
+    def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> Future[dict[str, Any]]:
+        """The same in the background."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max(self.threads, 1), thread_name_prefix="ingot-run")
+        return self._pool.submit(self.run, feeds, out)
+
+    def profile(self, feeds: Mapping[str, Any]) -> list[profiler.StepTime]:
+        """One run with the time of every step, in order."""
+        arrays = self._checked(feeds)
+        frame = self._executor.take(tuple(x.shape if isinstance(x, np.ndarray) else () for x in arrays))
+        try:
+            return profiler.profile(frame, arrays)
+        finally:
+            self._executor.give(frame)
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes held: weights (mapped) and arenas."""
+        return {"weights": len(self.variant.weights), "arenas": self._executor.arena_bytes}
+
+    def close(self) -> None:
+        """Stop the session's threads; idempotent. A run after it raises."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown()
+        if self._team is not None:
+            self._team.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+    def _checked(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """Inputs in order. The first run of each combination of shapes is checked thoroughly."""
+        if self._closed:
+            raise InputError("the session is closed; open a new one")
+        try:
+            arrays = [feeds[name] for name in self._names]
+        except KeyError as error:
+            raise InputError(f"input {error.args[0]!r} is missing; {self._expectation()}") from None
+        if len(feeds) != len(arrays):
+            extra = ", ".join(repr(n) for n in feeds if n not in self._names)
+            raise InputError(f"there is no input {extra}; {self._expectation()}")
+        for position, (x, dtype) in enumerate(zip(arrays, self._dtypes, strict=True)):
+            if type(x) is not np.ndarray or x.dtype != dtype or not x.flags.c_contiguous:
+                arrays[position] = self._adapted(position, x)
+        shapes = tuple([x.shape if type(x) is np.ndarray else () for x in arrays])
+        if shapes not in self._accepted:
+            self._check_shapes(shapes)
+            if len(self._accepted) < 4096:
+                self._accepted.add(shapes)
+        return arrays
+
+    def _expectation(self) -> str:
+        return "the model takes " + ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.engine.inputs)
+
+    def _adapted(self, position: int, x: Any) -> Any:
+        spec = self.engine.inputs[position]
+        if spec.dtype in HOST_ONLY:
+            return x
+        array = np.asarray(x)
+        if array.dtype != self._dtypes[position]:
+            raise InputError(
+                f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; convert it with .astype({spec.dtype!r})"
+            )
+        return np.ascontiguousarray(array).reshape(array.shape)
+
+    def _check_shapes(self, shapes: Shapes) -> None:
+        symbols: dict[str, tuple[int, str]] = {}
+        for spec, shape in zip(self.engine.inputs, shapes, strict=True):
+            if spec.dtype in HOST_ONLY:
+                continue
+            if len(shape) != len(spec.shape):
+                raise InputError(f"input {spec.name!r} has shape {list(shape)}, the model takes {list(spec.shape)}")
+            for axis, (found, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+                _check_extent(spec, axis, found, wanted, symbols)
+        bound = {symbol: n for symbol, (n, _) in symbols.items()}
+        for spec, shape in zip(self.engine.inputs, shapes, strict=True):
+            self._check_expressions(spec, shape, bound)
+
+    @staticmethod
+    def _check_expressions(spec: TensorSpec, shape: tuple[int, ...], bound: Mapping[str, int]) -> None:
+        for axis, wanted in enumerate(spec.shape):
+            if isinstance(wanted, str) and not wanted.isidentifier() and evaluate(wanted, bound) != shape[axis]:
+                raise InputError(f"input {spec.name!r} has {shape[axis]} at axis {axis}, it must be {wanted}")
+
+    def _buffers(self, out: Mapping[str, Array]) -> dict[int, Array]:
+        buffers = {}
+        for name, buffer in out.items():
+            if name not in self._output_names:
+                raise InputError(f"there is no output {name!r}; the model has {', '.join(self._output_names)}")
+            index = self._output_names.index(name)
+            dtype = numpy_dtype(self.engine.outputs[index].dtype)
+            if buffer.dtype != dtype or not buffer.flags.c_contiguous or not buffer.flags.writeable:
+                raise InputError(f"the buffer for output {name!r} must be a writable C-contiguous {dtype} array")
+            buffers[index] = buffer
+        return buffers
+
+
+def _check_extent(
+    spec: TensorSpec, axis: int, found: int, wanted: int | str, symbols: dict[str, tuple[int, str]]
+) -> None:
+    if isinstance(wanted, int):
+        if found != wanted:
+            raise InputError(f"input {spec.name!r} has {found} at axis {axis}, the model takes {list(spec.shape)}")
+        return
+    low, high = (spec.min[axis] if spec.min else None), (spec.max[axis] if spec.max else None)
+    if (low is not None and found < low) or (high is not None and found > high):
+        raise InputError(
+            f"input {spec.name!r} has {wanted}={found} at axis {axis}, outside the engine's profile {low}..{high}; "
+            "build with a wider profile"
+        )
+    known = symbols.setdefault(wanted, (found, spec.name)) if wanted.isidentifier() else (found, "")
+    if known[0] != found:
+        raise InputError(f"{wanted} is {known[0]} in input {known[1]!r} but {found} in {spec.name!r}; they must be equal")
+
+
+def _phases(plan: Plan) -> int:
+    """Most work counters any segment of the plan or its nested plans needs."""
+    own = (s.phases for s in plan.segments if isinstance(s, NativeSegment))
+    nested = (_phases(p) for s in plan.segments if isinstance(s, ControlSegment) for p in s.plans)
+    return max((*own, *nested), default=0)
+
+
