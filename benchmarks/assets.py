@@ -139,8 +139,13 @@ ASSETS = {
 
 
 def build(asset: Asset, assets: Path, level: int) -> ingot.Engine:
-    profiles = [ingot.Profile(**asset.profile)] if asset.profile else []
-    return ingot.build(assets / asset.path, ingot.BuildConfig(target="cpu", profiles=profiles, level=level))
+    config = ingot.BuildConfig(
+        target="cpu",
+        profiles=[ingot.Profile(**asset.profile)] if asset.profile else [],
+        level=level,
+        inputs=asset.samples(assets) if asset.samples else None,
+    )
+    return ingot.build(assets / asset.path, config)
 
 
 def run_one(name: str, assets: Path, level: int) -> bool:

@@ -1,6 +1,6 @@
 """README's benchmark table, written from benchmarks/results/*.json, so that no figure there is typed by hand.
 
-    python -m benchmarks.table          rewrites the part of README.md between its markers
+python -m benchmarks.table          rewrites the part of README.md between its markers
 """
 
 import json
@@ -28,8 +28,17 @@ def describe_machine(machine: dict[str, Any]) -> str:
 
 def latency_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
     peers = ("onnxruntime", "openvino")
-    yield "| fp32, batch 1 | threads | Ingot ms | onnxruntime ms | OpenVINO ms | speed against onnxruntime | against OpenVINO |"
-    yield "|---|---|---|---|---|---|---|"
+    titles = (
+        "fp32, batch 1",
+        "threads",
+        "Ingot ms",
+        "onnxruntime ms",
+        "OpenVINO ms",
+        "against onnxruntime",
+        "against OpenVINO",
+    )
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
     for row in rows:
         times = " | ".join(f"{row['milliseconds'].get(name, float('nan')):.3g}" for name in ("ingot", *peers))
         ratios = " | ".join(f"{row['ratios'][peer]:.2f}x" if peer in row["ratios"] else "–" for peer in peers)

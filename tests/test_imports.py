@@ -15,7 +15,7 @@ RANKS: list[set[str]] = [
     {"ingot.errors", "ingot.dtypes"},
     {"ingot.plan", "ingot.engine", "ingot.config"},
     {"ingot.runtime"},
-    {"ingot.ir"},
+    {"ingot.ir", "ingot.plugins"},
     {"ingot.importers", "ingot.passes", "ingot.precision"},
     {"ingot.kernels"},
     {"ingot.plan.lower", "ingot.plan.memory"},
