@@ -39,7 +39,7 @@ def node_of(
     attributes = dict(attributes or {})
     key = "expression" if op == "Pointwise" else "epilogue"
     stated = {**attributes, **({key: epilogue} if epilogue else {})}
-    expected = [np.asarray(y) for y in meaning(op)(list(inputs), stated)]
+    expected = [np.asarray(y) for y in meaning(op)(*inputs, **stated)]
     ports = tuple(
         None if x is None else Port(x.dtype.name, x.shape, x if i in constants else None) for i, x in enumerate(inputs)
     )
