@@ -8,7 +8,7 @@ A row a model: what was measured, the host steps of its engine (none is wanted),
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Asset:
     """A model file, the profile its engine is built for, and the check of that engine beside onnxruntime."""
 
     path: str
-    profile: dict[str, Bounds]
+    profile: Mapping[str, Bounds]
     check: Callable[[Run, Run, Path], Outcome]
     samples: Callable[[Path], Arrays] | None = (
         None  # inputs for the build's own verification, where random ones are illegal

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def measure(name: str, engine: ingot.Engine, threads: int, rounds: int) -> Row:
         runs |= {peer: opener(path, threads) for peer, opener in installed_peers().items()}
         outputs = {runtime: run(inputs) for runtime, run in runs.items()}
         apart = difference(outputs["ingot"], outputs["onnxruntime"]) if "onnxruntime" in outputs else None
-        timings = paired({runtime: lambda run=run: run(inputs) for runtime, run in runs.items()}, rounds)
+        timings = paired({runtime: partial(run, inputs) for runtime, run in runs.items()}, rounds)
     ours = timings["ingot"]
     ratios = {peer: round(ours.ratio(timing), 3) for peer, timing in timings.items() if peer != "ingot"}
     return Row(name, threads, {key: round(timing.median, 4) for key, timing in timings.items()}, ratios, apart)
