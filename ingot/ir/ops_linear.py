@@ -1,0 +1,79 @@
+"""Pointwise, Linear and MatMul."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import GraphError
+from ingot.ir import expression as expressions
+from ingot.ir.elementwise import Array, wide
+from ingot.ir.ops_table import EPILOGUE, Attribute, TensorType, broadcast, op
+
+ZERO_POINT = Attribute("int", 0)
+SHORT_INTEGERS = ("int8", "uint8")
+
+
+def accumulator(dtype: str) -> str:
+    """Nominal type of a sum of products: int32 for 8-bit integers; floats are summed in float32 at least."""
+    return "int32" if dtype in SHORT_INTEGERS else dtype
+
+
+def centred(x: Array, zero_point: int) -> Array:
+    """x - zero_point in a type whose products are exact: float64 for 8-bit integers, else as `wide`."""
+    if x.dtype.name in SHORT_INTEGERS:
+        return x.astype(np.float64) - zero_point
+    return wide(x) - wide(x).dtype.type(zero_point) if zero_point else wide(x)
+
+
+def summed(product: Array, dtype: str) -> Array:
+    """A product of centred operands in the accumulator's type."""
+    return product.astype(np.int64).astype(np.int32) if dtype in SHORT_INTEGERS else product
+
+
+def _pointwise_type(*operands: TensorType, expression: str) -> TensorType:
+    parsed = expressions.parse(expression)
+    dtype = expressions.result_dtype(parsed, [operand.dtype for operand in operands])
+    return TensorType(dtype, broadcast(*(operand.shape for operand in operands)))
+
+
+@op("Pointwise", "*operands", _pointwise_type, expression=Attribute("expression"))
+def pointwise(*operands: Array, expression: str) -> Array:
+    """expression(operands), broadcast to their common shape"""
+    result = expressions.evaluate(expressions.parse(expression), operands)
+    return np.ascontiguousarray(np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in operands))))
+
+
+def _linear_type(x: TensorType, weight: TensorType, **_: Any) -> TensorType:
+    depth, width = weight.shape
+    if isinstance(x.shape[-1], int) and x.shape[-1] != depth:
+        raise GraphError(f"Linear: x {x.shape} does not fit weight {weight.shape}")
+    return TensorType(accumulator(x.dtype), (*x.shape[:-1], width))
+
+
+@op("Linear", "x weight *extras", _linear_type, x_zero_point=ZERO_POINT, weight_zero_point=ZERO_POINT,
+    epilogue=EPILOGUE)  # fmt: skip
+def linear(x: Array, weight_KN: Array, *, x_zero_point: int, weight_zero_point: int) -> Array:
+    """(x[..., K] - x_zero_point) @ (weight[K, N] - weight_zero_point)"""
+    product = np.matmul(centred(x, x_zero_point), centred(weight_KN, weight_zero_point))
+    return summed(product, x.dtype.name)
+
+
+def _matmul_type(a: TensorType, b: TensorType, *, transpose_a: int, transpose_b: int, **_: Any) -> TensorType:
+    rows, depth = a.shape[-2:][::-1] if transpose_a else a.shape[-2:]
+    inner, columns = b.shape[-2:][::-1] if transpose_b else b.shape[-2:]
+    if isinstance(depth, int) and isinstance(inner, int) and depth != inner:
+        raise GraphError(f"MatMul: a {a.shape} does not fit b {b.shape}")
+    return TensorType(accumulator(a.dtype), (*broadcast(a.shape[:-2], b.shape[:-2]), rows, columns))
+
+
+@op("MatMul", "a b *extras", _matmul_type, transpose_a=Attribute("int", 0), transpose_b=Attribute("int", 0),
+    x_zero_point=ZERO_POINT, weight_zero_point=ZERO_POINT, epilogue=EPILOGUE)  # fmt: skip
+def matmul(a: Array, b: Array, *, transpose_a: int, transpose_b: int, x_zero_point: int,
+           weight_zero_point: int) -> Array:  # fmt: skip
+    """(a - x_zero_point) @ (b - weight_zero_point) over the last two axes; transpose_a: a is [..., K, M]"""
+    left, right = centred(a, x_zero_point), centred(b, weight_zero_point)
+    left = np.swapaxes(left, -1, -2) if transpose_a else left
+    right = np.swapaxes(right, -1, -2) if transpose_b else right
+    return summed(np.matmul(left, right), a.dtype.name)
