@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir
-import sympy  # type: ignore[import-untyped, unused-ignore]
-from onnx_ir._symbolic_shapes import parse_symbolic_expression
 from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError, infer_symbolic_shapes
 
 from ingot.errors import ConfigError, ImportFailure
+from ingot.ir import constants
+from ingot.ir.symbolic import canonical, substituted, translated
 from ingot.plan.extent import Extent, symbols_of
 
-_INFERRED = "ingot.shapes"
+Shape = tuple[Extent, ...]
+
+_ROUNDS = 8  # each follows constants one data-dependent step further (Shape → If → Shape → Reshape …)
+_MOST_CONTRADICTIONS = 100
+_MOST_ELEMENTS = 64  # a shape computation handles ranks, not data
 _DATA_DEPENDENT = re.compile(r"u\d+")
 
 
@@ -28,7 +31,7 @@ def is_data_dependent(extent: Extent) -> bool:
     return any(_DATA_DEPENDENT.fullmatch(symbol) for symbol in symbols_of(extent))
 
 
-def shape_of(value: onnx_ir.Value) -> tuple[Extent, ...] | None:
+def shape_of(value: onnx_ir.Value) -> Shape | None:
     """The value's extents, or None where not even the rank is known."""
     if value.shape is None:
         return None
@@ -36,57 +39,190 @@ def shape_of(value: onnx_ir.Value) -> tuple[Extent, ...] | None:
 
 
 def dimension(value: onnx_ir.Value, axis: int) -> Extent:
-    """One extent of a value whose rank is known."""
-    if value.shape is None:
-        raise ValueError(f"the rank of {value.name!r} is unknown")
-    dim = value.shape[axis]
+    """One extent of a value whose rank is known; ValueError where `infer` has not been."""
+    dim = value.shape[axis] if value.shape is not None else None
     if isinstance(dim, int):
         return dim
-    return _canonical(dim.value) if dim.value is not None else "u0"
+    if dim is None or dim.value is None:
+        raise ValueError(f"extent {axis} of {value.name!r} is unknown: run infer(model) first")
+    return canonical(dim.value)
 
 
-def known_elements(value: onnx_ir.Value) -> tuple[Extent, ...] | None:
+def known_elements(value: onnx_ir.Value) -> Shape | None:
     """The elements of a small integer tensor as extents, where inference could follow them (Shape → … → Reshape)."""
     recorded = value.metadata_props.get(SYM_DATA_KEY)
     if recorded is not None:
-        return tuple(e if isinstance(e, int) else _canonical(e) for e in json.loads(recorded))
+        return tuple(e if isinstance(e, int) else canonical(e) for e in json.loads(recorded))
     tensor = onnx_ir.convenience.get_const_tensor(value)
-    if tensor is None or len(tensor.shape) > 1 or tensor.size > 64 or not tensor.dtype.is_integer():
+    if tensor is None or len(tensor.shape) > 1 or tensor.size > _MOST_ELEMENTS or not tensor.dtype.is_integer():
         return None
     return tuple(int(element) for element in tensor.numpy().reshape(-1))
 
 
 def infer(model: onnx_ir.Model) -> None:
-    """Fill in shapes and dtypes in place; `ingot` nodes keep theirs. ImportFailure names the node that contradicts."""
-    declared = {} if _INFERRED in model.metadata_props else _forget_derived(model.graph)
+    """Fill in shapes and dtypes in place; `ingot` nodes keep theirs. ImportFailure names the node that contradicts.
+
+    Small tensors that only depend on constants and static shapes get a `const_value` on the way.
+    """
+    given = _input_symbols(model)
+    before = _forget_unless(model, given)
+    constants.propagate(model, _MOST_ELEMENTS)
+    for _ in range(_ROUNDS):
+        _run_engine(model)
+        if not constants.propagate(model, _MOST_ELEMENTS):
+            break
+        _forget_unless(model, given)
+    _restore(before)
+    _settle(model, given)
+    _reconcile(model, before)
+
+
+def _run_engine(model: onnx_ir.Model) -> None:
+    """Infer everything; a node that contradicts inside an If is passed over, for its branch may never be taken."""
+    hidden: list[tuple[onnx_ir.Node, str]] = []
+    try:
+        while (error := _first_contradiction(model)) is not None:
+            node = _node_in_branch(model, error)
+            if node is None or len(hidden) > _MOST_CONTRADICTIONS:
+                raise ImportFailure(f"the shapes of the model contradict each other: {error}")
+            hidden.append((node, node.domain))
+            node.domain = "ingot.unreachable"  # a domain the inference does not know, and so leaves alone
+    finally:
+        for node, domain in hidden:
+            node.domain = domain
+
+
+def _first_contradiction(model: onnx_ir.Model) -> ShapeInferenceError | OpUsageError | None:
     try:
         infer_symbolic_shapes(model, warn_on_missing=False, adopt_declared_symbols=False)
     except (ShapeInferenceError, OpUsageError) as error:
-        raise ImportFailure(f"the shapes of the model contradict each other: {error}") from None
-    _restore(declared)
-    _settle(model)
-    model.metadata_props[_INFERRED] = "1"
+        return error
+    return None
+
+
+def _node_in_branch(model: onnx_ir.Model, error: ShapeInferenceError | OpUsageError) -> onnx_ir.Node | None:
+    name = error.node.name if isinstance(error, OpUsageError) else error.node_name
+    nodes = onnx_ir.traversal.RecursiveGraphIterator(model.graph)
+    return next((node for node in nodes if node.name == name and node.graph is not model.graph), None)
+
+
+def _input_symbols(model: onnx_ir.Model) -> set[str]:
+    shapes = (shape for value in model.graph.inputs if (shape := _lenient_shape(value)) is not None)
+    return {symbol for shape in shapes for extent in shape if extent is not None for symbol in symbols_of(extent)}
+
+
+def _lenient_shape(value: onnx_ir.Value) -> tuple[Extent | None, ...] | None:
+    """Like `shape_of`, with None for extents that have no expression."""
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else translated(dim.value or "") for dim in value.shape.dims)
+
+
+def _forget_unless(model: onnx_ir.Model, given: set[str]) -> dict[onnx_ir.Value, tuple[Extent | None, ...]]:
+    """Drop the shapes of ONNX nodes' outputs that are not in terms of `given`; the file's own statements among them.
+
+    Inference will find better ones or the same again.
+    """
+    dropped: dict[onnx_ir.Value, tuple[Extent | None, ...]] = {}
+    for value in values_of(model.graph):
+        producer = value.producer()
+        value.metadata_props.pop(SYM_DATA_KEY, None)
+        if producer is None or producer.domain == "ingot" or (shape := _lenient_shape(value)) is None:
+            continue
+        if any(extent is None or not symbols_of(extent) <= given for extent in shape):
+            dropped[value] = shape
+            value.shape = None
+    return dropped
+
+
+def _restore(before: Mapping[onnx_ir.Value, tuple[Extent | None, ...]]) -> None:
+    """Where inference came to nothing, what was there before is the best there is."""
+    for value, shape in before.items():
+        if value.shape is None:
+            value.shape = onnx_ir.Shape([extent if isinstance(extent, int) else None for extent in shape])
+        elif len(value.shape) == len(shape):
+            pairs = zip(value.shape.dims, shape, strict=True)
+            value.shape = onnx_ir.Shape([stated if isinstance(stated, int) else found for found, stated in pairs])
+
+
+def _settle(model: onnx_ir.Model, given: set[str]) -> None:
+    """Rewrite every extent canonically; symbols that no input carries become u0, u1, … ."""
+    values = list(values_of(model.graph))
+    taken = {s for value in values for extent in _lenient_shape(value) or () if extent is not None
+             for s in symbols_of(extent)}  # fmt: skip
+    fresh = _fresh_symbols(taken)
+    renamed: dict[str, Extent] = {}
+    for value in values:
+        if value.shape is not None and not value.shape.is_static():
+            value.shape = onnx_ir.Shape([_settled(e, given, renamed, fresh) for e in _lenient_shape(value) or ()])
+        recorded = value.metadata_props.get(SYM_DATA_KEY)
+        if recorded is None:
+            continue
+        elements = [e if isinstance(e, int) else translated(e) for e in json.loads(recorded)]
+        if len(elements) > _MOST_ELEMENTS:
+            del value.metadata_props[SYM_DATA_KEY]
+        elif not all(isinstance(e, int) for e in elements):
+            settled = [_settled(e, given, renamed, fresh) for e in elements]
+            value.metadata_props[SYM_DATA_KEY] = json.dumps(settled)
+
+
+def _fresh_symbols(taken: Iterable[str]) -> Iterator[str]:
+    number = max((int(symbol[1:]) for symbol in taken if _DATA_DEPENDENT.fullmatch(symbol)), default=-1)
+    while True:
+        number += 1
+        yield f"u{number}"
+
+
+def _settled(extent: Extent | None, given: set[str], renamed: dict[str, Extent], fresh: Iterator[str]) -> Extent:
+    if extent is None:
+        return next(fresh)
+    foreign = {s for s in symbols_of(extent) if s not in given and not _DATA_DEPENDENT.fullmatch(s)}
+    for symbol in sorted(foreign - renamed.keys()):
+        renamed[symbol] = next(fresh)
+    return substituted(extent, {symbol: renamed[symbol] for symbol in foreign})
+
+
+def _reconcile(model: onnx_ir.Model, before: Mapping[onnx_ir.Value, tuple[Extent | None, ...]]) -> None:
+    """Data-dependent symbols keep their names from one `infer` to the next; those now understood are replaced."""
+    better: dict[str, Extent] = {}
+    kept: dict[str, Extent] = {}
+    for value, shape in before.items():
+        for old, new in zip(shape, shape_of(value) or (), strict=False):
+            if not isinstance(old, str) or not _DATA_DEPENDENT.fullmatch(old) or old == new:
+                continue
+            if isinstance(new, str) and _DATA_DEPENDENT.fullmatch(new):
+                kept.setdefault(new, old)
+            else:
+                better.setdefault(old, new)
+    if kept or better:
+        kept = {new: better.get(str(old), old) for new, old in kept.items()}
+        _substitute(model, {**better, **kept})
 
 
 def specialize(model: onnx_ir.Model, sizes: Mapping[str, int | Sequence[int]]) -> onnx_ir.Model:
     """A copy with symbols ({"N": 1}) or whole inputs ({"x": (1, 3, 224, 224)}) bound to sizes and shapes inferred."""
     clone = model.clone()
-    bound = _bindings(clone, sizes)
-    for value in _values(clone.graph):
-        value.metadata_props.pop(SYM_DATA_KEY, None)
-        if value.shape is not None:
-            value.shape = onnx_ir.Shape([_substituted(dim, bound) for dim in shape_of(value) or ()])
-    for node in onnx_ir.traversal.RecursiveGraphIterator(clone.graph):
-        if node.domain == "ingot":
-            _substitute_attributes(node, bound)
+    _substitute(clone, _bindings(clone, sizes))
     infer(clone)
     return clone
 
 
-def _bindings(model: onnx_ir.Model, sizes: Mapping[str, int | Sequence[int]]) -> dict[str, int]:
+def _substitute(model: onnx_ir.Model, bound: Mapping[str, Extent]) -> None:
+    """Replace symbols in every shape and in the extents that fused ops keep as `strings`."""
+    for value in values_of(model.graph):
+        if value.shape is not None and not value.shape.is_static():
+            value.shape = onnx_ir.Shape([substituted(extent, bound) for extent in shape_of(value) or ()])
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in list(node.attributes.items()) if node.domain == "ingot" else ():
+            if attribute.type == onnx_ir.AttributeType.STRINGS:
+                extents = [str(substituted(text, bound)) for text in attribute.as_strings()]
+                node.attributes[name] = onnx_ir.AttrStrings(name, extents)
+
+
+def _bindings(model: onnx_ir.Model, sizes: Mapping[str, int | Sequence[int]]) -> dict[str, Extent]:
     inputs = {value.name: shape_of(value) for value in model.graph.inputs}
-    symbols = {s for shape in inputs.values() for extent in shape or () for s in symbols_of(extent)}
-    bound: dict[str, int] = {}
+    symbols = _input_symbols(model)
+    bound: dict[str, Extent] = {}
     for name, size in sizes.items():
         if isinstance(size, int):
             pairs: list[tuple[Extent, int]] = [(name, size)]
@@ -101,176 +237,20 @@ def _bindings(model: onnx_ir.Model, sizes: Mapping[str, int | Sequence[int]]) ->
     return bound
 
 
-def _substituted(extent: Extent, bound: Mapping[str, int]) -> Extent:
-    if isinstance(extent, int) or not symbols_of(extent) & bound.keys():
-        return extent
-    replaced = _expression(extent).subs({_symbol(name): size for name, size in bound.items()})
-    return int(replaced) if replaced.is_Integer else _print_top(replaced)
-
-
-def _substitute_attributes(node: onnx_ir.Node, bound: Mapping[str, int]) -> None:
-    """Fused ops keep symbolic extents in `strings` attributes."""
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == onnx_ir.AttributeType.STRINGS:
-            extents = [str(_substituted(text, bound)) for text in attribute.as_strings()]
-            node.attributes[name] = onnx_ir.AttrStrings(name, extents)
-
-
-def _forget_derived(graph: onnx_ir.Graph) -> dict[onnx_ir.Value, onnx_ir.Shape]:
-    """Remove symbolic shapes that the file merely states: inference expresses them in the inputs' symbols."""
-    declared: dict[onnx_ir.Value, onnx_ir.Shape] = {}
-    for value in _values(graph):
-        if value.shape is not None and not value.is_graph_input() and not value.shape.is_static():
-            declared[value] = value.shape
-            value.shape = None
-    return declared
-
-
-def _restore(declared: Mapping[onnx_ir.Value, onnx_ir.Shape]) -> None:
-    """Where inference came to nothing, what the file states is the best there is."""
-    for value, shape in declared.items():
-        if value.shape is None:
-            value.shape = onnx_ir.Shape([dim if isinstance(dim, int) else None for dim in shape.dims])
-        elif len(value.shape) == len(shape):
-            pairs = zip(value.shape.dims, shape.dims, strict=True)
-            value.shape = onnx_ir.Shape([stated if isinstance(stated, int) else found for found, stated in pairs])
-
-
-def _settle(model: onnx_ir.Model) -> None:
-    """Rewrite every extent canonically; symbols that no input carries become u0, u1, … ."""
-    given = {s for value in model.graph.inputs for extent in shape_of(value) or () for s in symbols_of(extent)}
-    values = list(_values(model.graph))
-    used = {s for value in values for extent in shape_of(value) or () for s in symbols_of(extent)}
-    fresh = _fresh_symbols(used)
-    renamed: dict[str, str] = {}
-    for value in values:
-        if value.shape is not None:
-            value.shape = onnx_ir.Shape([_settled(dim, given, renamed, fresh) for dim in value.shape.dims])
-        if (recorded := value.metadata_props.get(SYM_DATA_KEY)) is not None:
-            elements = [_settled(e if isinstance(e, int) else onnx_ir.SymbolicDim(e), given, renamed, fresh)
-                        for e in json.loads(recorded)]  # fmt: skip
-            value.metadata_props[SYM_DATA_KEY] = json.dumps(elements)
-
-
-def _fresh_symbols(used: set[str]) -> Iterator[str]:
-    numbers = [int(symbol[1:]) for symbol in used if _DATA_DEPENDENT.fullmatch(symbol)]
-    number = max(numbers, default=-1)
-    while True:
-        number += 1
-        yield f"u{number}"
-
-
-def _settled(dim: int | onnx_ir.SymbolicDim, given: set[str], renamed: dict[str, str], fresh: Iterator[str]) -> Extent:
-    if isinstance(dim, int):
-        return dim
-    if dim.value is None or (extent := _translated(dim.value)) is None:
-        return next(fresh)
-    if isinstance(extent, int):
-        return extent
-    foreign = {s for s in symbols_of(extent) if s not in given and not _DATA_DEPENDENT.fullmatch(s)}
-    for symbol in sorted(foreign - renamed.keys()):
-        renamed[symbol] = next(fresh)
-    if not foreign:
-        return extent
-    replaced = _expression(extent).subs({_symbol(old): _symbol(renamed[old]) for old in foreign}, simultaneous=True)
-    return _print_top(replaced)
-
-
-def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
+def values_of(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
     """Inputs, initializers and node outputs of a graph and its subgraphs."""
     yield from graph.inputs
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
-        for attribute in node.attributes.values():
-            if attribute.type == onnx_ir.AttributeType.GRAPH:
-                yield from _values(attribute.as_graph())
-            elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-                for inner in attribute.as_graphs():
-                    yield from _values(inner)
+        for inner in subgraphs(node):
+            yield from values_of(inner)
 
 
-# sympy ↔ the plan's syntax
-
-
-def _symbol(name: str) -> sympy.Symbol:
-    return sympy.Symbol(name, integer=True, nonnegative=True)
-
-
-@cache
-def _expression(text: str) -> sympy.Expr:
-    parsed = parse_symbolic_expression(text)
-    return parsed.subs({symbol: _symbol(symbol.name) for symbol in parsed.free_symbols})
-
-
-def _canonical(text: str) -> Extent:
-    translated = _translated(text)
-    if translated is None:
-        raise ValueError(f"{text!r} is not a size expression")
-    return translated
-
-
-@cache
-def _translated(text: str) -> Extent | None:
-    """The inference's text in the plan's syntax; None for what that cannot say (square roots, powers of symbols)."""
-    if text.isidentifier():
-        return text
-    try:
-        expression = _expression(text)
-        return int(expression) if expression.is_Integer else _print_top(expression)
-    except (ValueError, TypeError, ZeroDivisionError):
-        return None
-
-
-def _print_top(expression: sympy.Expr) -> str:
-    """A quotient outside any floor is exact, so // says the same."""
-    numerator, denominator = sympy.together(expression).as_numer_denom()
-    return _print(numerator) if denominator == 1 else f"{_factor(numerator)}//{_factor(denominator)}"
-
-
-def _print(expression: sympy.Expr) -> str:
-    if expression.is_Symbol:
-        return str(expression.name)
-    if expression.is_Integer:
-        return str(int(expression))
-    if expression.is_Add:
-        return _print_sum(expression)
-    if expression.is_Mul:
-        return _print_product(expression)
-    if expression.is_Pow and expression.exp.is_Integer and 0 < int(expression.exp) <= 8:
-        return "*".join([_factor(expression.base)] * int(expression.exp))
-    match expression:
-        case sympy.floor():
-            return _print_top(expression.args[0])
-        case sympy.ceiling():
-            return f"-({_factor(sympy.floor(-expression.args[0]))})"
-        case sympy.Mod():
-            return f"{_factor(expression.args[0])}%{_factor(expression.args[1])}"
-        case sympy.Max() | sympy.Min():
-            arguments = sorted(_print_top(argument) for argument in expression.args)
-            return f"{'max' if isinstance(expression, sympy.Max) else 'min'}({','.join(arguments)})"
-    raise ValueError(f"{expression} has no integer form")
-
-
-def _print_sum(expression: sympy.Expr) -> str:
-    text = ""
-    for term in sorted(expression.args, key=lambda term: (term.could_extract_minus_sign(), term.is_number, str(term))):
-        negative = term.could_extract_minus_sign()
-        part = _print(-term if negative else term)
-        text += ("-" if negative else "+" if text else "") + part
-    return text
-
-
-def _print_product(expression: sympy.Expr) -> str:
-    if expression.as_numer_denom()[1] != 1:
-        return _print_top(expression)
-    if expression.could_extract_minus_sign():
-        return f"-{_factor(-expression)}"
-    factors = sorted(expression.args, key=lambda factor: (factor.is_number, str(factor)))
-    return "*".join(_factor(factor) for factor in factors)
-
-
-def _factor(expression: sympy.Expr) -> str:
-    """Parenthesised unless it binds tighter than a product."""
-    text = _print_top(expression)
-    return text if re.fullmatch(r"\w+|(max|min)\([^()]*\)", text) else f"({text})"
+def subgraphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
+    """The graphs among a node's attributes."""
+    for attribute in node.attributes.values():
+        if attribute.type == onnx_ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
