@@ -78,7 +78,7 @@ def _pool_type(x: TensorType, *, kernel: Sequence[int], strides: Sequence[int], 
     indices=Attribute("int", 0))  # fmt: skip
 def pool(x: Array, *, kind: str, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int],
          dilations: Sequence[int], count_include_pad: int, p: int, indices: int) -> Any:  # fmt: skip
-    """Of every window of x[N,C,*S] its "max" (with `indices` also the place in the flattened x), "average" or "lp" norm"""
+    """The "max" (with `indices` also its place in the flattened x), "average" or "lp" norm of windows of x[N,C,*S]"""
     geometry = _geometry(kernel, strides, dilations, pads)
     if kind == "max":
         return max_pool(x, kernel_shape=list(kernel), strides=list(strides), pads=list(pads),

@@ -102,7 +102,7 @@ def rnn(x: Array, weight: Array, recurrence: Array, bias: Array | None, lengths:
     """kind "rnn", "gru" or "lstm" over x[T,B,I] -> y[T,dirs,B,H], last h[dirs,B,H] and, for lstm, last c
 
     weight[dirs,gates*H,I], recurrence[dirs,gates*H,H], bias[dirs,2*gates*H], peephole[dirs,3*H], lengths[B];
-    `activations` (with alphas and betas) has 1, 2 or 3 a direction; beyond a sequence's length y is 0 and the state stays.
+    `activations` (with alphas and betas) are 1, 2 or 3 a direction; beyond a sequence's length y is 0.
     """
     directions = weight.shape[0]
     zeros = np.zeros((directions, x.shape[1], hidden), wide(x).dtype)
