@@ -1,6 +1,6 @@
 """Trains a small residual CNN on scikit-learn's digits and writes digits.onnx and heldout.npz beside this file.
 
-    python -m examples.digits.train          needs the extras dev and torch; fifteen seconds
+    python -m examples.digits.train          needs the extra train; fifteen seconds
 
 The committed files come from here. The graph is written out layer by layer, batch norms unfolded, as exporters do.
 """

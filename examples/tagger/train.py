@@ -1,6 +1,6 @@
 """Trains a small transformer that tags the words of order messages and writes tagger.onnx and heldout.npz.
 
-    python -m examples.tagger.train          needs the extra torch; twenty seconds
+    python -m examples.tagger.train          needs the extra train; twenty seconds
 
 The graph has what the encoder of examples/minilm.py has not: norms before the branches, packed QKV, GELU with tanh, a
 boolean mask made from the padding, and a symbolic batch and length.
