@@ -126,7 +126,7 @@ class Frame:
         self._place_weights()
         self._place_arena()
         self._fill_extents()
-        self._results = [self._result_site(index) for index in plan.outputs]
+        self._results = [self._result_site(index, plan.outputs[:i]) for i, index in enumerate(plan.outputs)]
 
     # -- one run --------------------------------------------------------------------------------------------------
     def run(
@@ -283,12 +283,13 @@ class Frame:
             if symbols_of(extent) <= self.symbols.keys():
                 self.extents[index] = evaluate(extent, self.symbols)
 
-    def _result_site(self, index: int) -> tuple[int, tuple[int, ...], Any]:
+    def _result_site(self, index: int, earlier: Sequence[int]) -> tuple[int, tuple[int, ...], Any]:
         """(value, shape, dtype) of an output to allocate before the run; dtype None when it is found only afterwards."""
         value = self.plan.values[index]
         storage = self.plan.storages[value.storage]
         known = all(symbols_of(d) <= self.symbols.keys() - set(self.plan.derived) for d in value.shape)
-        if storage.place != "output" or not known:
+        shared = any(self._shares(other, value) for other in earlier)
+        if storage.place != "output" or not known or shared:
             return index, (), None
         return index, tuple(evaluate(d, self.symbols) for d in value.shape), numpy_dtype(value.dtype)
 

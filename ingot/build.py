@@ -1,0 +1,28 @@
+"""`build(model, config)`: the one readable function from a model to a verified engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ingot import compiler, evidence, report
+from ingot.config import BuildConfig
+from ingot.engine import Engine
+
+Progress = Callable[[str, float], None]
+
+
+def build(model: Any, config: BuildConfig | None = None, progress: Progress | None = None, **options: Any) -> Engine:
+    """Compile a model into an engine.
+
+    model: a path, bytes, an onnx.ModelProto, an onnx_ir.Model, or (torch module, example inputs). options are BuildConfig's
+    fields, for short. `progress(stage, share done)` is called as the build goes. Raises ImportFailure, BuildError,
+    VerificationFailed, ConfigError; each names the user's node and the remedy.
+    """
+    config = config or BuildConfig(**options)
+    log = report.BuildLog(progress)
+    source = compiler.import_model(model, config, log)
+    optimised = compiler.optimise(source, config, log)
+    variants = compiler.compile_variants(source, optimised, config, log)
+    engine = compiler.package(source, variants, config, log)
+    return evidence.verify(engine, source, config, log) if config.verify else engine

@@ -1,0 +1,210 @@
+"""The stages `build` names: import, optimise, compile a variant per instruction set, package."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import onnx_ir
+
+from ingot.config import BuildConfig
+from ingot.engine import Engine, Variant, plan_bytes
+from ingot.errors import BuildError, ConfigError
+from ingot.importers import onnx as onnx_importer
+from ingot.ir import shapes
+from ingot.ir.graph import dtype_of
+from ingot.kernels.cpu import emit
+from ingot.kernels.cpu.isa import BY_NAME, Isa
+from ingot.kernels.cpu.standalone import native_isa
+from ingot.plan.assemble import Code, assemble
+from ingot.plan.lower import Module, lower
+from ingot.plan.memory import plan_memory
+from ingot.plan.plan import Plan, TensorSpec
+from ingot.report import BuildLog
+from ingot.tune import choose, tuner
+
+Symbols = Mapping[str, int]
+_TOOLCHAIN = ("ingot", "onnx", "onnx_ir", "onnx-shape-inference", "llvmlite", "numpy")
+
+
+def import_model(model: Any, config: BuildConfig, log: BuildLog) -> onnx_ir.Model:
+    """The user's model as a checked graph with shapes inferred."""
+    with log.stage("import"):
+        if isinstance(model, tuple):
+            from ingot.importers import torch as torch_importer
+
+            source = torch_importer.load(*model)
+        else:
+            source = onnx_importer.load(model)
+        shapes.infer(source)
+        check_profiles(source, config)
+        return source
+
+
+def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_ir.Model | None:
+    """A rewritten copy of the model for native targets."""
+    if config.target == "host":
+        return None
+    with log.stage("optimise"):
+        from ingot import passes
+
+        model = source.clone()
+        result = passes.run(model)
+        for line in result.rejections:
+            log.note("not fused", line.node, line.reason)
+        return model
+
+
+def compile_variants(
+    source: onnx_ir.Model, optimised: onnx_ir.Model | None, config: BuildConfig, log: BuildLog
+) -> list[Variant]:
+    """A variant per instruction set asked for, best first."""
+    if optimised is None:
+        return [_host_variant(source, config)]
+    return [_native_variant(optimised, isa, config, log) for isa in _isas(config)]
+
+
+def _isas(config: BuildConfig) -> list[Isa]:
+    unknown = [name for name in config.variants if name not in BY_NAME]
+    if unknown:
+        raise ConfigError(f"there is no variant {unknown[0]!r}; choose from {', '.join(BY_NAME)}")
+    if config.variants:
+        return [isa for isa in BY_NAME.values() if isa.name in config.variants]
+    native = native_isa()
+    if native is None:
+        raise ConfigError("this machine has no AVX2, name the variants to build for with --variants, or use target='host'")
+    return [native]
+
+
+def _host_variant(source: onnx_ir.Model, config: BuildConfig) -> Variant:
+    code = Code(None)
+    plan = plan_memory(assemble(lower(source, None), {}, code), profile_bounds(source, config))
+    return Variant("host", "", (), plan_bytes(plan), weights=memoryview(code.weight_bytes()))
+
+
+def _native_variant(model: onnx_ir.Model, isa: Isa, config: BuildConfig, log: BuildLog) -> Variant:
+    with log.stage(f"lower {isa.name}"):
+        module = lower(model, isa)
+        _note_host_works(module, log)
+    with log.stage(f"tune {isa.name}"):
+        symbols = typical_symbols(model, config)
+        price = tuner.prices(module, isa, symbols, config, log)
+        choice = choose.choose(module, price, symbols)
+    with log.stage(f"compile {isa.name}"):
+        code = Code(isa)
+        plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
+        _check_memory(plan, config)
+        image, exported = emit.compile_image(code.texts, isa, log)
+    return Variant(
+        "cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, memoryview(code.weight_bytes())
+    )
+
+
+def _note_host_works(module: Module, log: BuildLog) -> None:
+    hosts = [w for w in module.all_works() if w.kind == "host"]
+    log.figures["host steps"] = len(hosts)
+    log.figures["native steps"] = sum(w.kind == "native" for w in module.all_works())
+    for work in hosts:
+        log.note("host step", ", ".join(work.origins) or work.name, f"{work.op}: {work.reason}")
+
+
+def _check_memory(plan: Plan, config: BuildConfig) -> None:
+    planned = max((m.bytes for m in plan.memory), default=0)
+    if config.memory_limit is not None and planned > config.memory_limit:
+        raise BuildError(
+            f"a run needs {planned / 2**20:.1f} MiB of activations, the limit is {config.memory_limit / 2**20:.1f} MiB; "
+            "lower the profile's largest shapes or raise the limit"
+        )
+
+
+# -- profiles -----------------------------------------------------------------------------------------------------------
+
+
+def check_profiles(model: onnx_ir.Model, config: BuildConfig) -> None:
+    """Every profile names existing inputs with fitting shapes."""
+    inputs = {v.name: shapes.shape_of(v) for v in model.graph.inputs}
+    for profile in config.profiles:
+        for name, triple in profile.shapes.items():
+            if name not in inputs:
+                raise ConfigError(f"the profile names input {name!r}; the model has {', '.join(map(str, inputs))}")
+            shape = inputs[name] or ()
+            for given in triple:
+                if len(given) != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, given, strict=True)):
+                    raise ConfigError(f"the profile gives {given} for input {name!r}, the model has {list(shape)}")
+
+
+def _bound_symbols(model: onnx_ir.Model, config: BuildConfig, point: int) -> list[dict[str, int]]:
+    """Per profile: the symbols at min (0), opt (1) or max (2)."""
+    inputs = {v.name: shapes.shape_of(v) or () for v in model.graph.inputs}
+    bound = []
+    for profile in config.profiles:
+        pairs = [(d, n) for name, triple in profile.shapes.items() for d, n in zip(inputs[name], triple[point], strict=True)]
+        bound.append({d: n for d, n in pairs if isinstance(d, str) and d.isidentifier()})
+    return bound
+
+
+def profile_bounds(model: onnx_ir.Model, config: BuildConfig) -> list[dict[str, int]]:
+    """Largest extents per profile; one empty set for a static model."""
+    return _bound_symbols(model, config, 2) or [{}]
+
+
+def typical_symbols(model: onnx_ir.Model, config: BuildConfig) -> dict[str, int]:
+    """Extents to tune for: the first profile's opt."""
+    return next(iter(_bound_symbols(model, config, 1)), {})
+
+
+# -- packaging ----------------------------------------------------------------------------------------------------------
+
+
+def package(source: onnx_ir.Model, variants: Sequence[Variant], config: BuildConfig, log: BuildLog) -> Engine:
+    """The engine around its variants."""
+    with log.stage("package"):
+        inputs = tuple(_spec(v, config) for v in source.graph.inputs)
+        outputs = tuple(_spec(v, config) for v in source.graph.outputs)
+        details = {
+            "config": config.described(),
+            "model": {"name": source.graph.name or "", "digest": digest(source), "opsets": dict(source.opset_imports)},
+            "toolchain": toolchain(),
+            "notices": [str(n) for n in log.notices if n.kind != "not fused"],
+        }
+        return Engine(inputs, outputs, tuple(variants), details)
+
+
+def _spec(value: onnx_ir.Value, config: BuildConfig) -> TensorSpec:
+    shape, name = shapes.shape_of(value) or (), value.name or ""
+    triples = [p.shapes[name] for p in config.profiles if name in p.shapes]
+    dtype = dtype_of(value) if isinstance(value.type, onnx_ir.TensorType) and value.dtype is not None else "object"
+    if not triples:
+        return TensorSpec(name, dtype, shape)
+    low = tuple(min(extents) for extents in zip(*(t[0] for t in triples), strict=True))
+    high = tuple(max(extents) for extents in zip(*(t[2] for t in triples), strict=True))
+    return TensorSpec(name, dtype, shape, low, triples[0][1], high)
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of what took part in the build."""
+    found = {"python": platform.python_version()}
+    for name in _TOOLCHAIN:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "source"
+    return found
+
+
+def digest(model: onnx_ir.Model) -> str:
+    """SHA-256 over the graph's structure and weights."""
+    sha = hashlib.sha256()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        sha.update(f"{value.name}:{tensor.dtype if tensor else ''}:{tensor.shape if tensor else ''};".encode())
+        if tensor is not None and tensor.dtype != onnx_ir.DataType.STRING:
+            sha.update(memoryview(tensor.numpy()).cast("B") if tensor.size else b"")
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        sha.update(onnx_ir.to_proto(node).SerializeToString(deterministic=True))
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        sha.update(f"{value.name}:{value.dtype}:{value.shape};".encode())
+    return sha.hexdigest()

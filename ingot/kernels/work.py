@@ -1,0 +1,63 @@
+"""Bytes a node must move and operations it must do: the roofline of every kernel, whatever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ingot.kernels.node import Node
+from ingot.plan.extent import Extent, add, product
+
+
+def bytes_of(node: Node) -> Extent:
+    """Each input read once, each output written once."""
+    total: Extent = 0
+    for port in (*node.inputs, *node.outputs):
+        total = add(total, port.bytes) if port is not None else total
+    return total
+
+
+def flops_of(node: Node) -> Extent:
+    """Multiplications and additions of the op itself; elementwise work counts one per instruction and element."""
+    main = _TABLE[node.op](node) if node.op in _TABLE else 0
+    extra = len(node.epilogue.instructions)
+    return add(main, product((extra, node.output.elements))) if extra else main
+
+
+def _linear(node: Node) -> Extent:
+    return product((2, node.output.elements, node.input(0).shape[-1]))
+
+
+def _matmul(node: Node) -> Extent:
+    shape = node.input(0).shape
+    inner = shape[-1] if not node.attributes.get("transpose_a") or len(shape) < 2 else shape[-2]
+    return product((2, node.output.elements, inner))
+
+
+def _conv(node: Node) -> Extent:
+    weight = node.input(1).shape
+    return product((2, node.output.elements, *weight[1:]))
+
+
+def _conv_transpose(node: Node) -> Extent:
+    weight = node.input(1).shape
+    return product((2, node.input(0).elements, *weight[1:]))
+
+
+def _attention(node: Node) -> Extent:
+    query, key, value = node.input(0).shape, node.input(1).shape, node.input(2).shape
+    return product((2, *query[:3], key[2], add(query[3], value[3])))
+
+
+def _recurrent(node: Node) -> Extent:
+    x, weight, recurrent = node.input(0).shape, node.input(1).shape, node.input(2).shape
+    return product((2, x[0], x[1], weight[0], weight[1], add(weight[2], recurrent[2])))
+
+
+_TABLE: dict[str, Callable[[Node], Extent]] = {
+    "Linear": _linear,
+    "MatMul": _matmul,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Attention": _attention,
+    "RNN": _recurrent,
+}

@@ -1,0 +1,371 @@
+"""Works and their chosen candidates → a plan: reorders where layouts differ, kernels generated, storages placed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import size_of
+from ingot.errors import BuildError
+from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
+from ingot.kernels.cpu.build import PLACEHOLDER, KernelBuilder
+from ingot.kernels.cpu.compile import kernel_name
+from ingot.kernels.cpu.driver import Call, parallel_phases, segment_text
+from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.layout import physical_shape
+from ingot.kernels.node import Node
+from ingot.kernels.work import bytes_of, flops_of
+from ingot.plan.extent import Extent, product, symbols_of
+from ingot.plan.lower import Module, Tensor, Work, host_node
+from ingot.plan.packing import align
+from ingot.plan.plan import ControlSegment, HostSegment, NativeSegment, Plan, Segment, Step, Storage, Value
+
+Array = np.ndarray[Any, Any]
+Ref = tuple[Tensor, str]
+_SERIAL_BYTES, _SERIAL_FLOPS = 32 << 10, 200_000
+
+
+@dataclass(eq=False)
+class Code:
+    """What all plans of a variant share: kernel and segment texts by symbol, and the weights section."""
+
+    isa: Isa | None
+    texts: dict[str, str] = field(default_factory=dict)
+    weights: list[Array] = field(default_factory=list)
+    size: int = 0
+    segments: int = 0
+    _offsets: dict[bytes, int] = field(default_factory=dict)
+
+    def add_weight(self, array: Array) -> int:
+        """Offset of the array's bytes in the weights section; equal bytes are stored once."""
+        data = np.ascontiguousarray(array)
+        key = hashlib.sha1(data.view(np.uint8).reshape(-1) if data.size else b"").digest() + str(data.nbytes).encode()
+        if key not in self._offsets:
+            self._offsets[key] = self.size
+            self.weights.append(data)
+            self.size = align(self.size + data.nbytes + 64)
+        return self._offsets[key]
+
+    def weight_bytes(self) -> Array:
+        """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each."""
+        section = np.zeros(self.size, np.uint8)
+        offset = 0
+        for data in self.weights:
+            section[offset : offset + data.nbytes] = data.reshape(-1).view(np.uint8) if data.size else 0
+            offset = align(offset + data.nbytes + 64)
+        return section
+
+    def next_segment(self) -> str:
+        """A fresh segment symbol."""
+        self.segments += 1
+        return f"segment{self.segments}"
+
+
+@dataclass(eq=False)
+class Item:
+    """A work in its final place: refs say in which layout each operand is taken and given."""
+
+    work: Work
+    inputs: tuple[Ref | None, ...]
+    outputs: tuple[Ref, ...]
+    candidate: Candidate | None = None
+    node: Node | None = None
+    build: KernelBuilder | None = None
+    symbol: str = ""
+
+
+def assemble(module: Module, choices: Mapping[Work, Candidate], code: Code) -> Plan:
+    """The plan of a module and, recursively, of its bodies; kernels' texts and weights are added to `code`."""
+    items = _items(module, choices, code)
+    return _Assembly(module, items, choices, code).plan()
+
+
+# -- items --------------------------------------------------------------------------------------------------------------
+
+
+def _items(module: Module, choices: Mapping[Work, Candidate], code: Code) -> list[Item]:
+    """Works with reorders inserted: each value exists in its producer's layout and in those its consumers ask for."""
+    items: list[Item] = []
+    homes: dict[Tensor, str] = {}
+    made: set[Ref] = set()
+
+    def want(tensor: Tensor | None, layout: str) -> Ref | None:
+        if tensor is None:
+            return None
+        root = tensor.root
+        home = homes.get(root, "plain")
+        if layout == home:
+            return (tensor, layout)
+        if (root, layout) not in made:
+            items.append(_reorder(root, home, layout, code.isa))
+            made.add((root, layout))
+        return (tensor, layout)
+
+    for work in module.works:
+        ports = choices[work].ports if work.kind == "native" else PLAIN
+        inputs = tuple(want(t, _layout(ports.inputs, i)) for i, t in enumerate(work.inputs))
+        for captured in (t for group in work.captures for t in group):
+            want(captured, "plain")
+        outputs = tuple((t, _layout(ports.outputs, i)) for i, t in enumerate(work.outputs))
+        homes.update({t: layout for t, layout in outputs})
+        items.append(_item(work, inputs, outputs, choices.get(work), code.isa))
+    for tensor in module.outputs:
+        want(tensor, "plain")
+    return items
+
+
+def _layout(layouts: Sequence[str], index: int) -> str:
+    return layouts[index] if index < len(layouts) and layouts[index] else "plain"
+
+
+def _item(
+    work: Work, inputs: tuple[Ref | None, ...], outputs: tuple[Ref, ...], candidate: Candidate | None, isa: Isa | None
+) -> Item:
+    item = Item(work, inputs, outputs, candidate)
+    if candidate is not None and work.node is not None and isa is not None:
+        item.node = with_layouts(work.node, candidate.ports)
+        item.build = KernelBuilder(item.node, isa)
+        candidate.kernel.generate(item.build, item.node, **candidate.tactic)
+    return item
+
+
+def _reorder(tensor: Tensor, source: str, target: str, isa: Isa | None) -> Item:
+    port = tensor.port()
+    node = Node(
+        "Reorder", (replace(port, layout=source),), (replace(port, layout=target),),
+        {"layout_from": source, "layout_to": target}, name=f"{tensor.name}:{target}",
+    )  # fmt: skip
+    ports = Ports((source,), (target,))
+    found = next((c for c in candidates(node, "cpu", isa)), None)
+    if found is None:
+        raise BuildError(f"no kernel brings {tensor.name!r} from layout {source} to {target}; this is a bug in Ingot")
+    work = Work("native", node.name, "Reorder", (), (tensor,), (tensor,), node)
+    return _item(work, ((tensor, source),), ((tensor, target),), replace(found, ports=ports), isa)
+
+
+# -- assembly -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Assembly:
+    module: Module
+    items: list[Item]
+    choices: Mapping[Work, Candidate]
+    code: Code
+    storages: list[Storage] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
+    _storage_of: dict[Ref, int] = field(default_factory=dict)
+    _value_of: dict[Ref, int] = field(default_factory=dict)
+    _last: dict[Ref, int] = field(default_factory=dict)
+    _offsets: dict[int, int] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        self._find_last_uses()
+        inputs = tuple(self._input(t) for t in self.module.inputs)
+        segments = self._segments()
+        outputs = tuple(self._value((t, "plain")) for t in self.module.outputs)
+        scratch = max((align(i.build.scratch_bytes) for i in self.items if i.build), default=0)
+        scratch = max([scratch, *(p.scratch for s in segments if isinstance(s, ControlSegment) for p in s.plans)])
+        return Plan(
+            inputs, outputs, tuple(self.values), tuple(self.storages), tuple(segments), tuple(self.extents),
+            (), self.module.derived, scratch,
+        )  # fmt: skip
+
+    # -- lifetimes --
+    def _find_last_uses(self) -> None:
+        end = len(self.items)
+        for position, item in enumerate(self.items):
+            for ref in (*item.inputs, *item.outputs):
+                if ref is not None:
+                    self._last[_key(ref)] = position
+            for tensor in (t for group in item.work.captures for t in group):
+                self._last[_key((tensor, "plain"))] = position
+        for tensor in self.module.outputs:
+            self._last[_key((tensor, "plain"))] = end
+
+    # -- storages and values --
+    def _input(self, tensor: Tensor) -> int:
+        place = "input" if tensor.native else "host"
+        size = tensor.port().bytes if tensor.native else 0
+        self._storage_of[(tensor, "plain")] = self._new_storage(Storage(place, size))  # type: ignore[arg-type]
+        return self._value((tensor, "plain"))
+
+    def _new_storage(self, storage: Storage) -> int:
+        self.storages.append(storage)
+        return len(self.storages) - 1
+
+    def _weight(self, array: Array) -> int:
+        offset = self.code.add_weight(array)
+        if offset not in self._offsets:
+            self._offsets[offset] = self._new_storage(Storage("weight", int(array.nbytes), offset))
+        return self._offsets[offset]
+
+    def _storage(self, ref: Ref) -> int:
+        key = _key(ref)
+        if key not in self._storage_of:
+            constant = key[0].constant
+            if constant is None:
+                raise AssertionError(f"{key[0].name!r} has no storage")
+            self._storage_of[key] = self._weight(constant)
+        return self._storage_of[key]
+
+    def _value(self, ref: Ref) -> int:
+        if ref not in self._value_of:
+            tensor, layout = ref
+            self.values.append(Value(tensor.name, tensor.dtype, tensor.shape or (), self._storage(ref), layout))
+            self._value_of[ref] = len(self.values) - 1
+        return self._value_of[ref]
+
+    def _place_output(self, item: Item, index: int, position: int) -> None:
+        ref = item.outputs[index]
+        tensor, layout = ref
+        last = self._last.get(_key(ref), position)
+        if not tensor.native:
+            self._storage_of[ref] = self._new_storage(Storage("host", 0, 0, position, last))
+            return
+        size = self._bytes(ref)
+        if item.work.kind == "native" and index == 0 and (taken := self._taken_over(item, size, position)) is not None:
+            self.storages[taken] = replace(self.storages[taken], last=last)
+            self._storage_of[ref] = taken
+            return
+        is_output = layout == "plain" and any(o.root is tensor for o in self.module.outputs)
+        place = "output" if is_output else "arena"
+        if item.work.kind != "native" and self._unknown_size(size):
+            place = "host"
+        self._storage_of[ref] = self._new_storage(Storage(place, size, 0, position, last))  # type: ignore[arg-type]
+
+    def _unknown_size(self, size: Extent) -> bool:
+        return not symbols_of(size).isdisjoint(self.module.derived)
+
+    def _bytes(self, ref: Ref) -> Extent:
+        tensor, layout = ref
+        assert tensor.shape is not None
+        lanes = self.code.isa.lanes if self.code.isa else 1
+        return product((*physical_shape(tensor.shape, layout, lanes), size_of(tensor.dtype)))
+
+    def _taken_over(self, item: Item, size: Extent, position: int) -> int | None:
+        """Storage of an input that dies here and may hold the output."""
+        assert item.candidate is not None and item.node is not None
+        if any(o.root is item.outputs[0][0] for o in self.module.outputs) and item.outputs[0][1] == "plain":
+            return None
+        for index in item.candidate.kernel.in_place(item.node):
+            ref = item.inputs[index] if index < len(item.inputs) else None
+            if ref is None or ref[0].root.constant is not None or self._last[_key(ref)] != position:
+                continue
+            storage = self._storage(ref)
+            if self.storages[storage].place == "arena" and self.storages[storage].bytes == size:
+                return storage
+        return None
+
+    # -- segments --
+    def _segments(self) -> list[Segment]:
+        segments: list[Segment] = []
+        steps: list[Step] = []
+        calls: list[Call] = []
+
+        def flush() -> None:
+            if steps:
+                symbol = self.code.next_segment()
+                assert self.code.isa is not None
+                self.code.texts[symbol] = segment_text(symbol, calls, self.code.isa)
+                segments.append(NativeSegment(symbol, parallel_phases(calls), tuple(steps)))
+                steps.clear()
+                calls.clear()
+
+        for position, item in enumerate(self.items):
+            for index in range(len(item.outputs)):
+                self._place_output(item, index, position)
+            step = self._step(item)
+            if item.work.kind == "native":
+                calls.extend(self._calls(item, position, len(steps)))
+                steps.append(step)
+                continue
+            flush()
+            segments.append(self._host(item, step) if item.work.kind == "host" else self._control(item, step))
+        flush()
+        return segments
+
+    def _step(self, item: Item) -> Step:
+        work, candidate, node = item.work, item.candidate, item.node
+        inputs = tuple(None if r is None else self._input_value(item, i) for i, r in enumerate(item.inputs))
+        outputs = tuple(self._value(r) for r in item.outputs)
+        return Step(
+            work.name, work.op, work.origins, candidate.kernel.name if candidate else "host",
+            dict(candidate.tactic) if candidate else {}, inputs, outputs,
+            bytes_of(node) if node else 0, flops_of(node) if node else 0,
+        )  # fmt: skip
+
+    def _input_value(self, item: Item, index: int) -> int | None:
+        """A constant that its kernel has packed is not stored a second time."""
+        ref = item.inputs[index]
+        assert ref is not None
+        if item.build is not None and ref[0].root.constant is not None:
+            return None
+        return self._value(ref)
+
+    def _host(self, item: Item, step: Step) -> HostSegment:
+        return HostSegment(step, host_node(item.work), dict(self.module.opsets), item.work.reason)
+
+    def _control(self, item: Item, step: Step) -> ControlSegment:
+        plans = tuple(assemble(body, self.choices, self.code) for body in item.work.bodies)
+        captures = tuple(tuple(self._value((t, "plain")) for t in group) for group in item.work.captures)
+        return ControlSegment(step, item.work.settings, plans, captures)
+
+    # -- native calls --
+    def _calls(self, item: Item, position: int, number: int) -> list[Call]:
+        build, isa = item.build, self.code.isa
+        assert build is not None and isa is not None
+        text = build.text()
+        name = kernel_name(text, isa)
+        self.code.texts.setdefault(name, text.replace(PLACEHOLDER, name))
+        temporaries = [self._new_storage(Storage("arena", t, 0, position, position)) for t in build.temporaries]
+        constants = [self._weight(c) for c in build.constants]
+        place: dict[str, Callable[[int], int]] = {
+            "input": lambda i: self._storage(_present(item.inputs[i])),
+            "output": lambda i: self._storage(item.outputs[i]),
+            "constant": lambda i: constants[i],
+            "temporary": lambda i: temporaries[i],
+        }
+        pointers = tuple(place[h.kind](h.index) for h in build.handles)
+        extents = tuple(self._extent(e) for e in build.extents)
+        small = _is_small(item.node)
+        last = len(build.phases) - 1
+        return [
+            Call(
+                f"{name}_p{k}", pointers, extents,
+                phase.count if isinstance(phase.count, int) else None,
+                None if isinstance(phase.count, int) else self._extent(phase.count),
+                phase.grain, small or (isinstance(phase.count, int) and phase.count <= phase.grain),
+                number if k == last else None,
+            )
+            for k, phase in enumerate(build.phases)
+        ]  # fmt: skip
+
+    def _extent(self, extent: Extent) -> int:
+        if extent not in self.extents:
+            self.extents.append(extent)
+        return self.extents.index(extent)
+
+
+def _key(ref: Ref) -> Ref:
+    return (ref[0].root, ref[1])
+
+
+def _present(ref: Ref | None) -> Ref:
+    if ref is None:
+        raise BuildError("a kernel reads an input its node does not have; this is a bug in Ingot")
+    return ref
+
+
+def _is_small(node: Node | None) -> bool:
+    """Work below a few microseconds is not worth a barrier."""
+    if node is None:
+        return False
+    size, flops = bytes_of(node), flops_of(node)
+    return isinstance(size, int) and isinstance(flops, int) and size < _SERIAL_BYTES and flops < _SERIAL_FLOPS
+

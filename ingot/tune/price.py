@@ -1,0 +1,43 @@
+"""What a candidate costs when nothing is timed: its kernel's own estimate, or the roofline of its node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ingot.kernels import Candidate, with_layouts
+from ingot.kernels.node import Node
+from ingot.kernels.work import bytes_of, flops_of
+from ingot.plan.lower import Work
+from ingot.tune.binding import bind
+
+_BYTES_PER_MICROSECOND = 8000.0
+_FLOPS_PER_LANE = 5200.0 / 2  # one multiply-add unit at 2.6 GHz, half of two
+
+
+def estimate(node: Node, candidate: Candidate, isa: Any) -> float:
+    """Microseconds on one core for a node with static extents."""
+    shaped = with_layouts(node, candidate.ports)
+    if candidate.kernel.cost is not None:
+        return candidate.kernel.cost(shaped, isa, **candidate.tactic)
+    size, flops = bytes_of(node), flops_of(node)
+    assert isinstance(size, int) and isinstance(flops, int)
+    return 0.5 + size / _BYTES_PER_MICROSECOND + flops / (_FLOPS_PER_LANE * isa.lanes)
+
+
+class Estimates:
+    """A price function that remembers bound nodes."""
+
+    def __init__(self, isa: Any, symbols: Mapping[str, int]) -> None:
+        self.isa, self.symbols = isa, symbols
+        self._bound: dict[Work, Node] = {}
+
+    def __call__(self, work: Work, candidate: Candidate) -> float:
+        return estimate(self.bound(work), candidate, self.isa)
+
+    def bound(self, work: Work) -> Node:
+        """The work's node at typical sizes."""
+        if work not in self._bound:
+            assert work.node is not None
+            self._bound[work] = bind(work.node, self.symbols)
+        return self._bound[work]
