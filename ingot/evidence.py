@@ -1,16 +1,269 @@
-"""Every engine is compared with the reference on the imported, unrewritten model before anybody gets it."""
+"""Every engine is compared with the reference on the imported, unrewritten model before anybody gets it.
+
+The reference is the oracle (numpy meanings of ONNX operators). Inputs are the user's or drawn from a seed; shapes are each
+profile's smallest, typical and largest; batches above 8 are compared on their first 8 rows.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir
 
+from ingot.compiler import digest
 from ingot.config import BuildConfig
 from ingot.engine import Engine
+from ingot.errors import VerificationFailed
+from ingot.ir.oracle import compile_model
+from ingot.plan.extent import evaluate, symbols_of
+from ingot.plan.plan import TensorSpec
 from ingot.report import BuildLog
+from ingot.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+_BATCH_LIMIT = 8
+_UNBOUNDED = (1, 3)
+# relative to the largest magnitude of the reference output; integers: largest difference allowed, and share of elements
+_RELATIVE = {"float64": 1e-6, "float32": 2e-4, "float16": 2e-2, "bfloat16": 8e-2}
+_INTEGER_SHARE = 2e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output is from the reference at one set of shapes."""
+
+    output: str
+    shapes: Mapping[str, Sequence[int]]
+    largest: float
+    relative: float
+    cosine: float
+    passed: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Rounded to two digits, so that the same build gives the same bytes."""
+        return {
+            "output": self.output, "shapes": {k: list(v) for k, v in self.shapes.items()}, "largest": _two(self.largest),
+            "relative": _two(self.relative), "cosine": round(self.cosine, 6), "passed": self.passed,
+        }  # fmt: skip
+
+
+def _two(x: float) -> float:
+    return float(f"{x:.1e}") if math.isfinite(x) else x
 
 
 def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> Engine:
-    """The engine with its evidence."""
-    return replace(engine)
+    """The engine with its evidence inside. VerificationFailed names the output and the figures; nothing is returned then."""
+    if not _runnable(engine):
+        log.note("not verified", engine.source, "no variant of the engine runs on this machine", "verify it where it runs")
+        return replace(engine, details={**engine.details, "evidence": []})
+    with log.stage("verify"):
+        reference = _Reference(source, config)
+        evidence: list[Difference] = []
+        for variant in engine.variants:
+            alone = replace(engine, variants=(variant,))
+            if _runnable(alone):
+                evidence += check(alone, reference, config, log)
+    failed = [d for d in evidence if not d.passed]
+    if failed:
+        raise VerificationFailed(_complaint(failed, config))
+    return replace(engine, details={**engine.details, "evidence": [d.as_json() for d in evidence]})
+
+
+def _runnable(engine: Engine) -> bool:
+    from ingot.runtime.machine import cpu_features
+
+    return any(frozenset(v.requires) <= cpu_features() for v in engine.variants)
+
+
+def _complaint(failed: Sequence[Difference], config: BuildConfig) -> str:
+    worst = max(failed, key=lambda d: d.relative if d.relative == d.relative else math.inf)
+    return (
+        f"output {worst.output!r} differs from the reference by {worst.largest:.2e} ({worst.relative:.2e} of its largest "
+        f"magnitude, cosine {worst.cosine:.6f}) at shapes {dict(worst.shapes)}; no engine was made. Find the layer with "
+        "`ingot compare --bisect`, or widen the tolerance with --atol/--rtol if this is expected"
+    )
+
+
+def check(engine: Engine, reference: _Reference, config: BuildConfig, log: BuildLog) -> list[Difference]:
+    """Differences of every output at every set of shapes."""
+    found: list[Difference] = []
+    with Session(engine, device="cpu" if engine.variants[0].target == "cpu" else "host") as session:
+        points = shape_points(engine.inputs, config)
+        for number, symbols in enumerate(points):
+            feeds = make_inputs(engine.inputs, symbols, config, reference.limits)
+            wanted = reference(feeds, engine.inputs)
+            mine = session.run(feeds)
+            shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray)}
+            found += [compare(n, mine[n], wanted[n], shapes, config) for n in wanted if isinstance(mine[n], np.ndarray)]
+            log.advance("verify", (number + 1) / len(points))
+    return found
+
+
+class _Reference:
+    """The oracle on the model as it came, with its answers cached by digest of model and inputs."""
+
+    def __init__(self, source: onnx_ir.Model, config: BuildConfig) -> None:
+        self._source, self._run = source, None
+        self._digest = digest(source)
+        self.limits = index_limits(source)
+
+    def __call__(self, feeds: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Any]:
+        feeds = _sliced(feeds, specs)
+        path = _cache_folder() / f"{_key(self._digest, feeds)}.npz"
+        if path.exists():
+            try:
+                with np.load(path) as stored:
+                    return {name: stored[name] for name in stored.files}
+            except (OSError, ValueError):
+                path.unlink(missing_ok=True)
+        if self._run is None:
+            self._run = compile_model(self._source)  # type: ignore[assignment]
+        results = self._run(feeds)  # type: ignore[misc]
+        _store(path, results)
+        return results
+
+
+def _sliced(feeds: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """The first rows of a large batch, where every input has the same leading symbol and no other extent names it."""
+    leading = {spec.shape[0] if spec.shape else None for spec in specs}
+    symbol = next(iter(leading))
+    elsewhere = any(symbol in symbols_of(d) for spec in specs for d in spec.shape[1:]) if isinstance(symbol, str) else True
+    if len(leading) != 1 or elsewhere or not all(isinstance(x, np.ndarray) for x in feeds.values()):
+        return dict(feeds)
+    return {name: np.ascontiguousarray(x[:_BATCH_LIMIT]) for name, x in feeds.items()}
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("INGOT_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ingot" / "reference"
+
+
+def _key(model: str, feeds: Mapping[str, Any]) -> str:
+    sha = hashlib.sha256(model.encode())
+    for name, x in sorted(feeds.items()):
+        array = np.asarray(x)
+        sha.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        sha.update(array.tobytes() if array.dtype != object else repr(x).encode())
+    return sha.hexdigest()
+
+
+def _store(path: Path, results: Mapping[str, Any]) -> None:
+    """Best effort: a cache that cannot be written costs time, nothing else."""
+    if not all(isinstance(y, np.ndarray) and y.dtype.kind in "fiub" for y in results.values()):
+        return
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **dict(results))
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+# -- inputs ---------------------------------------------------------------------------------------------------------------
+
+
+def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> list[dict[str, int]]:
+    """Bindings of the input symbols to check at: each profile's min, opt, max; small sizes where nothing bounds them."""
+    symbols = sorted({s for spec in specs for d in spec.shape for s in symbols_of(d)})
+    if not symbols:
+        return [{}]
+    points: list[dict[str, int]] = []
+    for corner in range(3):
+        for profile in config.profiles:
+            bound = dict.fromkeys(symbols, 1)
+            for spec in specs:
+                sizes = profile.shapes[spec.name][corner] if spec.name in profile.shapes else ()
+                bound |= {d: n for d, n in zip(spec.shape, sizes, strict=False) if isinstance(d, str) and d.isidentifier()}
+            points.append(bound)
+    if not points:
+        points = [dict.fromkeys(symbols, size) for size in _UNBOUNDED]
+    return [point for i, point in enumerate(points) if point not in points[:i]]
+
+
+def make_inputs(
+    specs: Sequence[TensorSpec], symbols: Mapping[str, int], config: BuildConfig, limits: Mapping[str, int]
+) -> dict[str, Any]:
+    """The user's inputs where given, else drawn: floats from N(0, 1), integers below what they index."""
+    rng = np.random.default_rng(config.seed)
+    given = config.inputs or {}
+    feeds: dict[str, Any] = {}
+    for spec in specs:
+        shape = tuple(evaluate(d, symbols) for d in spec.shape)
+        known = given.get(spec.name)
+        fits = isinstance(known, np.ndarray) and known.shape == shape
+        feeds[spec.name] = known if fits else draw(rng, spec.dtype, shape, limits.get(spec.name, 2))
+    return feeds
+
+
+def draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], limit: int) -> Any:
+    """A plausible input of a dtype; integers are in [0, limit), 8-bit ones over their whole range."""
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype == "string":
+        return np.full(shape, "ingot", object)
+    if dtype == "object":
+        return []
+    from ingot.dtypes import numpy_dtype
+
+    kind = numpy_dtype(dtype)
+    if kind.kind in "iu":
+        info = np.iinfo(kind)
+        low, high = (info.min, info.max + 1) if kind.itemsize == 1 else (0, limit)
+        return rng.integers(low, high, shape).astype(kind)
+    return rng.standard_normal(shape).astype(kind)
+
+
+def index_limits(model: onnx_ir.Model) -> dict[str, int]:
+    """For integer inputs that feed a Gather: how many rows there are to index."""
+    limits: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for node, position in value.uses():
+            data = node.inputs[0] if node.op_type == "Gather" and position == 1 else None
+            if data is not None and data.shape is not None:
+                axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+                rows = data.shape[axis]
+                if isinstance(rows, int) and value.name:
+                    limits[value.name] = min(rows, limits.get(value.name, rows))
+    return limits
+
+
+# -- comparison -----------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    name: str, mine: Array, wanted: Any, shapes: Mapping[str, Sequence[int]], config: BuildConfig
+) -> Difference:
+    """One output beside the reference, by the tolerance of its dtype or the user's."""
+    wanted = np.asarray(wanted)
+    mine = mine[: wanted.shape[0]] if wanted.ndim and mine.ndim == wanted.ndim else mine
+    if mine.shape != wanted.shape or mine.dtype != wanted.dtype or mine.dtype == object:
+        same = mine.shape == wanted.shape and mine.dtype == wanted.dtype and np.array_equal(mine, wanted)
+        return Difference(name, shapes, 0.0 if same else math.inf, 0.0 if same else math.inf, float(same), same)
+    a, b = mine.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    with np.errstate(all="ignore"):
+        gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+        largest = float(gap.max(initial=0.0))
+        scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
+        norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = 1.0 if largest == 0 else float(np.dot(a, b) / norms) if norms else 0.0
+    relative = largest / scale if scale else largest
+    passed = _passes(mine.dtype, gap, b, relative, config)
+    return Difference(name, shapes, largest, relative, cosine, passed)
+
+
+def _passes(dtype: Any, gap: Array, wanted: Array, relative: float, config: BuildConfig) -> bool:
+    if not np.isfinite(gap).all():
+        return False
+    if config.atol is not None or config.rtol is not None:
+        return bool((gap <= (config.atol or 0.0) + (config.rtol or 0.0) * np.abs(wanted)).all())
+    if dtype.kind in "iub":
+        return bool((gap > 0).mean() <= _INTEGER_SHARE) if dtype.itemsize > 1 else bool((gap <= 2).all())
+    return relative <= _RELATIVE.get(dtype.name, 2e-1)
