@@ -138,9 +138,9 @@ ASSETS = {
 }
 
 
-def build(asset: Asset, assets: Path, level: int) -> ingot.Engine:
+def build(asset: Asset, assets: Path, target: str, level: int) -> ingot.Engine:
     config = ingot.BuildConfig(
-        target="cpu",
+        target=target,
         profiles=[ingot.Profile(**asset.profile)] if asset.profile else [],
         level=level,
         inputs=asset.samples(assets) if asset.samples else None,
@@ -148,10 +148,10 @@ def build(asset: Asset, assets: Path, level: int) -> ingot.Engine:
     return ingot.build(assets / asset.path, config)
 
 
-def run_one(name: str, assets: Path, level: int) -> bool:
+def run_one(name: str, assets: Path, target: str, level: int) -> bool:
     """Build, check, print the row."""
     asset, start = ASSETS[name], time.perf_counter()
-    engine = build(asset, assets, level)
+    engine = build(asset, assets, target, level)
     built = time.perf_counter() - start
     hosts = [step.step.op for step in engine.variants[0].plan.host_steps]
     with ingot.Session(engine, device="cpu", threads=THREADS) as session:
@@ -162,11 +162,11 @@ def run_one(name: str, assets: Path, level: int) -> bool:
     return passed
 
 
-def results(names: list[str], assets: Path, level: int) -> Iterator[bool]:
+def results(names: list[str], assets: Path, target: str, level: int) -> Iterator[bool]:
     """Whether each model passes; one that does not build or run has failed, and says why."""
     for name in names:
         try:
-            yield run_one(name, assets, level)
+            yield run_one(name, assets, target, level)
         except ingot.IngotError as error:
             print(f"{name:<17} {error}  FAIL", flush=True)
             yield False
@@ -176,9 +176,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assets", type=Path, help="the folder of shared models")
     parser.add_argument("--only", choices=ASSETS, action="append", help="this model; may be repeated")
+    parser.add_argument("--target", default="cpu", help='"host": every step on the oracle, slow')
     parser.add_argument("--level", type=int, default=1, help="how long to tune, 0 to 5")
     options = parser.parse_args()
-    passed = list(results(options.only or list(ASSETS), options.assets, options.level))
+    passed = list(results(options.only or list(ASSETS), options.assets, options.target, options.level))
     print(f"assets: {sum(passed)} of {len(passed)} passed")
     return 0 if all(passed) else 1
 

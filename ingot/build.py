@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -26,3 +28,12 @@ def build(model: Any, config: BuildConfig | None = None, progress: Progress | No
     variants = compiler.compile_variants(source, optimised, config, log)
     engine = compiler.package(source, variants, config, log)
     return evidence.verify(engine, source, config, log) if config.verify else engine
+
+
+class _CallableModule(types.ModuleType):
+    """Keeps `ingot.build(…)` a call: importing this module puts it in the place of the function of the same name."""
+
+    __call__ = staticmethod(build)
+
+
+sys.modules[__name__].__class__ = _CallableModule
