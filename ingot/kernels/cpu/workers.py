@@ -1,0 +1,156 @@
+"""Child processes that compile and time kernels: `python -m ingot.kernels.cpu.workers`, pickles over pipes.
+
+Plain children rather than multiprocessing, so that a user's script needs no `if __name__ == "__main__"`; a child may die
+without taking the build with it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import IO, Any, Self
+
+from ingot.errors import IngotError
+
+_LENGTH = struct.Struct("<Q")
+
+
+class WorkerDied(IngotError):
+    """The child ended in the middle of a job (a crash of generated code, or the system killed it)."""
+
+
+class Worker:
+    """One child; `call("module:function", *arguments)` runs there and returns or raises here."""
+
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parents[3])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ingot.kernels.cpu.workers"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+        )  # fmt: skip
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Result of the function in the child. WorkerDied when the child ends first."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            _write(self._process.stdin, (function, arguments))
+            good, result = _read(self._process.stdout)
+        except (OSError, EOFError, struct.error):
+            code = self._process.wait()
+            raise WorkerDied(f"a worker process ended while running {function} ({_cause(code)})") from None
+        if not good:
+            raise result
+        return result
+
+    def close(self) -> None:
+        """End the child; idempotent."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+class WorkerPool:
+    """Several children fed from one queue; a context manager, so that Ctrl-C leaves none behind."""
+
+    def __init__(self, size: int) -> None:
+        self._workers = [Worker() for _ in range(size)]
+
+    def map(self, function: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results in order as they become available; WorkerDied is returned in a result's place, not raised."""
+        idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers:
+            idle.put(worker)
+
+        def run(job: tuple[Any, ...]) -> Any:
+            worker = idle.get()
+            try:
+                return worker.call(function, *job)
+            except WorkerDied as death:
+                worker.close()
+                worker = Worker()
+                self._workers.append(worker)
+                return death
+            finally:
+                idle.put(worker)
+
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            yield from threads.map(run, jobs)
+
+    def close(self) -> None:
+        """End all children."""
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _cause(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _write(pipe: IO[bytes], message: Any) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(_LENGTH.pack(len(data)) + data)
+    pipe.flush()
+
+
+def _read(pipe: IO[bytes]) -> Any:
+    (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
+    return pickle.loads(_exactly(pipe, length))
+
+
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
+    data = pipe.read(count)
+    if len(data) != count:
+        raise EOFError
+    return data
+
+
+def _resolve(name: str) -> Callable[..., Any]:
+    import importlib
+
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """A child's life: answer calls until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for name, arguments in _messages(requests):
+        try:
+            answer: tuple[bool, Any] = (True, _resolve(name)(*arguments))
+        except Exception as error:
+            answer = (False, error)
+        _write(answers, answer)
+
+
+def _messages(pipe: IO[bytes]) -> Iterable[tuple[str, tuple[Any, ...]]]:
+    while True:
+        try:
+            yield _read(pipe)
+        except EOFError:
+            return
+
+
+if __name__ == "__main__":
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # anything a library prints must not end up in the answers
+    serve(sys.stdin.buffer, output)
