@@ -1,7 +1,7 @@
 """Transcendental functions on vectors of float or double, as polynomials: LLVM's own would call libm.
 
 Coefficients are minimax fits (Remez; for quotients reweighted least squares), ascending, at 40 digits and rounded once.
-Reductions follow Muller, "Elementary Functions", 3rd ed., chapters 11-12. Errors: tests/kernels/test_render.py measures them.
+Reductions follow Muller, "Elementary Functions", 3rd ed., chapters 11-12. test_render.py bounds the errors.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def integers(x: Value) -> str:
 
 
 def _nearest_power(f: Function, x: Value) -> tuple[Value, Value, Value]:
-    """(n, its integer bits in the low end of a vector, r) with x = n ln 2 + r, |r| <= ln(2) / 2; |x| must be moderate."""
+    """(n, integers whose low bits are n, r) with x = n ln 2 + r, |r| <= ln(2) / 2; |x| must be moderate."""
     element = element_of(x.type)
     magic = 1.5 * 2.0 ** _MANTISSA[element]
     shifted = f.fma(x, 1 / math.log(2), f.constant(x.type, magic))

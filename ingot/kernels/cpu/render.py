@@ -1,7 +1,7 @@
 """Expressions → vector code: one `@render` function per instruction, used by every kernel's epilogue and by Pointwise.
 
-In registers: narrow floats (float16, bfloat16, float8) are float, rounded to their type after each instruction; bool is i1;
-other types are themselves. In memory: as numpy has them, bool one byte. Further renderers: render_*.py, by family.
+In registers: narrow floats (float16, bfloat16, float8) are float, rounded to their type after each instruction; bool is
+i1; other types are themselves. In memory: as numpy has them, bool one byte. Renderers: render_*.py, by family.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def render_expression(
     """Code for the expression over register values of `lanes` lanes; the result is in its register form."""
     if not expression:
         return operands[0]
-    table, results = renderers(), []
+    table, results = renderers(), list[Value]()
     for instruction, dtypes in zip(expression.instructions, dtypes_of(expression, operand_dtypes), strict=True):
         values = [
             _operand(f, operand, operands, results, dtype, lanes)

@@ -1,1 +1,3 @@
 """Renderers of Cast, Quantize and Dequantize."""
+
+from __future__ import annotations
