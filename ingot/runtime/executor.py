@@ -20,6 +20,8 @@ from ingot.runtime.cpu import NativeCode, Team, zeros
 Shapes = tuple[tuple[int, ...], ...]
 Action = Callable[["Frame"], None]
 _FRAMES_KEPT = 16
+_WORTH_A_TEAM = 40.0  # microseconds of one core's work, below which other threads are left asleep
+_BYTES_PER_MICROSECOND, _FLOPS_PER_MICROSECOND = 10_000.0, 50_000.0
 
 
 class Executor:
@@ -76,10 +78,11 @@ class Executor:
         if self.code is None or self.team is None:
             raise DeviceError("the plan has native code but the engine's variant holds none; rebuild the engine")
         entry, team, scratch = self.code.address(segment.symbol), self.team, self.plan.scratch
+        number = self.plan.segments.index(segment)
 
         def run(frame: Frame) -> None:
             team.run(
-                entry, frame.pointer_table, frame.extent_table, frame.scratch_address, scratch, segment.phases,
+                entry, frame.pointer_table, frame.extent_table, frame.scratch_address, scratch, frame.shared[number],
                 frame.stamps,
             )  # fmt: skip
 
@@ -120,6 +123,7 @@ class Frame:
         self.pointers, self.extents = zeros(len(plan.storages), "uint64"), zeros(len(plan.extents), "int64")
         self.pointer_table, self.extent_table = address_of(self.pointers), address_of(self.extents)
         self.stamps = 0
+        self.shared = [self._shared_phases(segment) for segment in plan.segments]
         self._objects: dict[int, Any] = {}
         self._views: dict[int, Array] = {}
         self._late = [i for i, s in enumerate(plan.storages) if _depends(s.bytes, plan.derived)]
@@ -229,6 +233,17 @@ class Frame:
             self._views = {i: v for i, v in self._views.items() if self.plan.values[i].storage not in self._late}
             self._fill_extents()
             self._place_late()
+
+    def _shared_phases(self, segment: Segment) -> int:
+        """Phases to share among the team; 0 where waking it would cost more than it saves at these sizes."""
+        if not isinstance(segment, NativeSegment):
+            return 0
+        extents = [e for step in segment.steps for e in (step.bytes, step.flops)]
+        if any(not symbols_of(e) <= self.symbols.keys() for e in extents):
+            return segment.phases
+        sizes = [evaluate(e, self.symbols) for e in extents]
+        alone = sum(sizes[::2]) / _BYTES_PER_MICROSECOND + sum(sizes[1::2]) / _FLOPS_PER_MICROSECOND
+        return segment.phases if alone > _WORTH_A_TEAM else 0
 
     # -- placing --------------------------------------------------------------------------------------------------
     def _place_weights(self) -> None:

@@ -19,6 +19,7 @@ from ingot.kernels.node import Node, Port
 Array = np.ndarray[Any, Any]
 Description = tuple[str, Mapping[str, Any], Ports]
 _FLUSH_BYTES = 12 << 20
+_LARGE = 4096
 _FLUSH: list[Array] = []
 
 
@@ -28,12 +29,12 @@ def describe(candidate: Candidate) -> Description:
 
 
 def without_weights(node: Node) -> Node:
-    """The node with large constants replaced by their shape: the child draws its own."""
+    """The node with large constants replaced by an empty array of their dtype: the child draws its own."""
 
     def light(port: Port | None) -> Port | None:
-        if port is None or port.constant is None or port.constant.size < 4096:
+        if port is None or port.constant is None or port.constant.size < _LARGE:
             return port
-        return replace(port, constant=np.broadcast_to(np.zeros((), port.constant.dtype), port.constant.shape))
+        return replace(port, constant=np.empty(0, port.constant.dtype))
 
     return replace(node, inputs=tuple(light(p) for p in node.inputs))
 
@@ -73,8 +74,8 @@ def _flush() -> None:
 
 def _with_drawn_weights(node: Node) -> Node:
     def drawn(port: Port | None) -> Port | None:
-        heavy = port is not None and port.constant is not None and port.constant.size >= 4096
-        return replace(port, constant=_draw(replace(port, constant=None))) if port is not None and heavy else port
+        emptied = port is not None and port.constant is not None and port.constant.shape != port.shape
+        return replace(port, constant=_draw(port)) if port is not None and emptied else port
 
     return replace(node, inputs=tuple(drawn(p) for p in node.inputs))
 

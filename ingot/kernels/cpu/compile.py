@@ -17,6 +17,7 @@ def _machine(name: str, level: int) -> Any:
     isa = BY_NAME[name]
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()  # the futex call is inline assembly
     return llvm.Target.from_triple(isa.triple).create_target_machine(
         cpu=isa.llvm_cpu, features=isa.llvm_features, opt=level, reloc="pic", codemodel="small"
     )
