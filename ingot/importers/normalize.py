@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -11,8 +13,15 @@ from onnx import numpy_helper
 from onnx_ir.passes.common import InlinePass
 
 from ingot.errors import ImportFailure
+from ingot.importers import wire
 
-_SMALL = 4096  # bytes; shapes, axes and scales stay in the proto, where the checker sees their values
+Weights = dict[str, onnx_ir.TensorProtocol]
+
+_PLAIN_TYPES = frozenset(
+    onnx_ir.DataType[name].value
+    for name in "FLOAT DOUBLE FLOAT16 BFLOAT16 INT8 UINT8 INT16 UINT16 INT32 UINT32 INT64 UINT64 BOOL".split()
+)
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "string_data", "double_data", "uint64_data")
 
 
 def payload_bytes(tensor: onnx.TensorProto) -> int:
@@ -43,27 +52,71 @@ def dense(tensor: onnx.SparseTensorProto) -> np.ndarray:
     return result
 
 
-def constant_inputs(model: onnx_ir.Model) -> None:
-    """Inputs that have an initializer (all weights before IR version 4) are constants, not inputs."""
-    graph = model.graph
-    kept = [value for value in graph.inputs if value.name not in graph.initializers]
-    if len(kept) != len(graph.inputs):
-        graph.inputs[:] = kept
+def take_weights(graph: onnx.GraphProto, payloads: Mapping[int, memoryview]) -> Weights:
+    """Tensors over raw data that was taken out of the graph; there they are inputs now, so that it stays checkable."""
+    inputs = {value.name: value for value in graph.input}
+    counts = Counter(tensor.name for tensor in graph.initializer)
+    weights: Weights = {}
+    kept = []
+    for index, tensor in enumerate(graph.initializer):
+        raw = payloads.get(index)
+        declared = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        given = inputs.get(tensor.name, declared)
+        if raw is None or counts[tensor.name] > 1 or given.type != declared.type or not _is_sound(tensor, len(raw)):
+            if raw is not None:
+                tensor.raw_data = bytes(raw)
+            kept.append(tensor)
+            continue
+        dtype = onnx_ir.DataType(tensor.data_type)
+        array = np.frombuffer(raw, dtype.numpy()).reshape(tuple(tensor.dims))
+        weights[tensor.name] = onnx_ir.Tensor(array, dtype, name=tensor.name)
+        if tensor.name not in inputs:
+            graph.input.append(declared)
+    if weights:
+        small = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(small)
+    return weights
 
 
-def skeleton(model: onnx_ir.Model) -> onnx.ModelProto:
-    """The model as a proto whose large weights are left out: they are inputs there, so that it stays checkable."""
+def _is_sound(tensor: onnx.TensorProto, size: int) -> bool:
+    """Whether there is nothing for the checker to find: a name, a known type, data of exactly its size."""
+    if not tensor.name or tensor.data_type not in _PLAIN_TYPES:
+        return False
+    others = any(len(getattr(tensor, field)) for field in _TYPED_FIELDS) or tensor.HasField("segment")
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data)
+    return min(tensor.dims, default=1) > 0 and payload_bytes(tensor) == size and not others and not external
+
+
+def skeleton(model: onnx_ir.Model) -> tuple[onnx.ModelProto, Weights]:
+    """The model as a proto whose large weights are inputs, and those weights, shared with the model."""
     clone = model.clone()
+    weights: Weights = {}
     for name, value in list(clone.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _SMALL:
+        if value.const_value is not None and value.const_value.nbytes > wire.SMALL:
+            weights[name] = value.const_value
             value.shape, value.dtype = onnx_ir.Shape(value.const_value.shape.numpy()), value.const_value.dtype
             del clone.graph.initializers[name]
             value.const_value = None
-            clone.graph.inputs.append(value)
-    return onnx_ir.to_proto(clone)
+            if not value.is_graph_input():
+                clone.graph.inputs.append(value)
+    return onnx_ir.to_proto(clone), weights
 
 
-def inline_functions(model: onnx_ir.Model, proto: onnx.ModelProto, label: str) -> None:
+def restore_weights(model: onnx_ir.Model, weights: Weights) -> None:
+    """Weights become initializers again; inputs that have an initializer are constants, not inputs."""
+    graph = model.graph
+    for value in list(graph.inputs):
+        if value.name in weights:
+            value.const_value = weights[value.name]
+    constants = [value for value in graph.inputs if value.const_value is not None]
+    graph.inputs[:] = [value for value in graph.inputs if value.const_value is None]
+    for value in constants:
+        if value.name not in graph.initializers:
+            graph.register_initializer(value)
+
+
+def inline_functions(model: onnx_ir.Model, label: str) -> None:
     """Model-local functions disappear into the graph, in place."""
     if not model.functions:
         return

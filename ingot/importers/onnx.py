@@ -6,6 +6,7 @@ names the file, the node and the reason. Weights in external files stay mapped.
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import onnx_ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from ingot.errors import ImportFailure, UnsupportedOperator
-from ingot.importers import names, normalize
+from ingot.importers import names, normalize, wire
 from ingot.ir import oracle
 
 OLDEST_OPSET, NEWEST_OPSET = 6, 28
@@ -33,15 +34,15 @@ def load(source: Source) -> onnx_ir.Model:
     """Import a model; nothing of `source` is modified."""
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     label = str(path) if path else "the model"
-    proto = _checked(_content(source), path, label)
+    proto, weights = _read(source)
+    _check_opsets(proto, label)
+    _check(proto, path, label)
     normalize.densify(proto.graph)
     model = _deserialize(proto, label)
-    _attach_weights(model, path, label)
-    if isinstance(source, onnx_ir.Model):
-        _share_weights(model, source)
-    normalize.constant_inputs(model)
+    _attach_small(model, path, label)
+    normalize.restore_weights(model, weights)
     names.name_nodes(model)
-    normalize.inline_functions(model, proto, label)
+    normalize.inline_functions(model, label)
     names.name_nodes(model)
     names.name_dimensions(model)
     _check_operators(model, label)
@@ -49,26 +50,31 @@ def load(source: Source) -> onnx_ir.Model:
     return model
 
 
-def _content(source: Source) -> bytes:
-    if isinstance(source, str | os.PathLike):
-        return _file_bytes(Path(source))
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
+def _read(source: Source) -> tuple[onnx.ModelProto, normalize.Weights]:
+    """The model as a proto of our own without its large weights, and those."""
     if isinstance(source, onnx_ir.Model):
-        source = normalize.skeleton(source)
+        return normalize.skeleton(source)
+    if isinstance(source, str | os.PathLike):
+        return _parse(_file_content(Path(source)), str(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _parse(memoryview(bytes(source)), "the model")
     if isinstance(source, onnx.ModelProto):
-        return _serialized(source)
+        return _parse(memoryview(_serialized(source)), "the model")
     raise ImportFailure(
         f"cannot import a {type(source).__name__}: give a path, bytes, an onnx.ModelProto or an onnx_ir.Model"
     )
 
 
-def _file_bytes(path: Path) -> bytes:
+def _file_content(path: Path) -> memoryview:
+    """The file as a map: weights are views of it, so it must not be overwritten in place while it is being built."""
     try:
         size = path.stat().st_size
         if size > _LARGEST_PROTOBUF:
             raise ImportFailure(f"{path} has {size} bytes; beyond 2 GB ONNX wants weights in an external data file")
-        return path.read_bytes()
+        if size == 0:
+            raise ImportFailure(f"{path} is empty")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise ImportFailure(f"{path} cannot be read: {error.strerror}") from None
 
@@ -80,10 +86,19 @@ def _serialized(proto: onnx.ModelProto) -> bytes:
         raise ImportFailure(f"the ModelProto cannot be serialized ({error}); save it with external data") from None
 
 
-def _checked(content: bytes, path: Path | None, label: str) -> onnx.ModelProto:
-    """The parsed model, after every check that needs only its text."""
-    proto = _parse(content, label)
-    _check_opsets(proto, label)
+def _parse(content: memoryview, label: str) -> tuple[onnx.ModelProto, normalize.Weights]:
+    try:
+        text, payloads = wire.split(content)
+        proto = onnx.ModelProto.FromString(text)
+    except (DecodeError, wire.Malformed):
+        raise ImportFailure(f"{label} is not an ONNX model, or it is truncated ({len(content)} bytes)") from None
+    if not proto.HasField("graph"):
+        raise ImportFailure(f"{label} holds no graph: not an ONNX model, or truncated ({len(content)} bytes)")
+    return proto, normalize.take_weights(proto.graph, payloads)
+
+
+def _check(proto: onnx.ModelProto, path: Path | None, label: str) -> None:
+    """onnx.checker, shapes and types included; the schemas' own faulty functions are not held against the model."""
     external = list(_external_tensors(proto.graph))
     if external and path is None:
         raise ImportFailure(
@@ -91,18 +106,15 @@ def _checked(content: bytes, path: Path | None, label: str) -> onnx.ModelProto:
         )
     for tensor in external:
         _check_external(tensor, path or Path(), label)
-    _check(str(path) if external else content, label)
-    return proto
-
-
-def _parse(content: bytes, label: str) -> onnx.ModelProto:
     try:
-        proto = onnx.ModelProto.FromString(content)
-    except DecodeError:
-        raise ImportFailure(f"{label} is not an ONNX model, or it is truncated ({len(content)} bytes)") from None
-    if not proto.HasField("graph"):
-        raise ImportFailure(f"{label} holds no graph: not an ONNX model, or truncated ({len(content)} bytes)")
-    return proto
+        onnx.checker.check_model(str(path) if external else proto.SerializeToString(), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ImportFailure(f"{label} is not a legal ONNX model: {_one_line(error)}") from None
+    except onnx.shape_inference.InferenceError as error:  # noqa: TID251 - the error's name, not the inference
+        if not _inside_schema_function(str(error)):
+            raise ImportFailure(f"{label} contradicts itself: {_one_line(error)}") from None
+    except (EncodeError, ValueError, RuntimeError) as error:
+        raise ImportFailure(f"{label} cannot be checked: {_one_line(error)}") from None
 
 
 def _check_opsets(proto: onnx.ModelProto, label: str) -> None:
@@ -116,19 +128,6 @@ def _check_opsets(proto: onnx.ModelProto, label: str) -> None:
     if not readable:
         remedy = "update Ingot" if version > NEWEST_OPSET else "convert it with onnx.version_converter"
         raise ImportFailure(f"{label} uses opset {version}, Ingot reads {OLDEST_OPSET} to {NEWEST_OPSET}: {remedy}")
-
-
-def _check(content: bytes | str, label: str) -> None:
-    """onnx.checker, shapes and types included; the schemas' own faulty functions are not held against the model."""
-    try:
-        onnx.checker.check_model(content, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise ImportFailure(f"{label} is not a legal ONNX model: {_one_line(error)}") from None
-    except onnx.shape_inference.InferenceError as error:  # noqa: TID251 - the error's name, not the inference
-        if not _inside_schema_function(str(error)):
-            raise ImportFailure(f"{label} contradicts itself: {_one_line(error)}") from None
-    except (ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise ImportFailure(f"{label} cannot be checked: {_one_line(error)}") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -195,27 +194,19 @@ def _deserialize(proto: onnx.ModelProto, label: str) -> onnx_ir.Model:
         raise ImportFailure(f"{label} holds something Ingot does not read: {_one_line(Exception(reason))}") from None
 
 
-def _attach_weights(model: onnx_ir.Model, path: Path | None, label: str) -> None:
-    """Initializers become arrays (one copy, out of the proto) or maps of their external file."""
+def _attach_small(model: onnx_ir.Model, path: Path | None, label: str) -> None:
+    """The remaining initializers become arrays, or maps of their external file."""
     if path is not None:
         onnx_ir.external_data.set_base_dir(model.graph, path.parent)
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
-        if not isinstance(tensor, onnx_ir.TensorProtoTensor):
+        if not isinstance(tensor, onnx_ir.serde.TensorProtoTensor):
             continue
         try:
             array = tensor.numpy()
         except (ValueError, TypeError, OverflowError) as error:
             raise ImportFailure(f"{label}: initializer {value.name!r} is damaged: {_one_line(error)}") from None
         value.const_value = onnx_ir.Tensor(array, dtype=tensor.dtype, shape=tensor.shape, name=value.name)
-        tensor.raw.ClearField("raw_data")
-
-
-def _share_weights(model: onnx_ir.Model, source: onnx_ir.Model) -> None:
-    """Weights that `skeleton` left out come from the source without a copy."""
-    for name, value in source.graph.initializers.items():
-        if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = value.const_value
 
 
 def _check_operators(model: onnx_ir.Model, label: str) -> None:

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import RuntimeContextError, SparseTensor
 
-from ingot.errors import UnsupportedOperator
+from ingot.errors import InputError, UnsupportedOperator
 from ingot.ir.oracle_ops import Value, find
 from ingot.ir.oracle_ops.table import Meaning
 
@@ -35,7 +35,12 @@ def evaluate_model(model: onnx.ModelProto | onnx_ir.Model, feeds: Mapping[str, V
 def compile_model(model: onnx.ModelProto | onnx_ir.Model) -> Callable[[Mapping[str, Value]], dict[str, Value]]:
     """The model as a function from named inputs to named outputs; weights are read once."""
     program = _program_of_ir(model) if isinstance(model, onnx_ir.Model) else _program_of_proto(model)
-    return lambda feeds: dict(zip(program.outputs, program.run(feeds, {}), strict=True))
+
+    def run(feeds: Mapping[str, Value]) -> dict[str, Value]:
+        with np.errstate(all="ignore"):  # an infinity or a NaN is a result like any other
+            return dict(zip(program.outputs, program.run(feeds, {}), strict=True))
+
+    return run
 
 
 def is_known(domain: str, op_type: str, version: int) -> bool:
@@ -54,12 +59,19 @@ def is_known(domain: str, op_type: str, version: int) -> bool:
 def evaluate_node(node: onnx.NodeProto, inputs: Sequence[Value], opset: Mapping[str, int],
                   functions: Functions | None = None) -> list[Value]:  # fmt: skip
     """Outputs of one node; the values of `captures(node)` follow its inputs."""
-    return _compile(node, opset, functions or {})(inputs)
+    with np.errstate(all="ignore"):
+        return _compile(node, opset, functions or {})(inputs)
 
 
 @lru_cache(maxsize=4096)
 def _compile_serialized(node_bytes: bytes, opset: tuple[tuple[str, int], ...]) -> Runner:
-    return _compile(onnx.NodeProto.FromString(node_bytes), dict(opset), {})
+    runner = _compile(onnx.NodeProto.FromString(node_bytes), dict(opset), {})
+
+    def run(inputs: Sequence[Value]) -> list[Value]:
+        with np.errstate(all="ignore"):
+            return runner(inputs)
+
+    return run
 
 
 def compile_node(node_bytes: bytes, opset: Mapping[str, int]) -> Runner:
@@ -112,7 +124,11 @@ class Program:
         """Output values in order; `outer` holds the enclosing scope's values."""
         values: dict[str, Value] = {"": None, **outer, **self.constants, **feeds}
         for step in self.steps:
-            values.update(zip(step.writes, step.run([values[name] for name in step.reads]), strict=False))
+            try:
+                results = step.run([values[name] for name in step.reads])
+            except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+                raise InputError(f"{step.label} cannot be computed: {type(error).__name__}: {error}") from error
+            values.update(zip(step.writes, results, strict=False))
             for name in step.drops:
                 del values[name]
         return [values[name] for name in self.outputs]
@@ -151,7 +167,7 @@ def _program(nodes: Sequence[onnx.NodeProto], inputs: tuple[str, ...], outputs: 
     reads = [(*node.input, *captures(node)) for node in nodes]
     drops = _drops(nodes, reads, {*names, *constants, *inputs, ""})
     steps = [
-        Step(_compile(node, opset, functions), read, tuple(node.output), drop, f"{node.op_type} {node.name!r}")
+        Step(_compile(node, opset, functions), read, tuple(node.output), drop, f"node {node.name!r} ({node.op_type})")
         for node, read, drop in zip(nodes, reads, drops, strict=True)
     ]
     return Program(inputs, names, tuple(value.type for value in outputs), constants, tuple(steps))
