@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
-from ingot.errors import DeviceError
+from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, pack
 from ingot.plan.plan import ControlSegment, HostSegment, MemoryPlan, NativeSegment, Plan, Segment, Storage, Value
@@ -150,6 +150,9 @@ class Frame:
             y = outputs.get(position) if outputs else None
             if y is None:
                 y = np.empty(shape, dtype)
+            elif y.shape != shape:
+                name = plan.values[index].name
+                raise InputError(f"the buffer for output {name!r} has shape {list(y.shape)}, this run gives {list(shape)}")
             pointers[plan.values[index].storage] = y.__array_interface__["data"][0]
             objects[index] = y
             results.append(y)
