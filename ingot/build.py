@@ -25,15 +25,9 @@ def build(model: Any, config: BuildConfig | None = None, progress: Progress | No
     log = report.BuildLog(progress)
     source = compiler.import_model(model, config, log)
     optimised = compiler.optimise(source, config, log)
-    variants = compiler.compile_variants(source, optimised, config, log)
-    engine = compiler.package(source, variants, config, log)
-    return evidence.verify(engine, source, config, log) if config.verify else engine
 
+    def attempt(banned: frozenset[str]) -> tuple[Engine, list[compiler.Compiled]]:
+        compiled = compiler.compile_variants(source, optimised, config, log, banned)
+        return compiler.package(source, compiled, config, log), compiled
 
-class _CallableModule(types.ModuleType):
-    """Keeps `ingot.build(…)` a call: importing this module puts it in the place of the function of the same name."""
-
-    __call__ = staticmethod(build)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+    return evidence.first_correct(attempt, source, config, log) if config.verify else attempt(frozenset())[0]

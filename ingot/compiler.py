@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,11 +17,12 @@ from ingot.errors import BuildError, ConfigError
 from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.graph import dtype_of
+from ingot.kernels import Candidate
 from ingot.kernels.cpu import emit
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.plan.assemble import Code, assemble
-from ingot.plan.lower import Module, lower
+from ingot.plan.lower import Module, Work, lower
 from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
 from ingot.report import BuildLog
@@ -58,13 +60,27 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         return model
 
 
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A variant with what it was made from, for finding a wrong kernel."""
+
+    variant: Variant
+    isa: Isa | None = None
+    module: Module | None = None
+    choices: Mapping[Work, Candidate] = field(default_factory=dict)
+
+
 def compile_variants(
-    source: onnx_ir.Model, optimised: onnx_ir.Model | None, config: BuildConfig, log: BuildLog
-) -> list[Variant]:
-    """A variant per instruction set asked for, best first."""
+    source: onnx_ir.Model,
+    optimised: onnx_ir.Model | None,
+    config: BuildConfig,
+    log: BuildLog,
+    banned: frozenset[str] = frozenset(),
+) -> list[Compiled]:
+    """A variant per instruction set asked for, best first; `banned` candidates (by label) are not used."""
     if optimised is None:
-        return [_host_variant(source, config)]
-    return [_native_variant(optimised, isa, config, log) for isa in _isas(config)]
+        return [Compiled(_host_variant(source, config))]
+    return [_native_variant(optimised, isa, config, log, banned) for isa in _isas(config)]
 
 
 def _isas(config: BuildConfig) -> list[Isa]:
@@ -85,9 +101,11 @@ def _host_variant(source: onnx_ir.Model, config: BuildConfig) -> Variant:
     return Variant("host", "", (), plan_bytes(plan), weights=memoryview(code.weight_bytes()))
 
 
-def _native_variant(model: onnx_ir.Model, isa: Isa, config: BuildConfig, log: BuildLog) -> Variant:
+def _native_variant(
+    model: onnx_ir.Model, isa: Isa, config: BuildConfig, log: BuildLog, banned: frozenset[str]
+) -> Compiled:
     with log.stage(f"lower {isa.name}"):
-        module = lower(model, isa)
+        module = lower(model, isa, banned=banned)
         _note_host_works(module, log)
     with log.stage(f"tune {isa.name}"):
         symbols = typical_symbols(model, config)
@@ -98,9 +116,9 @@ def _native_variant(model: onnx_ir.Model, isa: Isa, config: BuildConfig, log: Bu
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
         image, exported = emit.compile_image(code.texts, isa, log)
-    return Variant(
-        "cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, memoryview(code.weight_bytes())
-    )
+    weights = memoryview(code.weight_bytes())
+    variant = Variant("cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, weights)
+    return Compiled(variant, isa, module, choice.candidates)
 
 
 def _note_host_works(module: Module, log: BuildLog) -> None:
@@ -159,7 +177,7 @@ def typical_symbols(model: onnx_ir.Model, config: BuildConfig) -> dict[str, int]
 # -- packaging ----------------------------------------------------------------------------------------------------------
 
 
-def package(source: onnx_ir.Model, variants: Sequence[Variant], config: BuildConfig, log: BuildLog) -> Engine:
+def package(source: onnx_ir.Model, compiled: Sequence[Compiled], config: BuildConfig, log: BuildLog) -> Engine:
     """The engine around its variants."""
     with log.stage("package"):
         inputs = tuple(_spec(v, config) for v in source.graph.inputs)
@@ -170,7 +188,7 @@ def package(source: onnx_ir.Model, variants: Sequence[Variant], config: BuildCon
             "toolchain": toolchain(),
             "notices": [str(n) for n in log.notices if n.kind != "not fused"],
         }
-        return Engine(inputs, outputs, tuple(variants), details)
+        return Engine(inputs, outputs, tuple(c.variant for c in compiled), details)
 
 
 def _spec(value: onnx_ir.Value, config: BuildConfig) -> TensorSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,27 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from ingot.compiler import digest
+from ingot.compiler import Compiled, digest
 from ingot.config import BuildConfig
 from ingot.engine import Engine
 from ingot.errors import VerificationFailed
+from ingot.ir import expression as expressions
+from ingot.ir.ops import meaning
 from ingot.ir.oracle import compile_model
+from ingot.kernels import Candidate
+from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.cpu.standalone import Standalone
+from ingot.kernels.node import Port
 from ingot.plan.extent import evaluate, symbols_of
+from ingot.plan.lower import Work
 from ingot.plan.plan import TensorSpec
 from ingot.report import BuildLog
+from ingot.runtime.machine import cpu_features
 from ingot.runtime.session import Session
+from ingot.tune.binding import bind
 
 Array = np.ndarray[Any, Any]
+Attempt = Callable[[frozenset[str]], tuple[Engine, list[Compiled]]]
 _BATCH_LIMIT = 8
 _UNBOUNDED = (1, 3)
 # relative to the largest magnitude of the reference output; integers: largest difference allowed, and share of elements
@@ -76,9 +86,54 @@ def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: Buil
     return replace(engine, details={**engine.details, "evidence": [d.as_json() for d in evidence]})
 
 
-def _runnable(engine: Engine) -> bool:
-    from ingot.runtime.machine import cpu_features
+def first_correct(attempt: Attempt, source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> Engine:
+    """The first engine that agrees with the reference. Kernels found wrong are dropped, named in the log, and the engine is
+    made again without them; VerificationFailed when the difference cannot be blamed on a kernel."""
+    banned: frozenset[str] = frozenset()
+    while True:
+        engine, compiled = attempt(banned)
+        try:
+            return verify(engine, source, config, log)
+        except VerificationFailed as failure:
+            wrong = blame(compiled, config, log) - banned
+            if not wrong:
+                raise failure from None
+            banned |= wrong
 
+
+def blame(compiled: Sequence[Compiled], config: BuildConfig, log: BuildLog) -> frozenset[str]:
+    """Labels of chosen candidates that, run alone, differ from their op's numpy meaning."""
+    wrong: set[str] = set()
+    for made in compiled:
+        if made.isa is None or not made.isa.machine <= cpu_features():
+            continue
+        for work, candidate in made.choices.items():
+            if candidate.label not in wrong and (reason := _fault(work, candidate, made.isa, config)):
+                wrong.add(candidate.label)
+                log.note("dropped tactic", ", ".join(work.origins) or work.name, f"{candidate.label}: {reason}")
+    return frozenset(wrong)
+
+
+def _fault(work: Work, candidate: Candidate, isa: Isa, config: BuildConfig) -> str:
+    """What is wrong with a candidate at typical sizes; empty when it is right."""
+    assert work.node is not None
+    node = bind(work.node, {})
+    rng = np.random.default_rng(config.seed)
+    feeds = [p and (draw(rng, p.dtype, _sizes(p), 2) if p.constant is None else p.constant) for p in node.inputs]
+    key = "expression" if node.op == "Pointwise" else "epilogue"
+    stated = {**node.attributes, **({key: expressions.format(node.epilogue)} if node.epilogue else {})}
+    wanted = meaning(node.op)(*feeds, **stated)
+    mine = Standalone(node, candidate, isa)(*feeds)
+    found = [compare("", a, b, {}, config) for a, b in zip(mine, wanted, strict=False)]
+    worst = max(found, key=lambda d: d.relative)
+    return "" if all(d.passed for d in found) else f"differs from {node.op}'s meaning by {worst.largest:.2e}"
+
+
+def _sizes(port: Port) -> tuple[int, ...]:
+    return tuple(int(d) for d in port.shape)
+
+
+def _runnable(engine: Engine) -> bool:
     return any(frozenset(v.requires) <= cpu_features() for v in engine.variants)
 
 

@@ -91,9 +91,11 @@ class Module:
                 yield from body.all_works()
 
 
-def lower(model: onnx_ir.Model, isa: Any | None, target: str = "cpu") -> Module:
-    """Works of the model's main graph. isa None: everything on the host."""
-    lowering = _Lowering(isa, target, dict(model.opset_imports))
+def lower(
+    model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: frozenset[str] = frozenset()
+) -> Module:
+    """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use."""
+    lowering = _Lowering(isa, target, dict(model.opset_imports), banned)
     return lowering.module(model.graph, {})
 
 
@@ -102,6 +104,7 @@ class _Lowering:
     isa: Any | None
     target: str
     opsets: Mapping[str, int]
+    banned: frozenset[str] = frozenset()
     names: int = 0
 
     def module(self, graph: onnx_ir.Graph, scope: dict[onnx_ir.Value, Tensor]) -> Module:
@@ -158,7 +161,7 @@ class _Lowering:
             return None
         used = _without_unused_tail(node, outputs)
         described = kernel_node(node, inputs, used)
-        choices = tuple(candidates(described, self.target, self.isa))
+        choices = tuple(c for c in candidates(described, self.target, self.isa) if c.label not in self.banned)
         if not choices:
             return None
         return Work("native", node.name or "", node.op_type, origins(node), inputs, used, described, choices)
