@@ -1,0 +1,82 @@
+"""`ingot <verb>`: each verb is a module with `add_arguments(parser)` and `run(arguments) -> exit code`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingot.errors import IngotError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One subcommand: where it lives, what it does in a line, an example."""
+
+    module: str
+    summary: str
+    example: str
+
+
+VERBS = {
+    "build": Verb("ingot.tools.build_engine", "compile a model into a verified engine", "ingot build model.onnx -o model.engine"),
+    "trtexec": Verb(
+        "ingot.tools.trtexec", "build and time with trtexec's flags and report", "ingot trtexec --onnx=model.onnx --shapes=x:1x3x224x224"
+    ),
+    "compare": Verb(
+        "ingot.tools.compare", "engine, reference and onnxruntime side by side", "ingot compare model.onnx --runners engine,reference"
+    ),
+    "inspect": Verb("ingot.tools.inspect", "what a model or an engine holds, what runs natively", "ingot inspect engine model.engine"),
+    "report": Verb("ingot.tools.html_report", "one page about an engine", "ingot report model.engine -o report.html"),
+    "explain": Verb("ingot.tools.explain", "which fusions fired where, and why others did not", "ingot explain model.onnx"),
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 on success, 1 for an error of the user's model or files, 2 for wrong usage, 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verb = VERBS.get(words[0]) if words else None
+    if verb is None:
+        return _overview(words)
+    module = importlib.import_module(verb.module)
+    parser = argparse.ArgumentParser(
+        f"ingot {words[0]}", description=verb.summary, epilog=f"example: {verb.example}", allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    return _run(module, parser, words[1:])
+
+
+def _run(module: Any, parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    try:
+        return int(module.run(parser.parse_args(words)))
+    except IngotError as error:
+        print(f"ingot: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ingot: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _overview(words: Sequence[str]) -> int:
+    known = not words or words[0] in ("-h", "--help", "help")
+    stream = sys.stdout if known else sys.stderr
+    if words and words[0] in ("-V", "--version"):
+        from ingot import __version__
+
+        print(f"ingot {__version__}")
+        return 0
+    if not known:
+        print(f"ingot: there is no verb {words[0]!r}", file=stream)
+    print("usage: ingot <verb> …   (ingot <verb> --help tells more)\n", file=stream)
+    for name, verb in VERBS.items():
+        print(f"  {name:10} {verb.summary}\n  {'':10}   {verb.example}", file=stream)
+    return 0 if known else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
