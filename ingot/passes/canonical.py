@@ -1,0 +1,129 @@
+"""ONNX operators become canonical ones: `canonicalise(model)` walks the table of the canonical_* modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ingot.ir.graph import DOMAIN, dtype_name, is_canonical, is_shape_known, make_node, replace_node, shape
+from ingot.ir.provenance import origins
+from ingot.passes import canonical_move, canonical_pointwise
+from ingot.passes.canonical_table import TABLE, Builder, Function, Reject, reject
+
+FAMILIES = (canonical_move, canonical_pointwise)
+_HOST = "it has no canonical form"
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """A node that stays an ONNX operator and runs on the host: why, and what would change it ("" if nothing would)."""
+
+    node: str
+    op: str
+    origins: tuple[str, ...]
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What canonicalisation did: nodes replaced, and those that stayed."""
+
+    replaced: int
+    remaining: tuple[Remaining, ...]
+
+
+def canonicalise(model: ir.Model) -> Report:
+    """Replace every node that can be expressed in canonical operators, in place, subgraphs included.
+
+    Shapes must have been inferred. Values keep their names, dtypes and shapes, new nodes the origins of the old.
+    """
+    model.opset_imports.setdefault(DOMAIN, 1)
+    replaced, remaining = 0, []
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if is_canonical(node):
+            continue
+        outcome = _canonicalise_node(node, model.opset_imports)
+        if outcome is None:
+            replaced += 1
+        else:
+            remaining.append(_remaining(node, outcome))
+    sweep(model)
+    return Report(replaced, tuple(entry for entry in remaining if entry is not None))
+
+
+def _remaining(node: ir.Node, why: Reject) -> Remaining:
+    name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return Remaining(node.name or "", name, origins(node), why.reason, why.remedy)
+
+
+def _canonicalise_node(node: ir.Node, opsets: dict[str, int]) -> Reject | None:
+    """Replaces the node, or says why not."""
+    function = TABLE.get((node.domain, node.op_type))
+    if function is None:
+        return reject(_HOST)
+    problem = _untyped(node)
+    return problem or _replaced(node, function, node.version or opsets.get(node.domain, 1))
+
+
+def _untyped(node: ir.Node) -> Reject | None:
+    """Why the node's types do not allow a native form."""
+    for value in (*node.inputs, *node.outputs):
+        if value is None or (value.producer() is node and not _is_read(value)):
+            continue
+        if not isinstance(value.type, ir.TensorType) or not is_shape_known(value):
+            return reject(f"the type or shape of {value.name!r} is not a tensor's or is unknown")
+        name = dtype_name(value.dtype)
+        if name is None or name in ("string", "complex64", "complex128"):
+            return reject(f"{value.name!r} has elements of type {name}")
+    return None
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _replaced(node: ir.Node, function: Function, version: int) -> Reject | None:
+    op = Builder(node, version)
+    result = function(op)
+    if isinstance(result, Reject):
+        return result
+    results = list(result) if isinstance(result, tuple) else [result]
+    results += [None] * (len(node.outputs) - len(results))
+    missing = [old.name for old, new in zip(node.outputs, results, strict=True) if new is None and _is_read(old)]
+    if missing:
+        return reject(f"its output {missing[0]!r} has no canonical form")
+    results = [_own(op, old, new) for old, new in zip(node.outputs, results, strict=True)]
+    replace_node(node, op.nodes, results)
+    return None
+
+
+def _own(op: Builder, old: ir.Value, new: ir.Value | None) -> ir.Value | None:
+    """A graph's output needs a value of its own: a copy where the result is a value that already has a name."""
+    if new is None or not old.is_graph_output():
+        return new
+    taken = new.producer() not in op.nodes
+    result: ir.Value = op.View(new, shape=shape(new)) if taken else new
+    return result
+
+
+def sweep(model: ir.Model) -> None:
+    """Remove nodes and initializers that nothing reads any more."""
+    for graph in reversed([model.graph, *model.graph.subgraphs()]):
+        for node in reversed(list(graph)):
+            if not any(_is_read(value) for value in node.outputs) and node.outputs:
+                graph.remove(node, safe=True)
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        for name, value in list(graph.initializers.items()):
+            if not _is_read(value) and not value.is_graph_input():
+                del graph.initializers[name]
+
+
+def remaining_operators(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes that are not canonical, in graph order."""
+    return (node for node in ir.traversal.RecursiveGraphIterator(model.graph) if not is_canonical(node))
+
+
+__all__ = ["FAMILIES", "Remaining", "Report", "canonicalise", "make_node", "remaining_operators", "sweep"]
