@@ -74,14 +74,25 @@ def check_cifar(ours: Run, theirs: Run, assets: Path) -> Outcome:
     return Outcome(text, same == len(labels) == 3000)
 
 
+def top_classes(scores: np.ndarray) -> set[int]:
+    """The classes with the largest score: several where 8-bit scores tie."""
+    return set(np.flatnonzero(scores == scores.max()).tolist())
+
+
 def check_quantised(extent: int) -> Callable[[Run, Run, Path], Outcome]:
     def check(ours: Run, theirs: Run, assets: Path) -> Outcome:
-        """The same top-1 as onnxruntime on at least 99 % of 500 crops; ties count for the first class in both."""
-        same = [
-            only_output(ours, {"input": crop}).argmax() == only_output(theirs, {"input": crop}).argmax()
+        """A top-1 class in common with onnxruntime on at least 99 % of 500 crops.
+
+        The scores are uint8 with steps of 1/256, so that several classes are often first together; onnxruntime without
+        its own graph optimisations picks another first index than with them on more than one crop in a hundred.
+        """
+        pairs = [
+            [only_output(run, {"input": crop})[0] for run in (ours, theirs)]
             for crop in asset_data.crops(assets, extent, 500)
         ]
-        return Outcome(f"same top-1 on {np.mean(same):.1%} of {len(same)} crops", float(np.mean(same)) >= 0.99)
+        same = float(np.mean([bool(top_classes(mine) & top_classes(reference)) for mine, reference in pairs]))
+        first = float(np.mean([mine.argmax() == reference.argmax() for mine, reference in pairs]))
+        return Outcome(f"same top-1 on {same:.1%} of {len(pairs)} crops ({first:.1%} by first index)", same >= 0.99)
 
     return check
 
