@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
 from ingot.ir.elementwise import FLOATS, NARROW_FLOATS
 from ingot.ir.expression import Expression, Input, Instruction, Literal, Operand, Result, dtypes_of
+from ingot.kernels.cpu import render_narrow
 from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 
 MEMORY = {
@@ -20,7 +24,20 @@ MEMORY = {
     "int8": "i8", "uint8": "i8", "int16": "i16", "uint16": "i16", "int32": "i32", "uint32": "i32",
     "int64": "i64", "uint64": "i64",
 }  # fmt: skip
+SUB_BYTE = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}  # bits; one element to a byte, the upper bits of which are 0
+MEMORY |= dict.fromkeys([*SUB_BYTE, *render_narrow.FORMATS, "float8_e8m0fnu"], "i8")
 FAMILIES = ("render_basic", "render_math", "render_convert")
+
+
+Codec = tuple[Callable[[Function, Value], Value], Callable[[Function, Value], Value]]
+_CODECS: dict[str, Codec] = {
+    "bfloat16": (render_narrow.decode_bfloat16, render_narrow.encode_bfloat16),
+    "float8_e8m0fnu": (render_narrow.decode_scale, render_narrow.encode_scale),
+    **{
+        name: (partial(render_narrow.decode, dtype=name), partial(render_narrow.encode, dtype=name))
+        for name in render_narrow.FORMATS
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,13 @@ def _operand(
         case Result(index):
             return results[index]
         case Literal(value):
-            return f.constant(vector(register_element(dtype), lanes), value)
+            return f.constant(vector(register_element(dtype), lanes), stored(value, dtype))
+
+
+def stored(value: int | float, dtype: str) -> int | float:
+    """A literal as its type holds it."""
+    number = np.asarray(value).astype(numpy_dtype(dtype))
+    return float(number) if dtype in FLOATS else int(number)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -144,10 +167,9 @@ def widen(f: Function, raw: Value, dtype: str) -> Value:
         return f.compare("ne", raw, 0)
     if dtype == "float16":
         return f.cast("fpext", raw, "float")
-    if dtype == "bfloat16":
-        bits = f.binary("shl", f.cast("zext", raw, "i32"), 16)
-        return f.bitcast(bits, bits.type.replace("i32", "float"))
-    return raw
+    if dtype in _CODECS:
+        return _CODECS[dtype][0](f, raw)
+    return _wrapped(f, raw, dtype)
 
 
 def narrow(f: Function, value: Value, dtype: str) -> Value:
@@ -156,24 +178,24 @@ def narrow(f: Function, value: Value, dtype: str) -> Value:
         return f.cast("zext", value, "i8")
     if dtype == "float16":
         return f.cast("fptrunc", value, "half")
-    if dtype == "bfloat16":
-        return f.cast("trunc", f.binary("lshr", _bfloat16_bits(f, value), 16), "i16")
-    return value
+    if dtype in _CODECS:
+        return _CODECS[dtype][1](f, value)
+    return f.binary("and", value, (1 << SUB_BYTE[dtype]) - 1) if dtype in SUB_BYTE else value
 
 
 def round_to(f: Function, value: Value, dtype: str) -> Value:
-    """A register value rounded to a narrow float's precision (others unchanged)."""
+    """A register value rounded to a narrow float's precision, wrapped to an integer's bits (others unchanged)."""
     if dtype == "float16":
         return f.cast("fpext", f.cast("fptrunc", value, "half"), "float")
     if dtype == "bfloat16":
-        bits = f.binary("and", _bfloat16_bits(f, value), 0xFFFF0000)
-        return f.bitcast(bits, value.type)
-    return value
+        return render_narrow.round_bfloat16(f, value)
+    if dtype in _CODECS:
+        return widen(f, narrow(f, value, dtype), dtype)
+    return _wrapped(f, value, dtype)
 
 
-def _bfloat16_bits(f: Function, value: Value) -> Value:
-    """i32 bits whose upper half is the bfloat16 nearest to a float; NaN stays a quiet NaN."""
-    bits = f.bitcast(value, value.type.replace("float", "i32"))
-    odd = f.binary("and", f.binary("lshr", bits, 16), 1)
-    rounded = bits + odd + 0x7FFF
-    return f.select(f.compare("uno", value, value), f.binary("or", bits, 0x00400000), rounded)
+def _wrapped(f: Function, value: Value, dtype: str) -> Value:
+    if dtype not in SUB_BYTE:
+        return value
+    spare = 8 - SUB_BYTE[dtype]
+    return f.binary("ashr" if dtype.startswith("int") else "lshr", f.binary("shl", value, spare), spare)

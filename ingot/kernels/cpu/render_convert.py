@@ -1,3 +1,135 @@
 """Renderers of Cast, Quantize and Dequantize."""
 
 from __future__ import annotations
+
+from ingot.ir.elementwise import FLOATS, INTEGERS, SATURATING
+from ingot.kernels.cpu.llvm import Function, Value, bits_of, element_of, lanes_of, vector
+from ingot.kernels.cpu.math import at_least, at_most
+from ingot.kernels.cpu.render import SUB_BYTE, Site, register_element, render
+from ingot.kernels.cpu.render_narrow import FORMATS
+
+
+def is_signed(dtype: str) -> bool:
+    """Whether a type is a signed integer."""
+    return dtype.startswith("int")
+
+
+def integer_range(dtype: str) -> tuple[int, int]:
+    """Lowest and highest number of an integer type."""
+    bits = SUB_BYTE.get(dtype) or bits_of(register_element(dtype))
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed(dtype) else (0, (1 << bits) - 1)
+
+
+def convert(f: Function, x: Value, source: str, target: str) -> Value:
+    """Register form of one dtype → that of another, not yet rounded to a narrow target; to integers by truncation."""
+    if source == target:
+        return x
+    if target == "bool":
+        return f.compare("une" if source in FLOATS else "ne", x, 0)
+    element = register_element(target)
+    if source in FLOATS:
+        return _resized(f, x, target) if target in FLOATS else _truncated(f, x, target)
+    if target in FLOATS:
+        return f.cast("sitofp" if is_signed(source) else "uitofp", x, element)
+    if bits_of(element) <= bits_of(x.type):
+        return f.cast("trunc", x, element)
+    return f.cast("sext" if is_signed(source) else "zext", x, element)
+
+
+def _resized(f: Function, x: Value, target: str) -> Value:
+    element = register_element(target)
+    if bits_of(element) >= bits_of(x.type):
+        return f.cast("fpext", x, element)
+    return f.cast("fptrunc", _odd(f, x) if target != "float32" else x, element)
+
+
+def _odd(f: Function, x: Value) -> Value:
+    """A double cut to a float's mantissa with its last bit set if anything was lost: it can be rounded again."""
+    bits = f.bitcast(x, vector("i64", lanes_of(x.type)))
+    lost = f.compare("ne", f.binary("and", bits, (1 << 29) - 1), 0)
+    kept = f.binary("and", bits, -1 << 29)
+    return f.bitcast(f.select(lost, f.binary("or", kept, 1 << 29), kept), x.type)
+
+
+def _truncated(f: Function, x: Value, target: str) -> Value:
+    """As x86 does it, and numpy with it: through int32 or int64, wrapping; beyond those gives the lowest number."""
+    element = register_element(target)
+    if target == "uint64":
+        return _to_uint64(f, x)
+    middle = "i64" if bits_of(element) == 64 or target == "uint32" else "i32"
+    return f.cast("trunc", f.cast("fptosi", x, middle), element)
+
+
+def _to_uint64(f: Function, x: Value) -> Value:
+    """Numbers above int64 less 2**63, whose bit is put back."""
+    large = f.compare("oge", x, 2.0**63)
+    below = f.cast("fptosi", f.select(large, x - 2.0**63, x), "i64")
+    return f.binary("xor", below, f.select(large, f.constant(below.type, -(1 << 63)), 0))
+
+
+@render("Cast")
+def cast(f: Function, site: Site, x: Value) -> Value:
+    """x in another type; 8-bit floats saturate unless told otherwise."""
+    source, target = site.dtypes[0], site.dtype
+    return _saturated(f, convert(f, x, source, target), site) if source != target else x
+
+
+def _saturated(f: Function, x: Value, site: Site) -> Value:
+    if site.dtype not in SATURATING or not site.instruction.attribute("saturate"):
+        return x
+    maximum = FORMATS[site.dtype].maximum
+    return at_most(f, at_least(f, x, -maximum), maximum)
+
+
+@render("Quantize")
+def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Value:
+    """saturate(round(x / scale) + zero)"""
+    if site.dtype not in INTEGERS:
+        return _saturated(f, f.binary("fdiv", *(_real(f, site, v, i) for i, v in enumerate((x, scale)))), site)
+    exact = "double" if _wide(site) else "float"
+    ratio = f.binary("fdiv", *(f.cast("fpext", _real(f, site, v, i), exact) for i, v in enumerate((x, scale))))
+    integer = "i64" if exact == "double" else "i32"
+    shift = f.cast("sext" if is_signed(site.dtype) else "zext", zero, integer)
+    offset = f.cast("sitofp", shift, exact)
+    low, high = integer_range(site.dtype)
+    clipped = _clipped(f, ratio, low - offset, high - offset)
+    rounded = f.intrinsic(_lrint(clipped, integer), vector(integer, lanes_of(x.type)), clipped)
+    return f.cast("trunc", rounded + shift, element_of(zero.type))
+
+
+def _wide(site: Site) -> bool:
+    """Whether a float does not hold all numbers in question."""
+    return any(dtype in ("int32", "uint32", "int64", "uint64", "float64") for dtype in (site.dtypes[0], site.dtype))
+
+
+def _real(f: Function, site: Site, value: Value, position: int) -> Value:
+    dtype = site.dtypes[position]
+    return value if dtype in FLOATS else convert(f, value, dtype, "float64" if _wide(site) else "float32")
+
+
+def _clipped(f: Function, x: Value, low: Value, high: Value) -> Value:
+    """min(max(x, low), high); NaN gives low."""
+    raised = f.select(f.compare("ogt", x, low), x, low)
+    return f.select(f.compare("olt", raised, high), raised, high)
+
+
+def _lrint(x: Value, integer: str) -> str:
+    lanes = f"v{lanes_of(x.type)}" if lanes_of(x.type) > 1 else ""
+    return f"llvm.lrint.{lanes}{integer}.{lanes}{'f64' if element_of(x.type) == 'double' else 'f32'}"
+
+
+@render("Dequantize")
+def dequantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Value:
+    """(x - zero) scale, in float32"""
+    source, element = site.dtypes[0], register_element(site.dtype)
+    if source in INTEGERS and bits_of(x.type) < 32:
+        wide = [f.cast("sext" if is_signed(source) else "zext", v, "i32") for v in (x, zero)]
+        real = f.cast("sitofp", wide[0] - wide[1], "float")
+    else:
+        real = convert(f, x, source, "float32")
+        real = real - convert(f, zero, source, "float32") if site.dtypes[2] in INTEGERS else real
+    return _matched(f, real * _matched(f, scale, "float"), element)
+
+
+def _matched(f: Function, x: Value, element: str) -> Value:
+    return f.cast("fpext" if bits_of(element) > bits_of(x.type) else "fptrunc", x, element)
