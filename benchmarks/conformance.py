@@ -129,10 +129,11 @@ def _oracle_engine(model: onnx.ModelProto) -> tuple[Callable[[Feeds], list[Any]]
     return lambda feeds: list(run(feeds).values()), ["(oracle)"]
 
 
-def _built_engine(model: onnx.ModelProto) -> tuple[Callable[[Feeds], list[Any]], list[str]]:
+def _built_engine(model: onnx.ModelProto, target: str) -> tuple[Callable[[Feeds], list[Any]], list[str]]:
     import ingot
+    from ingot.build import build
 
-    engine = ingot.build(model, ingot.BuildConfig(level=0, verify=False))
+    engine = build(model, ingot.BuildConfig(target=target, level=0, verify=False))
     session = ingot.Session(engine)
     names = [output.name for output in engine.outputs]
 
@@ -145,15 +146,17 @@ def _built_engine(model: onnx.ModelProto) -> tuple[Callable[[Feeds], list[Any]],
 
 def host_operators(engine: Any) -> list[str]:
     """Operators of the plan's host steps; "(constant)" when the outputs were folded and nothing is left to run."""
-    raise NotImplementedError
+    plan = engine.variants[0].plan
+    return sorted({segment.step.op for segment in plan.host_steps}) if plan.segments else ["(constant)"]
 
 
-def check(case: Case, oracle_only: bool) -> Outcome:
-    """Build and run one case; every exception is its failure."""
+def check(case: Case, target: str) -> Outcome:
+    """Build (for "cpu" or "host"; "oracle": do not build) and run one case; every exception is its failure."""
     started = time.perf_counter()
     outcome = Outcome(case.name)
     try:
-        run, outcome.host_operators = (_oracle_engine if oracle_only else _built_engine)(case.model)
+        oracle = target == "oracle"
+        run, outcome.host_operators = _oracle_engine(case.model) if oracle else _built_engine(case.model, target)
         names = [value.name for value in case.model.graph.input]
         for inputs, expected in case.data_sets():
             differences(run(dict(zip(names, inputs, strict=False))), expected, case.rtol, case.atol)
@@ -165,10 +168,10 @@ def check(case: Case, oracle_only: bool) -> Outcome:
     return outcome
 
 
-def _serve(connection: Connection, cases: Sequence[Case], oracle_only: bool) -> None:
+def _serve(connection: Connection, cases: Sequence[Case], target: str) -> None:
     warnings.simplefilter("ignore")
     while (index := connection.recv()) is not None:
-        connection.send(check(cases[index], oracle_only))
+        connection.send(check(cases[index], target))
 
 
 @dataclass
@@ -181,20 +184,20 @@ class Worker:
     since: float = 0.0
 
 
-def _fork(cases: Sequence[Case], oracle_only: bool) -> Worker:
+def _fork(cases: Sequence[Case], target: str) -> Worker:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, cases, oracle_only), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, cases, target), daemon=True)
     process.start()
     theirs.close()
     return Worker(process, ours)
 
 
-def run_all(cases: Sequence[Case], oracle_only: bool, workers: int = 2) -> list[Outcome]:
+def run_all(cases: Sequence[Case], target: str = "cpu", workers: int = 2) -> list[Outcome]:
     """Outcomes in the order of the cases; crashed and overdue children are replaced."""
     outcomes: dict[int, Outcome] = {}
     waiting = iter(range(len(cases)))
-    team = [_fork(cases, oracle_only) for _ in range(min(workers, len(cases)))]
+    team = [_fork(cases, target) for _ in range(min(workers, len(cases)))]
     for worker in team:
         _assign(worker, waiting)
     while any(worker.index is not None for worker in team):
@@ -204,7 +207,7 @@ def run_all(cases: Sequence[Case], oracle_only: bool, workers: int = 2) -> list[
                 continue
             outcomes[worker.index] = result
             if not worker.process.is_alive():
-                team[position] = worker = _fork(cases, oracle_only)
+                team[position] = worker = _fork(cases, target)
             _assign(worker, waiting)
         _progress(outcomes, len(cases))
     for worker in team:
@@ -261,13 +264,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--filter", default="")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--oracle-only", action="store_true")
+    parser.add_argument("--oracle-only", action="store_const", dest="target", const="oracle")
+    parser.add_argument("--target", choices=("cpu", "host"), default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     cases = load_cases(options.filter, options.limit)
-    outcomes = run_all(cases, options.oracle_only, options.workers)
+    outcomes = run_all(cases, options.target, options.workers)
     report = summary(outcomes)
-    whole = not (options.filter or options.limit or options.oracle_only)
+    whole = not (options.filter or options.limit) and options.target == "cpu"
     target = options.json or (RESULTS if whole else None)
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def _fold_shape(node: onnx_ir.Node) -> bool:
 
 
 def _take_branch(node: onnx_ir.Node) -> bool:
-    """An If whose condition is known has the types of the branch taken."""
+    """An If whose condition is known has the constants of the branch taken."""
     condition = node.inputs[0]
     tensor = None if condition is None else onnx_ir.convenience.get_const_tensor(condition)
     if tensor is None or tensor.size != 1:
@@ -94,10 +94,9 @@ def _take_branch(node: onnx_ir.Node) -> bool:
     branch = node.attributes["then_branch" if tensor.numpy().item() else "else_branch"].as_graph()
     found = False
     for output, result in zip(node.outputs, branch.outputs, strict=True):
-        if result.shape is not None and (output.shape is None or output.shape != result.shape):
-            found |= output.shape is None
-            output.shape, output.type = result.shape.copy(), result.type
-        if result.const_value is not None and output.const_value is None:
-            output.const_value = result.const_value
+        tensor = onnx_ir.convenience.get_const_tensor(result)
+        if tensor is not None and output.const_value is None:
+            output.const_value = tensor
+            output.shape, output.dtype = onnx_ir.Shape(tensor.shape.numpy()), tensor.dtype
             found = True
     return found

@@ -15,6 +15,7 @@ from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError
 
 from ingot.errors import ConfigError, ImportFailure
 from ingot.ir import constants
+from ingot.ir.shapes_control import CONTRADICTORY
 from ingot.ir.symbolic import canonical, substituted, translated
 from ingot.plan.extent import Extent, symbols_of
 
@@ -86,7 +87,7 @@ def _run_engine(model: onnx_ir.Model) -> None:
             if node is None or len(hidden) > _MOST_CONTRADICTIONS:
                 raise ImportFailure(f"the shapes of the model contradict each other: {error}")
             hidden.append((node, node.domain))
-            node.domain = "ingot.unreachable"  # a domain the inference does not know, and so leaves alone
+            node.domain = CONTRADICTORY
     finally:
         for node, domain in hidden:
             node.domain = domain
