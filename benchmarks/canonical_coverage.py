@@ -59,9 +59,11 @@ def examine(case: Case, check: bool, constants: bool) -> Coverage:
     coverage.remaining = report.remaining
     coverage.operators = sorted({entry.op for entry in report.remaining})
     if check:
-        names = [value.name for value in source.graph.input]
-        given = dict(zip((value.name for value in case.model.graph.input), data[0], strict=False))
-        coverage.differs = _difference(case, model, {name: given[name] for name in names}, data[1])
+        weights = {tensor.name for tensor in case.model.graph.initializer}
+        names = [value.name for value in case.model.graph.input if value.name not in weights]
+        given = dict(zip(names, data[0], strict=False))
+        feeds = {str(value.name): given.get(str(value.name)) for value in model.graph.inputs}
+        coverage.differs = _difference(case, model, feeds, data[1])
     return coverage
 
 

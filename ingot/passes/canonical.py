@@ -9,10 +9,26 @@ import onnx_ir as ir
 
 from ingot.ir.graph import DOMAIN, dtype_name, is_canonical, is_shape_known, make_node, replace_node, shape
 from ingot.ir.provenance import origins
-from ingot.passes import canonical_move, canonical_pointwise
+from ingot.passes import (
+    canonical_conv,
+    canonical_gather,
+    canonical_linear,
+    canonical_move,
+    canonical_norm,
+    canonical_pointwise,
+    canonical_reduce,
+)
 from ingot.passes.canonical_table import TABLE, Builder, Function, Reject, reject
 
-FAMILIES = (canonical_move, canonical_pointwise)
+FAMILIES = (
+    canonical_conv,
+    canonical_gather,
+    canonical_linear,
+    canonical_move,
+    canonical_norm,
+    canonical_pointwise,
+    canonical_reduce,
+)
 _HOST = "it has no canonical form"
 
 
@@ -91,7 +107,7 @@ def _replaced(node: ir.Node, function: Function, version: int) -> Reject | None:
     if isinstance(result, Reject):
         return result
     results = list(result) if isinstance(result, tuple) else [result]
-    results += [None] * (len(node.outputs) - len(results))
+    results = (results + [None] * len(node.outputs))[: len(node.outputs)]
     missing = [old.name for old, new in zip(node.outputs, results, strict=True) if new is None and _is_read(old)]
     if missing:
         return reject(f"its output {missing[0]!r} has no canonical form")
