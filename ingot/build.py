@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -31,3 +33,12 @@ def build(model: Any, config: BuildConfig | None = None, progress: Progress | No
         return compiler.package(source, compiled, config, log), compiled
 
     return evidence.first_correct(attempt, source, config, log) if config.verify else attempt(frozenset())[0]
+
+
+class _CallableModule(types.ModuleType):
+    """Keeps `ingot.build(…)` a call: importing this module puts it in the place of the function of the same name."""
+
+    __call__ = staticmethod(build)
+
+
+sys.modules[__name__].__class__ = _CallableModule
