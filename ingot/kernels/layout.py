@@ -31,4 +31,4 @@ def to_blocked(x: Array, lanes: int, fill: float = 0) -> Array:
 def from_blocked(x: Array, channels: int) -> Array:
     """[N, blocks, *S, lanes] → [N, channels, *S]."""
     grouped = np.moveaxis(x, -1, 2)
-    return np.ascontiguousarray(grouped.reshape(x.shape[0], -1, *grouped.shape[3:])[:, :channels])
+    return np.ascontiguousarray(grouped.reshape(x.shape[0], x.shape[1] * x.shape[-1], *grouped.shape[3:])[:, :channels])

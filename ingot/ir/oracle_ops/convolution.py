@@ -82,8 +82,8 @@ def convolve(x: np.ndarray, weight: np.ndarray, geometry: Window, group: int) ->
     taps = len(geometry.kernel)
     view = patches(np.ascontiguousarray(padded(x, geometry.begins, geometry.ends)), geometry, output)
     axes = (0, 1, *range(2 + taps, 2 + 2 * taps), *range(2, 2 + taps))
-    columns = view.transpose(axes).reshape(batch, group, -1, int(np.prod(output)))
-    rows = weight.reshape(1, group, outputs // group, -1)
+    rows = weight.reshape(1, group, outputs // group, int(np.prod(weight.shape[1:])))
+    columns = view.transpose(axes).reshape(batch, group, rows.shape[-1], int(np.prod(output)))
     if rows.shape[2] == 1:  # depthwise: one multiply-add per tap beats a batch of one-row products
         product = np.einsum("ngkp,gk->ngp", columns, rows[0, :, 0])
     else:

@@ -1,0 +1,131 @@
+"""Conv, fp32, blocked output: direct convolution with a register tile of `columns` pixels × `vectors` channel vectors.
+
+    y[n, o, row, column] = epilogue(Σ over i, taps of x[n, i, row·s − p + k·d, column·s − p + k·d] · w[o, i, k])
+
+Weights are packed [O/(vectors·lanes)][I/block][*K][block][vectors·lanes]. A plain input is a blocked one with blocks of
+one channel. There is no halo: taps of all axes but the last are clipped by loop bounds; tiles at the ends of a row have
+their clipped taps written out for the columns that remain, so that padding costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ingot.kernels import Ports, kernel
+from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
+from ingot.kernels.cpu.conv_shape import FLOAT, Direct, direct_of, pack_weights, row_plan
+from ingot.kernels.cpu.conv_tile import Site, emit_row
+from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened, unravel
+from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.cpu.llvm import Value
+from ingot.kernels.node import Node
+from ingot.plan.extent import product
+
+SMALL_CHANNELS = 8  # up to here a plain input is read as it is
+ASSUMED = 64  # positions along a symbolic axis, for estimates
+TILE_CYCLES = 60  # of a tile, beside its multiply-adds
+CYCLES_PER_MICROSECOND = 2600
+BYTES_PER_MICROSECOND = 40_000
+
+
+# what applies and what it costs
+
+
+def _applies(node: Node, isa: Isa) -> bool:
+    x, weight = node.input(0), node.input(1)
+    static = all(isinstance(size, int) for size in node.output.shape[1:2])
+    floats = x.dtype == weight.dtype == "float32"
+    return floats and static and weight.constant is not None and bool(_layouts(node, isa)) and can_finish(node, 2)
+
+
+def _layouts(node: Node, isa: Isa) -> list[Ports]:
+    outputs, inputs = (int(size) for size in node.input(1).shape[:2])
+    groups = node.attributes["group"]
+    if groups > 1 and (outputs // groups) % isa.lanes:
+        return []
+    extras = extra_layouts(node, 2)
+    plain = [Ports(("plain", "", *extras), ("blocked",))] if inputs <= SMALL_CHANNELS else []
+    blocked = groups == 1 or inputs % isa.lanes == 0
+    return [*plain, *([Ports(("blocked", "", *extras), ("blocked",))] if blocked else [])]
+
+
+# Widest tile for so many channel vectors, by registers: sums, weights and one broadcast fit (with 32 registers the
+# broadcast may be an operand in memory).
+_WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 7, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
+
+
+def _vector_choices(node: Node, isa: Isa) -> tuple[int, ...]:
+    return tuple(_WIDEST[isa.registers])
+
+
+def _column_choices(node: Node, isa: Isa) -> tuple[int, ...]:
+    return tuple(sorted({width for v in _WIDEST[isa.registers] for width in _widths(node, isa, v)}))
+
+
+def _widths(node: Node, isa: Isa, vectors: int) -> set[int]:
+    """Tile widths worth trying: as wide as the registers allow, equal parts of a row, a divisor of the row."""
+    limit = _WIDEST[isa.registers][vectors]
+    size = flattened(conv_axes(node, tuple(map(int, node.input(1).shape[2:]))))[-1].output
+    if not isinstance(size, int) or size == 0:
+        return {limit}
+    divisors = [width for width in range(limit * 3 // 4, limit + 1) if size % width == 0]
+    return {min(limit, size), balanced(size, limit), *divisors[-1:]}
+
+
+def _prune(node: Node, isa: Isa, vectors: int, columns: int) -> bool:
+    return vectors > direct_of(node, isa).output_blocks or columns not in _widths(node, isa, vectors)
+
+
+def cycles(shape: Direct, isa: Isa) -> float:
+    """Cycles of one core for one image if nothing waits for memory."""
+    *outer, last = (axis.output if isinstance(axis.output, int) else ASSUMED for axis in shape.axes)
+    widths = [min(shape.columns, last - start) for start in range(0, last, shape.columns)]
+    spills = shape.columns * shape.vectors + shape.vectors + 1 > isa.registers
+    step = sum(max(w * shape.vectors / 2, (w + shape.vectors) / 2, 4) for w in widths) * (1.25 if spills else 1)
+    rows = shape.panels * math.prod(outer)
+    return rows * (math.prod(shape.kernel) * shape.inputs * step + TILE_CYCLES * len(widths))
+
+
+def _cost(node: Node, isa: Isa, vectors: int, columns: int) -> float:
+    shape = direct_of(node, isa, columns, vectors)
+    batch = shape.batch if isinstance(shape.batch, int) else 1
+    weights = shape.panels * shape.panel_bytes
+    return 1 + batch * cycles(shape, isa) / CYCLES_PER_MICROSECOND + weights / BYTES_PER_MICROSECOND
+
+
+# the kernel
+
+
+@kernel("Conv", on="cpu", when=_applies, layouts=_layouts, prune=_prune, cost=_cost,
+        space={"vectors": _vector_choices, "columns": _column_choices})  # fmt: skip
+def conv_direct(build: KernelBuilder, node: Node, vectors: int, columns: int) -> None:
+    """A work item is a run of tiles of one row (or of the flattened map) for one panel of output channels."""
+    shape = direct_of(node, build.isa, columns, vectors)
+    weight = node.input(1).constant
+    assert weight is not None
+    x, packed = build.input(0), build.pack(pack_weights(weight, shape))
+    epilogue = epilogue_of(build, node, 2)
+    row = row_plan(shape)
+    rows = tuple(axis.output for axis in shape.outer)
+    weights_outer = _weights_outer(shape)
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        site = Site(f, shape, row, x, packed, epilogue)
+
+        def item(index: Value) -> None:
+            if weights_outer:
+                panel, image, *position, run = unravel(f, index, (shape.panels, shape.batch, *rows, row.items))
+            else:
+                image, *position, run, panel = unravel(f, index, (shape.batch, *rows, row.items, shape.panels))
+            emit_row(site, image, panel, position, run)
+
+        f.loop(begin, end, item)
+
+    build.phase(product((shape.batch, shape.panels, *rows, row.items)), body)
+
+
+def _weights_outer(shape: Direct) -> bool:
+    """Whether to walk all images for a panel of weights, rather than all panels for a row of an image."""
+    image = product((shape.inputs * shape.groups * FLOAT, *(axis.input for axis in shape.axes)))
+    return isinstance(image, int) and shape.panels * shape.panel_bytes > image

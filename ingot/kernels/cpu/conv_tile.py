@@ -1,0 +1,268 @@
+"""Code for one row of a direct convolution: tiles of sums in registers, taps clipped at the map's borders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ingot.kernels.cpu.build import Handle, PhaseFunction
+from ingot.kernels.cpu.conv_epilogue import INLINE_LIMIT, Epilogue, block_values, finish, rendered_lines
+from ingot.kernels.cpu.conv_shape import FLOAT, Direct, RowPlan
+from ingot.kernels.cpu.conv_window import Tile, runs, tap_range
+from ingot.kernels.cpu.llvm import Index, Value, vector
+
+Sums = Sequence[Value]
+PREFETCH = 4096  # bytes of weights ahead
+
+
+@dataclass(frozen=True)
+class Site:
+    """A kernel function under construction, with everything that is the same for all its items."""
+
+    f: PhaseFunction
+    shape: Direct
+    row: RowPlan
+    x: Handle
+    weights: Handle
+    epilogue: Epilogue
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether the epilogue is written out for every vector of a tile."""
+        return rendered_lines(self.epilogue) * self.shape.columns * self.shape.vectors <= INLINE_LIMIT
+
+    def bytes(self, axis: int) -> Index:
+        """From an input position to the next along spatial axis `axis`; 0 is the first one."""
+        return self.f.extent(self.shape.steps[axis + 1]) * FLOAT
+
+    @property
+    def block_bytes(self) -> Index:
+        """From an input channel block to the next."""
+        return self.f.extent(self.shape.steps[0]) * FLOAT
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output row of one panel: pointers, and the clipped taps of the outer axes."""
+
+    x: Value  # block 0, the input row that tap 0 of every outer axis reads, column 0
+    weights: Value
+    taps: tuple[tuple[Index, Index], ...]
+    block: Index  # first output channel block, counted over groups
+    blocks: Index  # output blocks of this panel that exist
+    element: Index  # output element of column 0 in the first block
+    area: Index  # output elements from a channel block to the next
+
+
+def emit_row(site: Site, image: Index, panel: Index, position: Sequence[Index], run: Index) -> None:
+    """Run `run` of a row's tiles; the first one brings what lies left of them, the last one what lies right."""
+    f, plan, shape = site.f, site.row, site.shape
+    row = _row(site, image, panel, position)
+    edges = _spelled_edges if plan.spelled else _counted_edges
+    left, right = edges(site, row)
+    _guarded(f, plan, run, 0, left)
+    count = f.extent(plan.count)
+    begin = run * plan.group
+    end = f.minimum(begin + plan.group, count)
+    whole = Tile(0, shape.columns, (range(shape.columns),) * shape.row.kernel)
+
+    def tile(index: Index) -> None:
+        emit_tile(site, row, whole, index * shape.columns + plan.first)
+
+    if count == 1 or (isinstance(begin, int) and isinstance(end, int) and end - begin == 1):
+        tile(0)
+    elif count != 0:
+        f.loop(begin, end, tile)
+    _guarded(f, plan, run, f.extent(plan.items) - 1, right)
+
+
+def _guarded(f: PhaseFunction, plan: RowPlan, run: Index, wanted: Index, body: Callable[[], None] | None) -> None:
+    if body is None:
+        return
+    if plan.items == 1:
+        body()
+    else:
+        f.when(f.compare("eq", f.index(run), wanted), body)
+
+
+def _spelled_edges(site: Site, row: Row) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
+    def all_of(tiles: Sequence[Tile]) -> Callable[[], None] | None:
+        def emit() -> None:
+            for tile in tiles:
+                emit_tile(site, row, tile, tile.first)
+
+        return emit if tiles else None
+
+    return all_of(site.row.left), all_of(site.row.right)
+
+
+def _counted_edges(site: Site, row: Row) -> tuple[Callable[[], None] | None, Callable[[], None] | None]:
+    """Single columns before and after the whole tiles, with the taps of the row axis clipped at run time."""
+    f, plan, shape = site.f, site.row, site.shape
+
+    def column(index: Value) -> None:
+        one = Tile(0, 1, (range(1),) * shape.row.kernel)
+        emit_tile(site, row, one, index, tap_range(f, shape.row, index))
+
+    def between(begin: Index, end: Index) -> Callable[[], None]:
+        return lambda: f.loop(begin, end, column)  # type: ignore[return-value]
+
+    output = f.extent(shape.row.output)
+    after = f.extent(plan.count) * shape.columns + plan.first
+    left = between(0, f.minimum(plan.first, output)) if plan.first else None
+    return left, between(after, output)
+
+
+def _row(site: Site, image: Index, panel: Index, position: Sequence[Index]) -> Row:
+    f, shape = site.f, site.shape
+    per_group, blocks = shape.panels_per_group, shape.output_blocks
+    group, within = f.divide(panel, per_group), f.remainder(panel, per_group)
+    block = group * blocks + within * shape.vectors if shape.groups > 1 else panel * shape.vectors
+    exist = shape.vectors if blocks % shape.vectors == 0 else f.minimum(blocks - within * shape.vectors, shape.vectors)
+    channels = image * (shape.input_blocks * shape.groups) + (group * shape.input_blocks if shape.groups > 1 else 0)
+    x = f.at(f.pointer(site.x), channels * site.block_bytes)
+    for axis, (place, extent) in enumerate(zip(position, shape.outer, strict=True)):
+        x = f.at(x, (place * extent.stride - extent.begin) * site.bytes(axis))
+    area = f.extent(shape.output_area) * shape.lanes
+    line: Index = image * (shape.groups * blocks) + block
+    for place, extent in zip(position, shape.outer, strict=True):
+        line = line * f.extent(extent.output) + place
+    element = line * f.extent(shape.row.output) * shape.lanes
+    taps = tuple(tap_range(f, axis, place) for axis, place in zip(shape.outer, position, strict=True))
+    return Row(x, f.at(f.pointer(site.weights), panel * shape.panel_bytes), taps, block, exist, element, area)
+
+
+def emit_tile(site: Site, row: Row, tile: Tile, column: Index, clip: tuple[Index, Index] | None = None) -> None:
+    """Sums of one tile, then its epilogue; `clip` bounds the taps of a single column."""
+    f, shape = site.f, site.shape
+    zero = f.constant(vector("float", shape.lanes), 0.0)
+    start = opaque(f, f.at(row.x, (column * shape.row.stride - shape.row.begin) * site.bytes(len(shape.outer))))
+    sums: Sums = [zero] * (tile.width * shape.vectors)
+
+    def block(index: Index, x: Value, weights: Value, *sums: Value) -> Sums:
+        return _outer_taps(site, row, tile, clip, index, x, weights, 0, sums)
+
+    step = shape.panel_bytes // shape.input_blocks
+    sums = _walk(f, (0, shape.input_blocks), block, start, site.block_bytes, opaque(f, row.weights), step, sums)
+    _store(site, row, tile, column, sums)
+
+
+def opaque(f: PhaseFunction, pointer: Value) -> Value:
+    """The same pointer, its derivation hidden from LLVM: loop strength reduction would otherwise try to rewrite every
+    address in terms of all the divisions behind it, which takes longer than the rest of the compilation."""
+    return f.value("ptr", f'call ptr asm "", "=r,0"(ptr {pointer.text})')
+
+
+def _walk(f: PhaseFunction, bounds: tuple[Index, Index], body: Callable[..., Sums], x: Value, x_step: Index,
+          weights: Value, weights_step: int, sums: Sums, by: int = 1) -> Sums:  # fmt: skip
+    """A loop, or its only iteration; both pointers move along."""
+    begin, end = bounds
+    if isinstance(begin, int) and isinstance(end, int) and end - begin == by:
+        return body(begin, f.at(x, begin * x_step), f.at(weights, begin * weights_step), *sums)
+
+    def iteration(index: Value, x: Value, weights: Value, *sums: Value) -> Sums:
+        return [f.at(x, x_step), f.at(weights, weights_step), *body(index, x, weights, *sums)]
+
+    first = f.at(x, begin * x_step), f.at(weights, begin * weights_step)
+    return f.loop(begin, end, iteration, (*first, *sums), step=by)[2:]
+
+
+def _outer_taps(site: Site, row: Row, tile: Tile, clip: tuple[Index, Index] | None, block: Index, x: Value,
+                weights: Value, axis: int, sums: Sums) -> Sums:  # fmt: skip
+    """The taps of axis `axis` and those after it."""
+    shape = site.shape
+    if axis == len(shape.outer):
+        return _row_taps(site, tile, clip, block, x, weights, sums)
+
+    def tap(index: Index, x: Value, weights: Value, *sums: Value) -> Sums:
+        return _outer_taps(site, row, tile, clip, block, x, weights, axis + 1, sums)
+
+    step = shape.outer[axis].dilation * site.bytes(axis)
+    return _walk(site.f, row.taps[axis], tap, x, step, weights, shape.tap_bytes(axis), sums)
+
+
+def _row_taps(site: Site, tile: Tile, clip: tuple[Index, Index] | None, block: Index, x: Value, weights: Value,
+              sums: Sums) -> Sums:  # fmt: skip
+    """The taps along the row: loops over those that reach the same columns."""
+    shape = site.shape
+    step, taps = shape.row.dilation * site.bytes(len(shape.outer)), shape.tap_bytes(len(shape.outer))
+    ranges = [(clip, range(1))] if clip else [(ends, tile.taps[ends[0]]) for ends in runs(tile.taps)]
+    for bounds, columns in ranges:
+
+        def tap(index: Index, x: Value, weights: Value, *sums: Value, columns: range = columns) -> Sums:
+            return _channels(site, columns, block, x, weights, sums)
+
+        if columns:
+            sums = _walk(site.f, bounds, tap, x, step, weights, taps, sums)
+    return sums
+
+
+def _channels(site: Site, columns: range, block: Index, x: Value, weights: Value, sums: Sums) -> Sums:
+    """All channels of an input block; the last block may hold fewer."""
+    f, shape = site.f, site.shape
+    tail = shape.inputs % shape.block
+    count: Index = shape.block
+    if tail:
+        last = shape.input_blocks - 1
+        count = tail if last == 0 else f.select(f.compare("eq", f.index(block), last), f.index(tail), shape.block)
+
+    def channels(first: Index, x: Value, weights: Value, *sums: Value) -> Sums:
+        result: Sums = sums
+        for channel in range(shape.unroll):
+            result = _multiply(site, columns, x, weights, channel, result)
+        return result
+
+    steps = shape.unroll * FLOAT, shape.unroll * shape.width * FLOAT
+    return _walk(f, (0, count), channels, x, steps[0], weights, steps[1], sums, by=shape.unroll)
+
+
+def _multiply(site: Site, columns: range, x: Value, weights: Value, channel: int, sums: Sums) -> Sums:
+    """sums[column, v] += x[column, channel] · weights[channel, v]"""
+    f, shape = site.f, site.shape
+    result, base = list(sums), channel * shape.width * FLOAT
+    places = [base + v * shape.lanes * FLOAT for v in range(shape.vectors)]
+    packed = [f.load(vector("float", shape.lanes), weights, place) for place in places]
+    for place in places:
+        f.prefetch(weights, place + PREFETCH)
+    pixel = shape.row.stride * shape.block * FLOAT
+    for column in columns:
+        scalar = f.splat(f.load("float", x, column * pixel + channel * FLOAT), shape.lanes)
+        for v, weight in enumerate(packed):
+            place = column * shape.vectors + v
+            result[place] = f.fma(scalar, weight, result[place])
+    return result
+
+
+def _store(site: Site, row: Row, tile: Tile, column: Index, sums: Sums) -> None:
+    """The epilogue of a tile, vector by vector of channels."""
+    f, shape = site.f, site.shape
+    for v in range(shape.vectors):
+        def store(v: int = v) -> None:
+            values = block_values(f, site.epilogue, row.block + v)
+            element = row.element + v * row.area + column * shape.lanes
+            own = sums[v :: shape.vectors]
+            (_store_unrolled if site.unrolled else _store_looped)(site, values, element, own)
+
+        if isinstance(row.blocks, int) or v == 0:
+            store()
+        else:
+            f.when(f.compare("sgt", row.blocks, v), store)
+
+
+def _store_unrolled(site: Site, values: Sequence[Value | None], element: Index, sums: Sums) -> None:
+    for column, total in enumerate(sums):
+        finish(site.f, site.epilogue, total, values, element, column * site.shape.lanes)
+
+
+def _store_looped(site: Site, values: Sequence[Value | None], element: Index, sums: Sums) -> None:
+    """A long epilogue runs in a loop over sums put aside on the stack."""
+    f, lanes = site.f, site.shape.lanes
+    aside = f.local(vector("float", lanes), len(sums))
+    for column, total in enumerate(sums):
+        f.store(total, aside, column * lanes * FLOAT)
+
+    def column_body(column: Value) -> None:
+        total = f.load(vector("float", lanes), aside, column * (lanes * FLOAT))
+        finish(f, site.epilogue, total, values, element + column * lanes)
+
+    f.loop(0, len(sums), column_body)
