@@ -1,0 +1,132 @@
+"""THE pipeline: what happens to an imported graph, in this order, until every node is a canonical, fused operator.
+
+`run(model)` works in place on a graph whose shapes have been inferred and returns what happened, with reasons.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from ingot.passes import canonical, fold
+from ingot.passes.common import graphs_of, remove_dead, share
+from ingot.passes.fuse_attention import ATTENTION
+from ingot.passes.fuse_conv import CONVOLUTION
+from ingot.passes.fuse_epilogue import EPILOGUES
+from ingot.passes.fuse_linear import LINEAR, WEIGHTS
+from ingot.passes.fuse_norm import NORM
+from ingot.passes.fuse_pointwise import CHAINS, UNARY
+from ingot.passes.idioms import IDIOMS
+from ingot.passes.rewrite import Fired, Journal, Refused, Table
+from ingot.passes.simplify import SIMPLIFY
+
+
+@dataclass
+class State:
+    """What the steps of one run share."""
+
+    journal: Journal = field(default_factory=Journal)
+    remaining: tuple[canonical.Remaining, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step: changes the model in place and says how often."""
+
+    name: str
+    function: Callable[[ir.Model, State], int]
+
+
+def _canonicalise(model: ir.Model, state: State) -> int:
+    report = canonical.canonicalise(model)
+    state.remaining = report.remaining
+    return report.replaced
+
+
+def _fold(model: ir.Model, state: State) -> int:
+    return fold.fold(model)
+
+
+def _share(model: ir.Model, state: State) -> int:
+    return sum(map(share, graphs_of(model)))
+
+
+def _remove_dead(model: ir.Model, state: State) -> int:
+    return remove_dead(model)
+
+
+def rewriting(table: Table) -> Pass:
+    """The pass that applies a table to every graph of the model."""
+
+    def apply(model: ir.Model, state: State) -> int:
+        return sum(table.apply(graph, state.journal) for graph in graphs_of(model))
+
+    return Pass(table.name, apply)
+
+
+PIPELINE: tuple[Pass, ...] = (
+    Pass("fold", _fold),
+    Pass("canonicalise", _canonicalise),
+    Pass("fold", _fold),
+    Pass("common subexpressions", _share),
+    rewriting(SIMPLIFY),
+    rewriting(IDIOMS),
+    rewriting(NORM),
+    rewriting(ATTENTION),
+    rewriting(CONVOLUTION),
+    rewriting(LINEAR),
+    rewriting(UNARY),
+    rewriting(EPILOGUES),
+    rewriting(WEIGHTS),
+    rewriting(SIMPLIFY),
+    rewriting(CHAINS),
+    rewriting(EPILOGUES),
+    rewriting(SIMPLIFY),
+    Pass("fold", _fold),
+    Pass("common subexpressions", _share),
+    Pass("dead code", _remove_dead),
+)
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """One step of a run: how often it changed something, and how long it took."""
+
+    name: str
+    changes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What a run did: rewrites that fired, those that nearly did, nodes that stay on the host, times."""
+
+    fired: tuple[Fired, ...]
+    rejections: tuple[Refused, ...]
+    remaining: tuple[canonical.Remaining, ...]
+    times: tuple[PassTime, ...]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How often each rewrite fired."""
+        return Counter(entry.rewrite for entry in self.fired)
+
+
+Check = Callable[[ir.Model], None]
+
+
+def run(model: ir.Model, check: Check | None = None, pipeline: Sequence[Pass] = PIPELINE) -> PassReport:
+    """Every pass in order, in place; `check` (ir.verify's, in tests) looks at the model after each."""
+    state, times = State(), []
+    for step in pipeline:
+        start = time.perf_counter()
+        changes = step.function(model, state)
+        times.append(PassTime(step.name, changes, time.perf_counter() - start))
+        if check is not None:
+            check(model)
+    journal = state.journal
+    return PassReport(tuple(journal.fired), journal.latest_refusals(model), state.remaining, tuple(times))
