@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
