@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,16 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb is None:
         return _overview(words)
     module = importlib.import_module(verb.module)
+    if hasattr(module, "main"):  # a verb with a syntax of its own
+        return _guarded(lambda: module.main(words[1:]))
     parser = argparse.ArgumentParser(
         f"ingot {words[0]}", description=verb.summary, epilog=f"example: {verb.example}", allow_abbrev=False
     )
     module.add_arguments(parser)
-    return _run(module, parser, words[1:])
+    chosen = parser.parse_args(words[1:])
+    return _guarded(lambda: module.run(chosen))
 
 
-def _run(module: Any, parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+def _guarded(action: Callable[[], Any]) -> int:
     try:
-        return int(module.run(parser.parse_args(words)))
+        return int(action())
     except IngotError as error:
         print(f"ingot: error: {error}", file=sys.stderr)
         return 1

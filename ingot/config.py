@@ -42,7 +42,7 @@ class BuildConfig:
 
     target: "cpu" or "host" (every step on the oracle). variants: ISA names to hold, best first; default the best of this
     machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. verify: compare with
-    the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of measured times.
+    the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of measured times; timing_cache_only: refuse to measure what it lacks.
     memory_limit: bytes the build may plan for one arena. seed: of generated verification inputs.
     """
 
@@ -55,6 +55,7 @@ class BuildConfig:
     atol: float | None = None
     rtol: float | None = None
     timing_cache: str | Path | None = None
+    timing_cache_only: bool = False
     inputs: Mapping[str, Any] | None = field(default=None, compare=False)
     memory_limit: int | None = None
     seed: int = 0
@@ -70,7 +71,7 @@ class BuildConfig:
 
     def described(self) -> dict[str, Any]:
         """What of the configuration changes the engine, as JSON."""
-        skipped = {"timing_cache", "inputs", "profiles", "verify", "memory_limit"}
+        skipped = {"timing_cache", "timing_cache_only", "inputs", "profiles", "verify", "memory_limit"}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
         return {
             **{k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()},

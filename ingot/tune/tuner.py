@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ingot.config import BuildConfig
+from ingot.errors import BuildError
 from ingot.kernels import Candidate, Ports
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.workers import WorkerDied, WorkerPool
@@ -104,6 +105,9 @@ def _measure(
     log.figures["candidates timed"] = sum(len(c) for _, c in missing.values())
     if not missing:
         return
+    if config.timing_cache_only:
+        names = ", ".join(work.name for work, _ in list(missing.values())[:3])
+        raise BuildError(f"the timing cache lacks {len(missing)} nodes ({names} …); build once without this restriction")
     jobs = [
         (without_weights(estimates.bound(work)), [describe(c) for c in unknown], isa.name, budget)
         for work, unknown in missing.values()
