@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir
 
+from ingot import passes
 from ingot.config import BuildConfig
 from ingot.engine import Engine, Variant, plan_bytes
 from ingot.errors import BuildError, ConfigError
@@ -22,7 +23,7 @@ from ingot.kernels.cpu import emit
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.plan.assemble import Code, assemble
-from ingot.plan.lower import Module, Work, lower
+from ingot.plan.lower import REJECTED, Module, Work, lower
 from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
 from ingot.report import BuildLog
@@ -51,12 +52,15 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
     if config.target == "host":
         return None
     with log.stage("optimise"):
-        from ingot import passes
-
         model = source.clone()
         result = passes.run(model)
-        for line in result.rejections:
-            log.note("not fused", line.node, line.reason)
+        for refused in result.rejections:
+            log.note("not fused", refused.node, refused.reason)
+        reasons = {r.node: f"{r.reason}; {r.remedy}" if r.remedy else r.reason for r in result.remaining}
+        for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+            if node.name in reasons and node.domain != "ingot":
+                node.metadata_props[REJECTED] = reasons[node.name]
+        log.figures["rewrites"] = dict(result.counts)
         return model
 
 

@@ -24,6 +24,7 @@ from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, symbols_of
 
 Array = np.ndarray[Any, Any]
+REJECTED = "ingot.rejected"  # metadata key: why a node stayed an ONNX operator
 CONTROL = {"If", "Loop", "Scan"}
 _EPILOGUE_KEYS = ("epilogue", "expression")
 
@@ -189,7 +190,7 @@ class _Lowering:
         if odd is not None:
             return f"{odd.name!r} is {'a tensor of unknown rank' if odd.dtype in SIZES else odd.dtype}, native code takes numbers"
         if node.domain != "ingot":
-            return node.metadata_props.get("ingot.rejected", "no native form for this operator with run-time attributes")
+            return node.metadata_props.get(REJECTED, "this operator has no native form")
         ports = ", ".join(f"{t.dtype}{list(t.shape or ())}" for t in inputs if t is not None)
         return f"no {self.target} kernel takes {node.op_type}({ports})"
 
