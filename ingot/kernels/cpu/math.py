@@ -27,11 +27,23 @@ _LOG: Coefficients = {
     "double": (0.6666666666666735, 0.39999999999411545, 0.2857142874317752, 0.22222198483711345, 0.18183569376196382,
                0.15313911812972686, 0.14797427829979776),
 }  # fmt: skip
-# erf(x) = x P(x²) / Q(x²) on |x| <= 3.95, where it is 1 to the last bit of a float
-_ERF_P = (1.1283791065216064, 0.191521555185318, 0.052870973944664, 0.0038067412097007036, 0.0002846247225534171,
-          2.025727326326887e-06)  # fmt: skip
-_ERF_Q = (1.0, 0.5030642747879028, 0.11454713344573975, 0.015052275732159615, 0.001170322997495532,
-          3.782661951845512e-05)  # fmt: skip
+# erf(x) = x P(x²) / Q(x²) up to where it is 1 to the last bit
+_ERF_P: Coefficients = {
+    "float": (1.1283791065216064, 0.191521555185318, 0.052870973944664, 0.0038067412097007036, 0.0002846247225534171,
+              2.025727326326887e-06),
+    "double": (1.1283791670955126, 0.22050965730180708, 0.06618063194332262, 0.006907837551839497,
+               0.0008572893533234473, 5.714831099999498e-05, 3.911224398414454e-06, 1.701848475363311e-07,
+               6.779121199623069e-09, 1.7257077011572373e-10, 3.331970092778769e-12, 2.2105377224335566e-14,
+               1.5528312389881247e-17),
+}  # fmt: skip
+_ERF_Q: Coefficients = {
+    "float": (1.0, 0.5030642747879028, 0.11454713344573975, 0.015052275732159615, 0.001170322997495532,
+              3.782661951845512e-05),
+    "double": (1.0, 0.5287549289565524, 0.13490270095720522, 0.022023509534506082, 0.002570426098232105,
+               0.00022670945907302462, 1.554748549951648e-05, 8.37917765050415e-07, 3.528030571959093e-08,
+               1.1281235814569646e-09, 2.553978130044013e-11, 3.3040121350136436e-13, 8.765227752341758e-16),
+}  # fmt: skip
+_ERF_RANGE = {"float": 4.05, "double": 6.0}
 
 LN2 = {"float": (float.fromhex("0x1.62e43p-1"), -1.904654299957768e-09),
        "double": (float.fromhex("0x1.62e42fefa39efp-1"), 2.3190468138462996e-17)}  # fmt: skip
@@ -145,9 +157,10 @@ def sigmoid(f: Function, x: Value) -> Value:
 
 def erf(f: Function, x: Value) -> Value:
     """Error function."""
-    size = at_most(f, magnitude(f, x), 3.95)
+    element = element_of(x.type)
+    size = at_most(f, magnitude(f, x), _ERF_RANGE[element])
     square = size * size
-    ratio = f.binary("fdiv", polynomial(f, square, _ERF_P), polynomial(f, square, _ERF_Q))
+    ratio = f.binary("fdiv", polynomial(f, square, _ERF_P[element]), polynomial(f, square, _ERF_Q[element]))
     return with_sign(f, at_most(f, size * ratio, 1.0), x)
 
 
@@ -157,7 +170,7 @@ def log(f: Function, x: Value) -> Value:
     smallest = 2.0 ** (2 - _BIAS[element] - 1)
     tiny = f.compare("olt", x, smallest)
     lifted = f.select(tiny, x * 2.0 ** _MANTISSA[element], x)
-    exponent, fraction = _split(f, lifted)
+    exponent, fraction = split(f, lifted)
     exponent = f.select(tiny, exponent - float(_MANTISSA[element]), exponent)
     finite = log_of(f, exponent, fraction)
     positive = f.select(f.compare("oeq", x, math.inf), x, finite)
@@ -165,7 +178,7 @@ def log(f: Function, x: Value) -> Value:
     return f.select(f.compare("ogt", x, 0.0), positive, edge)
 
 
-def _split(f: Function, x: Value) -> tuple[Value, Value]:
+def split(f: Function, x: Value) -> tuple[Value, Value]:
     """(e, m - 1) with x = 2ᵉ m, m in [√½, √2); x positive and normal."""
     element, kind = element_of(x.type), integers(x)
     root = 0x3F3504F3 if element == "float" else 0x3FE6A09E667F3BCD
