@@ -52,7 +52,8 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
     if config.target == "host":
         return None
     with log.stage("optimise"):
-        model = source.clone()
+        fixed = fixed_symbols(source, config)
+        model = shapes.specialize(source, fixed) if fixed else source.clone()
         result = passes.run(model)
         for refused in result.rejections:
             log.note("not fused", refused.node, refused.reason)
@@ -166,6 +167,13 @@ def _bound_symbols(model: onnx_ir.Model, config: BuildConfig, point: int) -> lis
         pairs = [(d, n) for name, triple in profile.shapes.items() for d, n in zip(inputs[name], triple[point], strict=True)]
         bound.append({d: n for d, n in pairs if isinstance(d, str) and d.isidentifier()})
     return bound
+
+
+def fixed_symbols(model: onnx_ir.Model, config: BuildConfig) -> dict[str, int]:
+    """Symbols that every profile gives one and the same extent: the engine is built for it as a constant."""
+    corners = [bound for point in range(3) for bound in _bound_symbols(model, config, point)]
+    names = set.intersection(*(set(c) for c in corners)) if corners else set()
+    return {n: corners[0][n] for n in sorted(names) if len({c[n] for c in corners}) == 1}
 
 
 def profile_bounds(model: onnx_ir.Model, config: BuildConfig) -> list[dict[str, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import onnx_ir
 from ingot.compiler import Compiled, digest
 from ingot.config import BuildConfig
 from ingot.engine import Engine
-from ingot.errors import VerificationFailed
+from ingot.errors import IngotError, VerificationFailed
 from ingot.ir import expression as expressions
 from ingot.ir.ops import meaning
 from ingot.ir.oracle import compile_model
@@ -39,7 +39,7 @@ from ingot.tune.binding import bind
 Array = np.ndarray[Any, Any]
 Attempt = Callable[[frozenset[str]], tuple[Engine, list[Compiled]]]
 _BATCH_LIMIT = 8
-_UNBOUNDED = (1, 3)
+_UNBOUNDED = (1, 3, 16, 64, 128, 512, 640)
 # relative to the largest magnitude of the reference output; integers: largest difference allowed, and share of elements
 _RELATIVE = {"float64": 1e-6, "float32": 2e-4, "float16": 2e-2, "bfloat16": 8e-2}
 _INTEGER_SHARE = 2e-3
@@ -150,15 +150,36 @@ def check(engine: Engine, reference: _Reference, config: BuildConfig, log: Build
     """Differences of every output at every set of shapes."""
     found: list[Difference] = []
     with Session(engine, device="cpu" if engine.variants[0].target == "cpu" else "host") as session:
-        points = shape_points(engine.inputs, config)
-        for number, symbols in enumerate(points):
-            feeds = make_inputs(engine.inputs, symbols, config, reference.limits)
-            wanted = reference(feeds, engine.inputs)
+        points = list(_answerable(engine.inputs, reference, config))
+        if not points:
+            log.note("not verified", engine.source, "the reference accepts none of the sizes tried", "give a profile")
+        for number, (feeds, wanted) in enumerate(points):
             mine = session.run(feeds)
             shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray)}
             found += [compare(n, mine[n], wanted[n], shapes, config) for n in wanted if isinstance(mine[n], np.ndarray)]
             log.advance("verify", (number + 1) / len(points))
     return found
+
+
+def _answerable(
+    specs: Sequence[TensorSpec], reference: _Reference, config: BuildConfig
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Inputs with the reference's outputs. Without a profile sizes are tried until two are accepted: a network may need
+    more samples than its window is long."""
+    points, bounded = shape_points(specs, config)
+    found = 0
+    for symbols in points:
+        feeds = make_inputs(specs, symbols, config, reference.limits)
+        try:
+            wanted = reference(feeds, specs)
+        except IngotError:
+            if bounded:
+                raise
+            continue
+        yield feeds, wanted
+        found += 1
+        if found == 2 and not bounded:
+            return
 
 
 class _Reference:
@@ -225,11 +246,12 @@ def _store(path: Path, results: Mapping[str, Any]) -> None:
 # -- inputs ---------------------------------------------------------------------------------------------------------------
 
 
-def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> list[dict[str, int]]:
-    """Bindings of the input symbols to check at: each profile's min, opt, max; small sizes where nothing bounds them."""
+def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> tuple[list[dict[str, int]], bool]:
+    """Bindings of the input symbols to check at, and whether a profile gave them: each profile's min, opt and max, or
+    sizes to try."""
     symbols = sorted({s for spec in specs for d in spec.shape for s in symbols_of(d)})
     if not symbols:
-        return [{}]
+        return [{}], True
     points: list[dict[str, int]] = []
     for corner in range(3):
         for profile in config.profiles:
@@ -239,8 +261,8 @@ def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> list[dict[
                 bound |= {d: n for d, n in zip(spec.shape, sizes, strict=False) if isinstance(d, str) and d.isidentifier()}
             points.append(bound)
     if not points:
-        points = [dict.fromkeys(symbols, size) for size in _UNBOUNDED]
-    return [point for i, point in enumerate(points) if point not in points[:i]]
+        return [dict.fromkeys(symbols, size) for size in _UNBOUNDED], False
+    return [point for i, point in enumerate(points) if point not in points[:i]], True
 
 
 def make_inputs(

@@ -18,6 +18,7 @@ from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Team, zeros
 
 Shapes = tuple[tuple[int, ...], ...]
+Bindings = tuple[tuple[str, int], ...]
 Action = Callable[["Frame"], None]
 _FRAMES_KEPT = 16
 _WORTH_A_TEAM = 40.0  # microseconds of one core's work, below which other threads are left asleep
@@ -29,33 +30,34 @@ class Executor:
 
     def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Team | None) -> None:
         self.plan, self.code, self.weights, self.team = plan, code, weights, team
-        self._free: dict[Shapes, list[Frame]] = {}
+        self._free: dict[tuple[Shapes, Bindings], list[Frame]] = {}
         self._lock = threading.Lock()
         self.symbol_sources = _symbol_sources(plan)
+        self.outer_symbols = _outer_symbols(plan, {symbol for _, _, symbol in self.symbol_sources})
         self.actions = [self._prepare(segment) for segment in plan.segments]
 
-    def run(self, inputs: Sequence[Any], outputs: Mapping[int, Array] | None = None) -> list[Any]:
-        """Outputs in the plan's order; `outputs` gives buffers to write some of them into."""
+    def run(self, inputs: Sequence[Any], outer: Mapping[str, int]) -> list[Any]:
+        """Outputs of a nested plan, in order; `outer` binds the symbols of the plan around it."""
         shapes = tuple(x.shape if isinstance(x, np.ndarray) else () for x in inputs)
-        frame = self.take(shapes)
+        frame = self.take(shapes, tuple((s, outer[s]) for s in self.outer_symbols if s in outer))
         try:
-            return frame.run(inputs, outputs)
+            return frame.run(inputs, None)
         finally:
             self.give(frame)
 
-    def take(self, shapes: Shapes) -> Frame:
+    def take(self, shapes: Shapes, outer: Bindings = ()) -> Frame:
         """A frame nobody else uses."""
         with self._lock:
-            free = self._free.get(shapes)
+            free = self._free.get((shapes, outer))
             if free:
                 return free.pop()
-        return Frame(self, shapes)
+        return Frame(self, shapes, outer)
 
     def give(self, frame: Frame) -> None:
         """Return a frame; shapes not seen lately are forgotten."""
         with self._lock:
-            free = self._free.pop(frame.shapes, [])
-            self._free[frame.shapes] = [*free, frame]
+            free = self._free.pop(frame.key, [])
+            self._free[frame.key] = [*free, frame]
             while len(self._free) > _FRAMES_KEPT:
                 self._free.pop(next(iter(self._free)))
 
@@ -92,7 +94,7 @@ class Executor:
 def _run_control(frame: Frame, segment: ControlSegment, nested: Sequence[Executor]) -> None:
     captures = [frame.arguments(c) for c in segment.captures]
     bodies = [
-        lambda *own, e=executor, c=captured: e.run([*own, *c])  # type: ignore[misc]
+        lambda *own, e=executor, c=captured: e.run([*own, *c], frame.symbols)  # type: ignore[misc]
         for executor, captured in zip(nested, captures, strict=True)
     ]
     arguments = frame.arguments(segment.step.inputs)
@@ -109,13 +111,24 @@ def _symbol_sources(plan: Plan) -> list[tuple[int, int, str]]:
     return list(sources.values())
 
 
+def _outer_symbols(plan: Plan, own: set[str]) -> tuple[str, ...]:
+    """Symbols a nested plan uses that neither its inputs nor its own host steps bind."""
+    extents = [*plan.extents, *(s.bytes for s in plan.storages), *(d for v in plan.values for d in v.shape)]
+    extents += [e for s in plan.segments if isinstance(s, NativeSegment) for t in s.steps for e in (t.bytes, t.flops)]
+    used = {symbol for extent in extents for symbol in symbols_of(extent)}
+    for segment in plan.segments:
+        for inner in segment.plans if isinstance(segment, ControlSegment) else ():
+            used.update(_outer_symbols(inner, {symbol for _, _, symbol in _symbol_sources(inner)}))
+    return tuple(sorted(used - own - set(plan.derived)))
+
+
 class Frame:
     """One arena, pointer table and extent table for one set of input shapes; used by one run at a time."""
 
-    def __init__(self, executor: Executor, shapes: Shapes) -> None:
+    def __init__(self, executor: Executor, shapes: Shapes, outer: Bindings = ()) -> None:
         plan = executor.plan
-        self.executor, self.plan, self.shapes = executor, plan, shapes
-        self.symbols = {
+        self.executor, self.plan, self.key = executor, plan, (shapes, outer)
+        self.symbols = dict(outer) | {
             symbol: shapes[position][axis]
             for position, axis, symbol in executor.symbol_sources
             if axis < len(shapes[position])
