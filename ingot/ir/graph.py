@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ingot.dtypes import numpy_dtype
 from ingot.errors import GraphError
 from ingot.ir import ops
-from ingot.ir.elementwise import Array
+from ingot.ir.elementwise import INTEGERS, Array
 from ingot.ir.ops_table import Attribute, TensorType, normal_extent
 from ingot.ir.provenance import origins, set_origins
 from ingot.ir.shapes import shape_of
@@ -41,8 +41,9 @@ def scalar_value(value: ir.Value | None) -> int | float | None:
     array = constant_of(value)
     if array is None or array.size != 1 or array.dtype.kind == "c":
         return None
-    number = array.reshape(()).astype(np.float64).item() if array.dtype.kind in "Vf" else array.item()
-    return int(number) if isinstance(number, bool) else number
+    if array.dtype.kind in "iub" or array.dtype.name in INTEGERS:
+        return int(array.reshape(()).item())
+    return array.reshape(()).astype(np.float64).item()
 
 
 def add_constant(graph: ir.Graph | ir.Function, array: Array, like: str | None = None) -> ir.Value:
@@ -157,6 +158,8 @@ def _encoded(name: str, attribute: Attribute, value: Any) -> ir.Attr:
             return ir.AttrInt64s(name, [int(item) for item in value])
         case "floats":
             return ir.AttrFloat32s(name, [float(item) for item in value])
+        case "extent":
+            return ir.AttrStrings(name, [str(value)])
         case _:
             return ir.AttrStrings(name, [str(item) for item in value])
 
@@ -169,8 +172,9 @@ def attributes(node: ir.Node) -> dict[str, Any]:
 
 def _decoded(attribute: Attribute, stored: ir.Attr) -> Any:
     value = stored.value
-    if attribute.kind == "extents":
-        return tuple(map(normal_extent, value))
+    if attribute.kind in ("extent", "extents"):
+        extents = tuple(map(normal_extent, value))
+        return extents if attribute.kind == "extents" else extents[0]
     return tuple(value) if isinstance(value, list | tuple) else value
 
 

@@ -42,7 +42,7 @@ def _pointwise_type(*operands: TensorType, expression: str) -> TensorType:
 def pointwise(*operands: Array, expression: str) -> Array:
     """expression(operands), broadcast to their common shape"""
     result = expressions.evaluate(expressions.parse(expression), operands)
-    return np.ascontiguousarray(np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in operands))))
+    return np.asarray(np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in operands))), order="C")
 
 
 def _linear_type(x: TensorType, weight: TensorType, **_: Any) -> TensorType:

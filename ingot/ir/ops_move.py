@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.dtypes import numpy_dtype
 from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, wide
 from ingot.ir.ops_table import Attribute, Shape, TensorType, narrowed, op, shifted
@@ -21,7 +22,7 @@ def _transposed(x: TensorType, *, perm: Sequence[int]) -> TensorType:
 @op("Transpose", "x", _transposed, perm=Attribute("ints"))
 def transpose(x: Array, *, perm: Sequence[int]) -> Array:
     """y's axis i is x's axis perm[i]"""
-    return np.ascontiguousarray(np.transpose(x, perm))
+    return np.asarray(np.transpose(x, perm), order="C")
 
 
 def _to_shape(x: TensorType, *, shape: Shape) -> TensorType:
@@ -44,7 +45,7 @@ def slice_(x: Array, *, starts: Sequence[int], steps: Sequence[int], sizes: Sequ
     """On every axis the elements start, start + step, …, `size` of them; 0 <= start, step may be negative"""
     stops = [start + step * size for start, step, size in zip(starts, steps, sizes, strict=True)]
     parts = zip(starts, stops, steps, strict=True)
-    return np.ascontiguousarray(x[tuple(slice(a, b if b >= 0 else None, s) for a, b, s in parts)])
+    return np.asarray(x[tuple(slice(a, b if b >= 0 else None, s) for a, b, s in parts)], order="C")
 
 
 def _concatenated(*xs: TensorType, axis: int) -> TensorType:
@@ -89,7 +90,18 @@ def pad(x: Array, *, pads: Sequence[int], mode: str, value: float) -> Array:
 @op("Expand", "x", _to_shape, shape=Attribute("extents"))
 def expand(x: Array, *, shape: Sequence[int]) -> Array:
     """x broadcast to the shape, which is the result's"""
-    return np.ascontiguousarray(np.broadcast_to(x, shape))
+    return np.asarray(np.broadcast_to(x, shape), order="C")
+
+
+def _ranged(*, start: Extent, step: Extent, size: Extent, dtype: str) -> TensorType:
+    return TensorType(dtype, (size,))
+
+
+@op("Range", "", _ranged, start=Attribute("extent", 0), step=Attribute("extent", 1), size=Attribute("extent"),
+    dtype=Attribute("text", "int64"))  # fmt: skip
+def range_(*, start: int, step: int, size: int, dtype: str) -> Array:
+    """start, start + step, …, `size` of them: where sizes become elements"""
+    return (start + step * np.arange(size)).astype(numpy_dtype(dtype))
 
 
 def _tiled(x: TensorType, *, repeats: Shape) -> TensorType:
@@ -140,7 +152,7 @@ def gather_nd(data: Array, indices: Array, *, batch_dims: int) -> Array:
     """data[b…, indices[b…, i, :]]"""
     batch = np.ogrid[tuple(slice(size) for size in indices.shape[:batch_dims])] if batch_dims else ()
     spread = [index.reshape(*index.shape, *[1] * (indices.ndim - 1 - batch_dims)) for index in batch]
-    return np.ascontiguousarray(data[(*spread, *np.moveaxis(indices, -1, 0))])
+    return np.asarray(data[(*spread, *np.moveaxis(indices, -1, 0))], order="C")
 
 
 def _like_data(data: TensorType, indices: TensorType, updates: TensorType, **_: Any) -> TensorType:

@@ -108,21 +108,22 @@ def _resized(x: TensorType, *, sizes: Shape, **_: Any) -> TensorType:
     return TensorType(x.dtype, tuple(sizes))
 
 
-@op("Resize", "x", _resized, sizes=Attribute("extents"), scales=Attribute("floats"), mode=Attribute("text"),
+@op("Resize", "x", _resized, sizes=Attribute("extents"), scales=Attribute("floats", ()), mode=Attribute("text"),
     coordinate=Attribute("text", "half_pixel"), nearest=Attribute("text", "round_prefer_floor"),
     cubic_a=Attribute("float", -0.75), exclude_outside=Attribute("int", 0), antialias=Attribute("int", 0),
     extrapolation=Attribute("float", 0.0), roi=Attribute("floats", ()))  # fmt: skip
 def resize(x: Array, *, sizes: Sequence[int], scales: Sequence[float], mode: str, coordinate: str, nearest: str,
            cubic_a: float, exclude_outside: int, antialias: int, extrapolation: float,
            roi: Sequence[float]) -> Array:  # fmt: skip
-    """x in the output shape `sizes`, every axis by its scale (0: size over input size); `roi`: starts then ends"""
+    """x in the output shape `sizes`; `scales` are those over x's sizes unless given; `roi`: starts, then ends"""
     regions = list(zip(roi[: x.ndim], roi[x.ndim :], strict=True)) or [(0.0, 1.0)] * x.ndim
     result = x if mode == "nearest" else x.astype(np.float64)
-    for axis, (size, scale, region) in enumerate(zip(sizes, scales, regions, strict=True)):
-        if size == x.shape[axis] and scale in (0.0, 1.0) and region == (0.0, 1.0):
+    factors = scales or [size / extent for size, extent in zip(sizes, x.shape, strict=True)]
+    for axis, (size, scale, region) in enumerate(zip(sizes, factors, regions, strict=True)):
+        if size == x.shape[axis] and scale == 1 and region == (0.0, 1.0):
             continue
         sampling = Sampling(mode, coordinate, nearest, cubic_a, bool(exclude_outside), bool(antialias), region)
-        table = taps(x.shape[axis], size, scale or size / x.shape[axis], sampling)
+        table = taps(x.shape[axis], size, scale, sampling)
         result = _sampled(result, axis, table, extrapolation)
     return _rounded(result, x)
 

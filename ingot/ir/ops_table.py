@@ -1,7 +1,7 @@
 """The table of canonical operators: `@op("Softmax", "x", shape=…, axis=Attribute("int"))` above a numpy meaning.
 
-Kinds of attributes: "int", "float", "number" (int or float), "text", "ints", "floats", "texts", "extents" (a tuple of
-ints and size expressions such as "N*64"), "expression" (the text form of `ir/expression.py`).
+Kinds of attributes: "int", "float", "number" (int or float), "text", "ints", "floats", "texts", "extent" (an int or a
+size expression such as "N*64"), "extents" (a tuple of them), "expression" (the text form of `ir/expression.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingot.ir.elementwise import NARROW_FLOATS, Array, cast
 from ingot.plan import extent as extents
 from ingot.plan.extent import Extent
 
-Kind = Literal["int", "float", "number", "text", "ints", "floats", "texts", "extents", "expression"]
+Kind = Literal["int", "float", "number", "text", "ints", "floats", "texts", "extent", "extents", "expression"]
 Shape = tuple[Extent, ...]
 
 
@@ -152,12 +152,15 @@ def narrowed(result: Array, dtype: str) -> Array:
 def bound(name: str, attributes: Attributes, symbols: Mapping[str, int]) -> dict[str, Any]:
     """The attributes with size expressions evaluated; an unbound symbol stays as it is."""
     known = definition(name).attributes
-    return {key: _bound_extents(value, symbols) if known[key].kind == "extents" else value
-            for key, value in attributes.items()}  # fmt: skip
+    return {key: _bound_value(known[key].kind, value, symbols) for key, value in attributes.items()}
 
 
-def _bound_extents(values: Sequence[Extent], symbols: Mapping[str, int]) -> Shape:
-    return tuple(_bound_extent(normal_extent(value), symbols) for value in values)
+def _bound_value(kind: Kind, value: Any, symbols: Mapping[str, int]) -> Any:
+    if kind == "extents":
+        return tuple(_bound_extent(normal_extent(item), symbols) for item in value)
+    if kind == "extent":
+        return _bound_extent(normal_extent(value[0] if isinstance(value, list | tuple) else value), symbols)
+    return value
 
 
 def _bound_extent(value: Extent, symbols: Mapping[str, int]) -> Extent:

@@ -5,31 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.graph import DOMAIN, dtype_name, is_canonical, is_shape_known, make_node, replace_node, shape
 from ingot.ir.provenance import origins
+from ingot.ir.shapes import is_data_dependent, known_elements
 from ingot.passes import (
+    canonical_attention,
     canonical_conv,
     canonical_gather,
     canonical_linear,
     canonical_move,
     canonical_norm,
     canonical_pointwise,
+    canonical_quantize,
+    canonical_recurrent,
     canonical_reduce,
+    canonical_resize,
+    canonical_signal,
 )
 from ingot.passes.canonical_table import TABLE, Builder, Function, Reject, reject
+from ingot.plan.extent import Extent
 
 FAMILIES = (
+    canonical_attention,
     canonical_conv,
     canonical_gather,
     canonical_linear,
     canonical_move,
     canonical_norm,
     canonical_pointwise,
+    canonical_quantize,
+    canonical_recurrent,
     canonical_reduce,
+    canonical_resize,
+    canonical_signal,
 )
 _HOST = "it has no canonical form"
+_CONTROL = ("If", "Loop", "Scan")
 
 
 @dataclass(frozen=True)
@@ -57,17 +71,27 @@ def canonicalise(model: ir.Model) -> Report:
     Shapes must have been inferred. Values keep their names, dtypes and shapes, new nodes the origins of the old.
     """
     model.opset_imports.setdefault(DOMAIN, 1)
-    replaced, remaining = 0, []
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+    replaced, rejected = 0, []
+    for node in [node for graph in graphs_of(model.graph) for node in graph]:
         if is_canonical(node):
             continue
         outcome = _canonicalise_node(node, model.opset_imports)
         if outcome is None:
             replaced += 1
         else:
-            remaining.append(_remaining(node, outcome))
+            rejected.append((node, outcome))
     sweep(model)
-    return Report(replaced, tuple(entry for entry in remaining if entry is not None))
+    return Report(replaced, tuple(_remaining(node, why) for node, why in rejected if node.graph is not None))
+
+
+def graphs_of(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """The graph and the bodies of its control flow, outer ones first; other operators keep their graphs as data."""
+    yield graph
+    for node in graph:
+        if node.domain == "" and node.op_type in _CONTROL:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    yield from graphs_of(attribute.as_graph())
 
 
 def _remaining(node: ir.Node, why: Reject) -> Remaining:
@@ -77,11 +101,34 @@ def _remaining(node: ir.Node, why: Reject) -> Remaining:
 
 def _canonicalise_node(node: ir.Node, opsets: dict[str, int]) -> Reject | None:
     """Replaces the node, or says why not."""
-    function = TABLE.get((node.domain, node.op_type))
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    function = sizes if _is_shape_arithmetic(node) else TABLE.get((domain, node.op_type))
     if function is None:
         return reject(_HOST)
     problem = _untyped(node)
-    return problem or _replaced(node, function, node.version or opsets.get(node.domain, 1))
+    return problem or _replaced(node, function, node.version or opsets.get(domain, 1))
+
+
+def _is_shape_arithmetic(node: ir.Node) -> bool:
+    """Whether the node only computes with sizes that inference could follow."""
+    if node.op_type in ("Constant", "Identity") or len(node.outputs) != 1 or node.domain != "":
+        return False
+    value = node.outputs[0]
+    elements = known_elements(value) if dtype_name(value.dtype) in ("int64", "int32") else None
+    if elements is None or value.shape is None or len(value.shape) > 1:
+        return False
+    return any(isinstance(extent, str) for extent in elements) and not any(map(is_data_dependent, elements))
+
+
+def sizes(op: Builder) -> ir.Value:
+    """Shape arithmetic as Range nodes of the extents that come out."""
+    parts = [_element(op, extent) for extent in known_elements(op.y) or ()]
+    return op.view(op.cast(op.concat(parts, 0), op.dtype), shape(op.y))
+
+
+def _element(op: Builder, extent: Extent) -> ir.Value:
+    made: ir.Value = op.constant(np.array([extent]), op.y) if isinstance(extent, int) else op.size(extent)
+    return made
 
 
 def _untyped(node: ir.Node) -> Reject | None:
@@ -127,11 +174,11 @@ def _own(op: Builder, old: ir.Value, new: ir.Value | None) -> ir.Value | None:
 
 def sweep(model: ir.Model) -> None:
     """Remove nodes and initializers that nothing reads any more."""
-    for graph in reversed([model.graph, *model.graph.subgraphs()]):
+    for graph in reversed(list(graphs_of(model.graph))):
         for node in reversed(list(graph)):
             if not any(_is_read(value) for value in node.outputs) and node.outputs:
                 graph.remove(node, safe=True)
-    for graph in [model.graph, *model.graph.subgraphs()]:
+    for graph in graphs_of(model.graph):
         for name, value in list(graph.initializers.items()):
             if not _is_read(value) and not value.is_graph_input():
                 del graph.initializers[name]

@@ -71,9 +71,7 @@ def tensor_scatter(op: Builder) -> Result:
     cache, update, t = op.x(0), op.x(1), "int64"
     rank = len(shape(cache))
     axis, length = axis_of(op, -2, rank), shape(update)[axis_of(op, -2, rank)]
-    if not isinstance(length, int):
-        return reject("the length of its update is symbolic", "build for static shapes")
-    steps = op.constant(np.arange(length).reshape([-1 if place == axis else 1 for place in range(rank)]))
+    steps = op.steps(length, axis, rank)
     if op.given(2):
         start = op.view(op.x(2), [shape(op.x(2))[0], *([1] * (rank - 1))])
         circular = op.attribute("mode", "linear") == "circular"
@@ -116,13 +114,13 @@ def one_hot(op: Builder) -> Result:
         return reject("its depth varies at run time", "make the input 'depth' a constant")
     column = op.view(indices, [*shape(indices)[:axis], 1, *shape(indices)[axis:]])
     whole = op.cast(column, "int64") if t != "int64" else column
-    steps = np.arange(int(depth)).reshape([-1 if place == axis else 1 for place in range(rank)])
+    steps = op.steps(int(depth), axis, rank)
     on, off = (op.Slice(op.x(2), starts=[place], steps=[1], sizes=[1]) for place in (1, 0))
     text = (
         f"Less %0 0 -> bool; Add %0 {int(depth)} -> int64; Where $0 $1 %0 -> int64; Equal $2 %1 -> bool; "
         f"Where $3 %2 %3 -> {op.dtype}"
     )
-    return op.pointwise(text, whole, op.constant(steps), on, off)
+    return op.pointwise(text, whole, steps, on, off)
 
 
 @canonical("NegativeLogLikelihoodLoss")

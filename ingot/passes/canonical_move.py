@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ingot.dtypes import numpy_dtype
-from ingot.ir.elementwise import Array
+from ingot.ir.elementwise import INTEGERS, Array
 from ingot.ir.graph import dtype_of, scalar_value, shape, simplified
 from ingot.ir.ops_table import Shape
 from ingot.passes.canonical_table import (
@@ -246,34 +246,41 @@ def constant_of_shape(op: Builder) -> Result:
     return undetermined(shape(op.y)) or filled(op, op.y, number)
 
 
-@canonical("EyeLike", "Range")
-def generated(op: Builder) -> Result:
-    """Those of static shape have been folded"""
-    return reject("its size or its start varies at run time", "build for static shapes")
+@canonical("EyeLike")
+def eye_like(op: Builder) -> Result:
+    """Equal(row + diagonal, column) of the shape alone"""
+    rows, columns = shape(op.y)
+    text = f"Add %0 {int(op.attribute('k', 0))} -> int64; Equal $0 %1 -> bool; Cast $1 -> {op.dtype}"
+    return op.pointwise(text, op.steps(rows, 0, 2), op.steps(columns, 1, 2))
+
+
+@canonical("Range")
+def range_(op: Builder) -> Result:
+    """Range of extents; constant ones have been folded"""
+    bounds = [op.extents(index) for index in (0, 1, 2)]
+    problem = undetermined(shape(op.y))
+    if problem or any(bound is None for bound in bounds) or op.dtype not in INTEGERS:
+        return problem or reject("its start or step varies at run time", "make them constants")
+    (start,), _, (step,) = (bound or (0,) for bound in bounds)
+    return op.Range(start=start, step=step, size=shape(op.y)[0], dtype=op.dtype)
 
 
 @canonical("Trilu")
 def trilu(op: Builder) -> Result:
-    """Where(mask, x, 0) with a constant mask"""
-    sizes, diagonal = known(shape(op.x())[-2:]), scalar_value(op.optional(1)) if op.given(1) else 0
-    if sizes is None or diagonal is None:
-        return reject("its matrix size or diagonal varies", "build for static shapes")
-    rows, columns = sizes
-    diagonal = max(-rows - columns, min(rows + columns, int(diagonal)))
-    upper = bool(op.attribute("upper", 1))
-    below = np.tri(rows, columns, diagonal - 1 if upper else diagonal, dtype=bool)
-    mask = op.constant(~below if upper else below)
-    return op.pointwise(f"Where %1 %0 0 -> {op.dtype}", op.x(), mask)
+    """Where(row + k <= column, x, 0), or the other side"""
+    rows, columns = shape(op.x())[-2:]
+    diagonal = op.x(1) if op.given(1) else 0
+    kept = "LessOrEqual $0 %2 -> bool" if op.attribute("upper", 1) else "GreaterOrEqual $0 %2 -> bool"
+    text = f"Add %1 %3 -> int64; {kept}; Where $1 %0 0 -> {op.dtype}"
+    return op.pointwise(text, op.x(), op.steps(rows, 0, 2), op.steps(columns, 1, 2), diagonal)
 
 
 @canonical("ReverseSequence")
 def reverse_sequence(op: Builder) -> Result:
     """GatherElements at len - 1 - t before the length, at t beyond"""
     time, batch = int(op.attribute("time_axis", 0)), int(op.attribute("batch_axis", 1))
-    sizes, rank = known(shape(op.x())), len(shape(op.x()))
-    if sizes is None:
-        return reject("its shape is symbolic", "build for static shapes")
-    steps = op.constant(np.arange(sizes[time]).reshape([-1 if axis == time else 1 for axis in range(rank)]))
+    sizes, rank = shape(op.x()), len(shape(op.x()))
+    steps = op.steps(sizes[time], time, rank)
     lengths = op.view(op.x(1), [sizes[batch] if axis == batch else 1 for axis in range(rank)])
     text = "Less %0 %1 -> bool; Sub %1 1 -> int64; Sub $1 %0 -> int64; Where $0 $2 %0 -> int64"
     indices = op.expand(op.pointwise(text, steps, lengths), sizes)

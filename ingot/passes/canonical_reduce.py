@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx_ir as ir
-
 from ingot.ir.graph import shape
 from ingot.passes.canonical_table import (
     Builder,
@@ -83,16 +80,6 @@ def hardmax(op: Builder) -> Result:
     axis = axis_of(op, -1 if op.version >= 13 else 1, len(sizes))
     last = axis if op.version >= 13 else len(sizes) - 1
     flat = op.view(op.x(), [*sizes[:axis], product(sizes[axis : last + 1]), *sizes[last + 1 :]])
-    length = shape(flat)[axis]
-    if not isinstance(length, int):
-        return reject("the length of its axis is symbolic", "build for static shapes")
     best = op.Reduce(flat, kind="argmax", axes=[axis], keepdims=1)
-    return op.view(one_hot(op, best, axis, length, op.dtype), sizes)
-
-
-def one_hot(op: Builder, indices: ir.Value, axis: int, length: int, dtype: str) -> ir.Value:
-    """Cast(indices = 0, 1, … along the axis, where indices has size 1)."""
-    rank = len(shape(indices))
-    steps = np.arange(length, dtype=np.int64).reshape([-1 if place == axis else 1 for place in range(rank)])
-    text = f"Equal %0 %1 -> bool; Cast $0 -> {dtype}"
-    return op.pointwise(text, indices, op.constant(steps))
+    steps = op.steps(shape(flat)[axis], axis, len(shape(flat)))
+    return op.view(op.pointwise(f"Equal %0 %1 -> bool; Cast $0 -> {op.dtype}", best, steps), sizes)

@@ -157,6 +157,17 @@ class Builder(rewrite.Builder):
         """A vector shaped to broadcast along one axis of a tensor of the given rank."""
         return self.view(vector, [*([1] * axis), shape(vector)[0], *([1] * (rank - 1 - axis))][axis:])
 
+    def steps(self, size: Extent, axis: int = 0, rank: int = 1) -> ir.Value:
+        """0, 1, … as int64 along one axis of a tensor of the given rank."""
+        if isinstance(size, int):
+            return self.constant(np.arange(size).reshape([-1 if place == axis else 1 for place in range(rank)]))
+        return self.view(self.Range(size=size), [size if place == axis else 1 for place in range(rank)])
+
+    def size(self, extent: Extent) -> ir.Value:
+        """An extent as a tensor of one int64."""
+        result: ir.Value = self.Range(start=extent, step=0, size=1)
+        return result
+
     def split_axis(self, x: ir.Value, axis: int, sizes: Sequence[Extent]) -> tuple[ir.Value, ...]:
         """Consecutive parts of x."""
         if len(sizes) == 1:
