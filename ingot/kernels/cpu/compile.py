@@ -11,7 +11,7 @@ import llvmlite.binding as llvm
 from ingot.errors import BuildError
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 
-# The generators advance pointers themselves; the pass that looks for better ones took most of the compile time of a tile.
+# The generators advance pointers themselves; looking for better ones took most of the compile time of a tile.
 llvm.set_option("ingot", "-disable-lsr")
 
 
