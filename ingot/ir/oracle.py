@@ -7,7 +7,7 @@ the operator's schema defines. Values are arrays, lists (sequences) and None (ab
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -34,13 +34,25 @@ def evaluate_model(model: onnx.ModelProto | onnx_ir.Model, feeds: Mapping[str, V
 
 def compile_model(model: onnx.ModelProto | onnx_ir.Model) -> Callable[[Mapping[str, Value]], dict[str, Value]]:
     """The model as a function from named inputs to named outputs; weights are read once."""
-    program = _program_of_ir(model) if isinstance(model, onnx_ir.Model) else _program_of_proto(model)
+    program = _program_of(model)
 
     def run(feeds: Mapping[str, Value]) -> dict[str, Value]:
         with np.errstate(all="ignore"):  # an infinity or a NaN is a result like any other
             return dict(zip(program.outputs, program.run(feeds, {}), strict=True))
 
     return run
+
+
+def trace_model(model: onnx.ModelProto | onnx_ir.Model, feeds: Mapping[str, Value]) -> dict[str, Value]:
+    """Every value of the main graph by name, intermediate ones included."""
+    program = _program_of(model)
+    kept = replace(program, steps=tuple(replace(step, drops=()) for step in program.steps))
+    with np.errstate(all="ignore"):
+        return {name: value for name, value in kept.values(feeds, {}).items() if name}
+
+
+def _program_of(model: onnx.ModelProto | onnx_ir.Model) -> Program:
+    return _program_of_ir(model) if isinstance(model, onnx_ir.Model) else _program_of_proto(model)
 
 
 def is_known(domain: str, op_type: str, version: int) -> bool:
@@ -122,6 +134,11 @@ class Program:
 
     def run(self, feeds: Mapping[str, Value], outer: Mapping[str, Value]) -> list[Value]:
         """Output values in order; `outer` holds the enclosing scope's values."""
+        values = self.values(feeds, outer)
+        return [values[name] for name in self.outputs]
+
+    def values(self, feeds: Mapping[str, Value], outer: Mapping[str, Value]) -> dict[str, Value]:
+        """All values that are left at the end, by name."""
         values: dict[str, Value] = {"": None, **outer, **self.constants, **feeds}
         for step in self.steps:
             try:
@@ -131,7 +148,7 @@ class Program:
             values.update(zip(step.writes, results, strict=False))
             for name in step.drops:
                 del values[name]
-        return [values[name] for name in self.outputs]
+        return values
 
 
 def _program_of_proto(model: onnx.ModelProto) -> Program:

@@ -1,6 +1,17 @@
 """Meanings of our own, by family. Importing this package fills the table."""
 
-from ingot.ir.oracle_ops import control, convolution, elementwise, pool, quantize
+from ingot.ir.oracle_ops import (
+    control,
+    convolution,
+    elementwise,
+    microsoft,
+    microsoft_attention,
+    pool,
+    quantize,
+    recurrent,
+)
 from ingot.ir.oracle_ops.table import Value, find, meaning
 
-__all__ = ["Value", "control", "convolution", "elementwise", "find", "meaning", "pool", "quantize"]
+FAMILIES = (control, convolution, elementwise, microsoft, microsoft_attention, pool, quantize, recurrent)
+
+__all__ = ["FAMILIES", "Value", "find", "meaning"]
