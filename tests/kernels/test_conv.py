@@ -87,6 +87,23 @@ def test_drawn(data):
 
 
 SHAPE = (1, 20, 7, 9)
+LANEWISE = {
+    "depthwise": Case((2, 35, 9, 20), 35, (3, 3), 1, (1, 1, 1, 1), group=35),
+    "stride": Case((1, 16, 15, 33), 16, (5, 5), 2, (2, 2, 2, 2), group=16),
+    "dilated": Case((1, 8, 12, 13), 8, (3, 3), 1, (2, 2, 2, 2), 2, group=8),
+    "pairs": Case((1, 36, 6, 7), 36, (3, 3), 1, (1, 1, 1, 1), group=18),
+    "fours": Case((1, 40, 6, 7), 40, (2, 3), 2, (1, 0, 0, 1), group=10),
+    "one axis": Case((1, 20, 44), 20, (7,), 1, (3, 3), group=20),
+    "three axes": Case((1, 20, 4, 5, 6), 20, (3, 3, 3), 1, (1,) * 6, group=20),
+    "epilogue": Case(SHAPE, 20, (3, 3), pads=(1,) * 4, group=20, extras=((20, 1, 1), SHAPE), epilogue=RESIDUAL),
+}
+
+
+@pytest.mark.parametrize("name", LANEWISE)
+def test_groups_of_few_channels(name):
+    check_case(LANEWISE[name], only="conv_lanewise")
+
+
 EPILOGUES = {
     "bias, relu": Case(SHAPE, 20, (1, 1), extras=((20, 1, 1),), epilogue=BIAS_RELU),
     "residual": Case(SHAPE, 20, (3, 3), pads=(1,) * 4, extras=((20, 1, 1), SHAPE), epilogue=RESIDUAL),
@@ -115,6 +132,7 @@ SYMBOLIC = [
     (Case((3, 24, 5, 6), 33, (1, 1)), ("N", 24, "H", "W"), ("N", 33, "H", "W")),
     (Case((3, 24, 7, 7), 33, (3, 3), pads=(1, 1, 1, 1)), ("N", 24, 7, 7), ("N", 33, 7, 7)),
     (Case((1, 16, 9, 2), 16, (3, 5), pads=(1, 2, 1, 2)), (1, 16, "H", "W"), (1, 16, "H", "W")),
+    (Case((1, 20, 9, 29), 20, (3, 3), pads=(1, 1, 1, 1), group=20), (1, 20, "H", "W"), (1, 20, "H", "W")),
 ]
 
 
@@ -124,7 +142,7 @@ def test_symbolic_sizes(case, x_shape, y_shape):
     symbols = {name: size for name, size in zip(x_shape, inputs[0].shape, strict=True) if isinstance(name, str)}
     node = replace(node, inputs=(Port("float32", x_shape), *node.inputs[1:]), outputs=(Port("float32", y_shape),))
     for isa in isas():
-        found = [c for c in candidates(node, "cpu", isa) if c.kernel.name == "conv_direct"]
+        found = [c for c in candidates(node, "cpu", isa) if c.ports.outputs == ("blocked",)]
         for candidate in found[:: max(len(found) // 3, 1)]:
             kernel = Standalone(node, candidate, isa, symbols, level=1)
             for chunks in (1, 3):

@@ -14,14 +14,16 @@ import math
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
-from ingot.kernels.cpu.conv_shape import FLOAT, Direct, direct_of, pack_weights, row_plan
-from ingot.kernels.cpu.conv_tile import Site, emit_row
+from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights, row_plan
+from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, row_taps, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened, unravel
 from ingot.kernels.cpu.isa import Isa
-from ingot.kernels.cpu.llvm import Value
+from ingot.kernels.cpu.llvm import Index, Value, vector
 from ingot.kernels.node import Node
 from ingot.plan.extent import product
 
+FLOAT = 4  # bytes
+PREFETCH = 4096  # bytes of weights ahead
 SMALL_CHANNELS = 8  # up to here a plain input is read as it is
 ASSUMED = 64  # positions along a symbolic axis, for estimates
 TILE_CYCLES = 60  # of a tile, beside its multiply-adds
@@ -52,7 +54,7 @@ def _layouts(node: Node, isa: Isa) -> list[Ports]:
 
 # Widest tile for so many channel vectors, by registers: sums, weights and one broadcast fit (with 32 registers the
 # broadcast may be an operand in memory).
-_WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 7, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
+_WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 6, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
 
 
 def _vector_choices(node: Node, isa: Isa) -> tuple[int, ...]:
@@ -111,7 +113,7 @@ def conv_direct(build: KernelBuilder, node: Node, vectors: int, columns: int) ->
     weights_outer = _weights_outer(shape)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = Site(f, shape, row, x, packed, epilogue)
+        site = Site(f, shape, row, x, packed, epilogue, Method(zeros, _accumulate))
 
         def item(index: Value) -> None:
             if weights_outer:
@@ -127,5 +129,42 @@ def conv_direct(build: KernelBuilder, node: Node, vectors: int, columns: int) ->
 
 def _weights_outer(shape: Direct) -> bool:
     """Whether to walk all images for a panel of weights, rather than all panels for a row of an image."""
-    image = product((shape.inputs * shape.groups * FLOAT, *(axis.input for axis in shape.axes)))
+    image = product((shape.inputs * shape.groups * shape.element, *(axis.input for axis in shape.axes)))
     return isinstance(image, int) and shape.panels * shape.panel_bytes > image
+
+
+def _accumulate(site: Site, taps: Taps, sums: Sums) -> Sums:
+    """All channels of an input block at every tap along the row; the last block may hold fewer."""
+    f, shape = site.f, site.shape
+    tail, last = shape.inputs % shape.block, shape.input_blocks - 1
+    count: Index = tail if tail and last == 0 else shape.block
+    if tail and last:
+        count = f.select(f.compare("eq", f.index(taps.block), last), f.index(tail), shape.block)
+
+    def at_tap(columns: range, x: Value, weights: Value, sums: Sums) -> Sums:
+        def channels(first: Index, x: Value, weights: Value, *sums: Value) -> Sums:
+            result: Sums = sums
+            for channel in range(shape.unroll):
+                result = _multiply(site, columns, x, weights, channel, result)
+            return result
+
+        return walk(f, (0, count), channels, (x, weights), (FLOAT, shape.width * FLOAT), sums, by=shape.unroll)
+
+    return row_taps(site, taps, sums, at_tap)
+
+
+def _multiply(site: Site, columns: range, x: Value, weights: Value, channel: int, sums: Sums) -> Sums:
+    """sums[column, v] += x[column, channel] · weights[channel, v]"""
+    f, shape = site.f, site.shape
+    result, base = list(sums), channel * shape.width * FLOAT
+    places = [base + v * shape.lanes * FLOAT for v in range(shape.vectors)]
+    packed = [f.load(vector("float", shape.lanes), weights, place) for place in places]
+    for place in places:
+        f.prefetch(weights, place + PREFETCH)
+    pixel = shape.row.stride * shape.block * FLOAT
+    for column in columns:
+        scalar = f.splat(f.load("float", x, column * pixel + channel * FLOAT), shape.lanes)
+        for v, weight in enumerate(packed):
+            place = column * shape.vectors + v
+            result[place] = f.fma(scalar, weight, result[place])
+    return result

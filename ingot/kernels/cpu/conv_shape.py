@@ -14,14 +14,16 @@ from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, ceil_div, product
 
 Array = np.ndarray[Any, Any]
-FLOAT = 4  # bytes
 STEPS_PER_ITEM = 1 << 14  # multiply-add vectors that make a work item worth its decoding
 EDGE_LIMIT = 1500  # multiply-adds written out for the clipped ends of a row; beyond, they take the loop for any size
 
 
 @dataclass(frozen=True)
 class Direct:
-    """One convolution as the generator sees it. Counts per group; `block` input channels lie side by side in memory."""
+    """One convolution as the generator sees it; counts are per group.
+
+    `block` input channels lie side by side in memory; `element` is the bytes of an element of x, `tap` those of the
+    packed weights of one panel, input block and tap."""
 
     axes: tuple[Axis, ...]
     batch: Extent
@@ -32,6 +34,9 @@ class Direct:
     lanes: int
     columns: int
     vectors: int
+    tap: int
+    element: int = 4
+    accumulator: str = "float"
 
     @property
     def input_blocks(self) -> int:
@@ -76,7 +81,12 @@ class Direct:
     @property
     def panel_bytes(self) -> int:
         """Packed weights of one panel."""
-        return self.input_blocks * math.prod(self.kernel) * self.block * self.width * FLOAT
+        return self.input_blocks * math.prod(self.kernel) * self.tap
+
+    @property
+    def steps_per_tile(self) -> int:
+        """Multiply-adds of vectors that make one tile."""
+        return self.columns * self.vectors * self.inputs * math.prod(self.kernel)
 
     @property
     def unroll(self) -> int:
@@ -85,8 +95,8 @@ class Direct:
 
     @property
     def steps(self) -> tuple[Extent, ...]:
-        """Elements of x from one channel block to the next, then from one position to the next along each axis."""
-        inner: list[Extent] = [self.block]
+        """Bytes of x from one channel block to the next, then from one position to the next along each axis."""
+        inner: list[Extent] = [self.block * self.element]
         for axis in reversed(self.axes):
             inner.append(product((inner[-1], axis.input)))
         return tuple(reversed(inner))
@@ -98,7 +108,7 @@ class Direct:
 
     def tap_bytes(self, axis: int) -> int:
         """Packed weights from a tap to the next along a spatial axis."""
-        return math.prod(self.kernel[axis + 1 :]) * self.block * self.width * FLOAT
+        return math.prod(self.kernel[axis + 1 :]) * self.tap
 
 
 def direct_of(node: Node, isa: Isa, columns: int = 1, vectors: int = 1) -> Direct:
@@ -108,7 +118,9 @@ def direct_of(node: Node, isa: Isa, columns: int = 1, vectors: int = 1) -> Direc
     axes = conv_axes(node, kernel)
     block = isa.lanes if node.input(0).layout == "blocked" else 1
     per_group = outputs // groups
-    return Direct(flattened(axes), node.output.shape[0], groups, inputs, per_group, block, isa.lanes, columns, vectors)
+    tap = block * vectors * isa.lanes * 4
+    counts = groups, inputs, per_group, block, isa.lanes
+    return Direct(flattened(axes), node.output.shape[0], *counts, columns, vectors, tap)
 
 
 def pack_weights(weight: Array, shape: Direct) -> Array:
@@ -145,7 +157,7 @@ class RowPlan:
 
 def row_plan(shape: Direct) -> RowPlan:
     """The row of a convolution cut into tiles of its `columns`."""
-    group = max(1, round(STEPS_PER_ITEM / (shape.columns * shape.vectors * shape.inputs * math.prod(shape.kernel))))
+    group = max(1, round(STEPS_PER_ITEM / shape.steps_per_tile))
     if isinstance(shape.row.output, int) and isinstance(shape.row.input, int):
         tiles = tiles_of(shape.row, shape.columns)
         whole = [i for i, tile in enumerate(tiles) if tile.whole and tile.width == shape.columns]

@@ -1,18 +1,40 @@
-"""Code for one row of a direct convolution: tiles of sums in registers, taps clipped at the map's borders."""
+"""Code for one row of a convolution: tiles of sums in registers, taps clipped at the map's borders.
+
+What happens at a tap is the kernel's own: it brings the two functions of a `Method`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingot.kernels.cpu.build import Handle, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import INLINE_LIMIT, Epilogue, block_values, finish, rendered_lines
-from ingot.kernels.cpu.conv_shape import FLOAT, Direct, RowPlan
+from ingot.kernels.cpu.conv_shape import Direct, RowPlan
 from ingot.kernels.cpu.conv_window import Tile, runs, tap_range
 from ingot.kernels.cpu.llvm import Index, Value, vector
 
 Sums = Sequence[Value]
-PREFETCH = 4096  # bytes of weights ahead
+Clip = tuple[Index, Index] | None  # the taps of the row axis that a single column has, where known at run time only
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where a kernel stands when it accumulates along the row: pointers at tap 0 of column 0."""
+
+    tile: Tile
+    clip: Clip
+    block: Index
+    x: Value
+    weights: Value
+
+
+@dataclass(frozen=True)
+class Method:
+    """What differs between kernels: the sums that a tile starts from, and what the taps along a row add to them."""
+
+    initial: Callable[[Site, Row, Tile, Clip], Sums]
+    accumulate: Callable[[Site, Taps, Sums], Sums]
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,7 @@ class Site:
     x: Handle
     weights: Handle
     epilogue: Epilogue
+    method: Method
 
     @property
     def unrolled(self) -> bool:
@@ -33,12 +56,17 @@ class Site:
 
     def bytes(self, axis: int) -> Index:
         """From an input position to the next along spatial axis `axis`; 0 is the first one."""
-        return self.f.extent(self.shape.steps[axis + 1]) * FLOAT
+        return self.f.extent(self.shape.steps[axis + 1])
 
     @property
     def block_bytes(self) -> Index:
         """From an input channel block to the next."""
-        return self.f.extent(self.shape.steps[0]) * FLOAT
+        return self.f.extent(self.shape.steps[0])
+
+    @property
+    def type(self) -> str:
+        """Vector type of the sums."""
+        return vector(self.shape.accumulator, self.shape.lanes)
 
 
 @dataclass(frozen=True)
@@ -47,6 +75,7 @@ class Row:
 
     x: Value  # block 0, the input row that tap 0 of every outer axis reads, column 0
     weights: Value
+    panel: Index
     taps: tuple[tuple[Index, Index], ...]
     block: Index  # first output channel block, counted over groups
     blocks: Index  # output blocks of this panel that exist
@@ -129,22 +158,26 @@ def _row(site: Site, image: Index, panel: Index, position: Sequence[Index]) -> R
         line = line * f.extent(extent.output) + place
     element = line * f.extent(shape.row.output) * shape.lanes
     taps = tuple(tap_range(f, axis, place) for axis, place in zip(shape.outer, position, strict=True))
-    return Row(x, f.at(f.pointer(site.weights), panel * shape.panel_bytes), taps, block, exist, element, area)
+    return Row(x, f.at(f.pointer(site.weights), panel * shape.panel_bytes), panel, taps, block, exist, element, area)
 
 
-def emit_tile(site: Site, row: Row, tile: Tile, column: Index, clip: tuple[Index, Index] | None = None) -> None:
+def emit_tile(site: Site, row: Row, tile: Tile, column: Index, clip: Clip = None) -> None:
     """Sums of one tile, then its epilogue; `clip` bounds the taps of a single column."""
     f, shape = site.f, site.shape
-    zero = f.constant(vector("float", shape.lanes), 0.0)
-    start = opaque(f, f.at(row.x, (column * shape.row.stride - shape.row.begin) * site.bytes(len(shape.outer))))
-    sums: Sums = [zero] * (tile.width * shape.vectors)
+    start = f.at(row.x, (column * shape.row.stride - shape.row.begin) * site.bytes(len(shape.outer)))
 
     def block(index: Index, x: Value, weights: Value, *sums: Value) -> Sums:
-        return _outer_taps(site, row, tile, clip, index, x, weights, 0, sums)
+        return _outer_taps(site, row, Taps(tile, clip, index, x, weights), 0, sums)
 
-    step = shape.panel_bytes // shape.input_blocks
-    sums = _walk(f, (0, shape.input_blocks), block, start, site.block_bytes, opaque(f, row.weights), step, sums)
+    step, sums = shape.panel_bytes // shape.input_blocks, site.method.initial(site, row, tile, clip)
+    pointers = opaque(f, start), opaque(f, row.weights)
+    sums = walk(f, (0, shape.input_blocks), block, pointers, (site.block_bytes, step), sums)
     _store(site, row, tile, column, sums)
+
+
+def zeros(site: Site, row: Row, tile: Tile, clip: Clip) -> Sums:
+    """Sums that start from nothing."""
+    return [site.f.constant(site.type, 0)] * (tile.width * site.shape.vectors)
 
 
 def opaque(f: PhaseFunction, pointer: Value) -> Value:
@@ -153,84 +186,47 @@ def opaque(f: PhaseFunction, pointer: Value) -> Value:
     return f.value("ptr", f'call ptr asm "", "=r,0"(ptr {pointer.text})')
 
 
-def _walk(f: PhaseFunction, bounds: tuple[Index, Index], body: Callable[..., Sums], x: Value, x_step: Index,
-          weights: Value, weights_step: int, sums: Sums, by: int = 1) -> Sums:  # fmt: skip
-    """A loop, or its only iteration; both pointers move along."""
+def walk(f: PhaseFunction, bounds: tuple[Index, Index], body: Callable[..., Sums], pointers: tuple[Value, Value],
+         steps: tuple[Index, Index], sums: Sums, by: int = 1) -> Sums:  # fmt: skip
+    """A loop, or its only iteration; both pointers (of x and of the weights) move along."""
     begin, end = bounds
+    start = [f.at(pointer, begin * step) for pointer, step in zip(pointers, steps, strict=True)]
     if isinstance(begin, int) and isinstance(end, int) and end - begin == by:
-        return body(begin, f.at(x, begin * x_step), f.at(weights, begin * weights_step), *sums)
+        return body(begin, *start, *sums)
 
     def iteration(index: Value, x: Value, weights: Value, *sums: Value) -> Sums:
-        return [f.at(x, x_step), f.at(weights, weights_step), *body(index, x, weights, *sums)]
+        following = f.at(x, steps[0] * by), f.at(weights, steps[1] * by)
+        return [*following, *body(index, x, weights, *sums)]
 
-    first = f.at(x, begin * x_step), f.at(weights, begin * weights_step)
-    return f.loop(begin, end, iteration, (*first, *sums), step=by)[2:]
+    return f.loop(begin, end, iteration, (*start, *sums), step=by)[2:]
 
 
-def _outer_taps(site: Site, row: Row, tile: Tile, clip: tuple[Index, Index] | None, block: Index, x: Value,
-                weights: Value, axis: int, sums: Sums) -> Sums:  # fmt: skip
+def _outer_taps(site: Site, row: Row, taps: Taps, axis: int, sums: Sums) -> Sums:
     """The taps of axis `axis` and those after it."""
     shape = site.shape
     if axis == len(shape.outer):
-        return _row_taps(site, tile, clip, block, x, weights, sums)
+        return site.method.accumulate(site, taps, sums)
 
     def tap(index: Index, x: Value, weights: Value, *sums: Value) -> Sums:
-        return _outer_taps(site, row, tile, clip, block, x, weights, axis + 1, sums)
+        return _outer_taps(site, row, replace(taps, x=x, weights=weights), axis + 1, sums)
 
-    step = shape.outer[axis].dilation * site.bytes(axis)
-    return _walk(site.f, row.taps[axis], tap, x, step, weights, shape.tap_bytes(axis), sums)
+    steps = shape.outer[axis].dilation * site.bytes(axis), shape.tap_bytes(axis)
+    return walk(site.f, row.taps[axis], tap, (taps.x, taps.weights), steps, sums)
 
 
-def _row_taps(site: Site, tile: Tile, clip: tuple[Index, Index] | None, block: Index, x: Value, weights: Value,
-              sums: Sums) -> Sums:  # fmt: skip
-    """The taps along the row: loops over those that reach the same columns."""
+def row_taps(site: Site, taps: Taps, sums: Sums, at_tap: Callable[[range, Value, Value, Sums], Sums]) -> Sums:
+    """`at_tap(columns, x, weights, sums)` for every tap along the row: loops over those that reach the same columns."""
     shape = site.shape
-    step, taps = shape.row.dilation * site.bytes(len(shape.outer)), shape.tap_bytes(len(shape.outer))
-    ranges = [(clip, range(1))] if clip else [(ends, tile.taps[ends[0]]) for ends in runs(tile.taps)]
-    for bounds, columns in ranges:
+    steps = shape.row.dilation * site.bytes(len(shape.outer)), shape.tap_bytes(len(shape.outer))
+    spelled = [(ends, taps.tile.taps[ends[0]]) for ends in runs(taps.tile.taps)]
+    for bounds, columns in [(taps.clip, range(1))] if taps.clip else spelled:
 
         def tap(index: Index, x: Value, weights: Value, *sums: Value, columns: range = columns) -> Sums:
-            return _channels(site, columns, block, x, weights, sums)
+            return at_tap(columns, x, weights, sums)
 
         if columns:
-            sums = _walk(site.f, bounds, tap, x, step, weights, taps, sums)
+            sums = walk(site.f, bounds, tap, (taps.x, taps.weights), steps, sums)
     return sums
-
-
-def _channels(site: Site, columns: range, block: Index, x: Value, weights: Value, sums: Sums) -> Sums:
-    """All channels of an input block; the last block may hold fewer."""
-    f, shape = site.f, site.shape
-    tail = shape.inputs % shape.block
-    count: Index = shape.block
-    if tail:
-        last = shape.input_blocks - 1
-        count = tail if last == 0 else f.select(f.compare("eq", f.index(block), last), f.index(tail), shape.block)
-
-    def channels(first: Index, x: Value, weights: Value, *sums: Value) -> Sums:
-        result: Sums = sums
-        for channel in range(shape.unroll):
-            result = _multiply(site, columns, x, weights, channel, result)
-        return result
-
-    steps = shape.unroll * FLOAT, shape.unroll * shape.width * FLOAT
-    return _walk(f, (0, count), channels, x, steps[0], weights, steps[1], sums, by=shape.unroll)
-
-
-def _multiply(site: Site, columns: range, x: Value, weights: Value, channel: int, sums: Sums) -> Sums:
-    """sums[column, v] += x[column, channel] · weights[channel, v]"""
-    f, shape = site.f, site.shape
-    result, base = list(sums), channel * shape.width * FLOAT
-    places = [base + v * shape.lanes * FLOAT for v in range(shape.vectors)]
-    packed = [f.load(vector("float", shape.lanes), weights, place) for place in places]
-    for place in places:
-        f.prefetch(weights, place + PREFETCH)
-    pixel = shape.row.stride * shape.block * FLOAT
-    for column in columns:
-        scalar = f.splat(f.load("float", x, column * pixel + channel * FLOAT), shape.lanes)
-        for v, weight in enumerate(packed):
-            place = column * shape.vectors + v
-            result[place] = f.fma(scalar, weight, result[place])
-    return result
 
 
 def _store(site: Site, row: Row, tile: Tile, column: Index, sums: Sums) -> None:
@@ -257,12 +253,12 @@ def _store_unrolled(site: Site, values: Sequence[Value | None], element: Index, 
 def _store_looped(site: Site, values: Sequence[Value | None], element: Index, sums: Sums) -> None:
     """A long epilogue runs in a loop over sums put aside on the stack."""
     f, lanes = site.f, site.shape.lanes
-    aside = f.local(vector("float", lanes), len(sums))
+    aside, size = f.local(site.type, len(sums)), lanes * 4
     for column, total in enumerate(sums):
-        f.store(total, aside, column * lanes * FLOAT)
+        f.store(total, aside, column * size)
 
     def column_body(column: Value) -> None:
-        total = f.load(vector("float", lanes), aside, column * (lanes * FLOAT))
+        total = f.load(site.type, aside, column * size)
         finish(f, site.epilogue, total, values, element + column * lanes)
 
     f.loop(0, len(sums), column_body)
