@@ -30,6 +30,7 @@ from ingot.report import BuildLog
 from ingot.tune import choose, tuner
 
 Symbols = Mapping[str, int]
+_OUTLINE_LIMIT = 3000
 _TOOLCHAIN = ("ingot", "onnx", "onnx_ir", "onnx-shape-inference", "llvmlite", "numpy")
 
 
@@ -126,6 +127,16 @@ def _native_variant(
     return Compiled(variant, isa, module, choice.candidates)
 
 
+def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
+    """The capability report, before a build: how many steps would be native, and the works that would not."""
+    shapes.infer(source)
+    config, log = BuildConfig(level=0), BuildLog()
+    model = optimise(source, config, log)
+    assert model is not None
+    works = list(lower(model, native_isa() or BY_NAME["avx2"]).all_works())
+    return sum(w.kind == "native" for w in works), [w for w in works if w.kind == "host"]
+
+
 def _note_host_works(module: Module, log: BuildLog) -> None:
     hosts = [w for w in module.all_works() if w.kind == "host"]
     log.figures["host steps"] = len(hosts)
@@ -197,10 +208,20 @@ def package(source: onnx_ir.Model, compiled: Sequence[Compiled], config: BuildCo
         details = {
             "config": config.described(),
             "model": {"name": source.graph.name or "", "digest": digest(source), "opsets": dict(source.opset_imports)},
+            "graph": _graph_outline(source),
             "toolchain": toolchain(),
             "notices": [str(n) for n in log.notices if n.kind != "not fused"],
         }
         return Engine(inputs, outputs, tuple(c.variant for c in compiled), details)
+
+
+def _graph_outline(model: onnx_ir.Model) -> list[tuple[str, str, list[int]]]:
+    """(name, operator, positions of the nodes it reads from) per node of the main graph: what the report draws."""
+    nodes = list(model.graph)
+    place = {value: i for i, node in enumerate(nodes) for value in node.outputs}
+    return [
+        (n.name or "", n.op_type, sorted({place[v] for v in n.inputs if v in place})) for n in nodes[:_OUTLINE_LIMIT]
+    ]  # fmt: skip
 
 
 def _spec(value: onnx_ir.Value, config: BuildConfig) -> TensorSpec:
