@@ -34,7 +34,6 @@ from ingot.kernels.node import Node
 
 GRAIN_CYCLES = 4000  # a chunk that a thread takes lasts at least about this long
 ROW_CYCLES = 15  # finding a row's operands
-SHORT = 4  # parts of a vector: a row no longer than a vector / SHORT is short
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,20 @@ class Plan:
     masked: bool
 
 
-def plan_of(build: KernelBuilder, node: Node) -> Plan:
-    """Claim the operands and the output, choose the vector width."""
+def plan_of(build: KernelBuilder, node: Node, widest: int | None = None) -> Plan:
+    """Claim the operands and the output, choose the vector width, at most `widest` lanes."""
     ports, dims = ports_of(node), dims_of(node)
     dtypes = tuple(port.dtype for port in ports)
     lanes = vector_lanes(build.isa, node.epilogue, (*dtypes, node.output.dtype))
+    lanes = min(lanes, widest or lanes)
     running = [dtype for i, dtype in enumerate(dtypes) if dims.inner_stride(i)]
     operands = tuple(build.input(i) for i in range(len(ports)))
     masked = can_mask(build.isa, [*running, node.output.dtype])
     return Plan(node.epilogue, dims, operands, build.output(), dtypes, node.output.dtype, lanes, masked)
 
 
-def _applies(node: Node, isa: Isa) -> bool:
+def applies(node: Node, isa: Isa) -> bool:
+    """Whether the operands broadcast to the output and everything has vector code."""
     dtypes = [port.dtype for port in ports_of(node)]
     return bool(dtypes) and can_render(node.epilogue, [*dtypes, node.output.dtype]) and fits(node)
 
@@ -180,7 +181,7 @@ def _cost(node: Node, isa: Isa) -> float:
     return 0.2 + max(work / CYCLES_PER_MICROSECOND, traffic(node) / BYTES_PER_MICROSECOND)
 
 
-@kernel("Pointwise", on="cpu", when=_applies, in_place=in_place, cost=_cost)
+@kernel("Pointwise", on="cpu", when=applies, in_place=in_place, cost=_cost)
 def pointwise_rows(build: KernelBuilder, node: Node) -> None:
     """Row by row; a work item is an element."""
     plan = plan_of(build, node)
