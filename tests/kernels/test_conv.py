@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingot.dtypes import numpy_dtype
 from ingot.kernels import candidates
 from ingot.kernels.cpu.standalone import Standalone
 from ingot.kernels.node import Port
@@ -148,6 +149,35 @@ def test_symbolic_sizes(case, x_shape, y_shape):
             for chunks in (1, 3):
                 (y,) = kernel(*inputs, chunks=chunks)
                 np.testing.assert_allclose(y, expected, rtol=1e-4, atol=2e-5, err_msg=f"{candidate.label} {isa.name}")
+
+
+PLAIN = {
+    "two axes": Case((2, 3, 9, 21), 7, (3, 3), 1, (1, 1, 1, 1)),
+    "stride, groups": Case((1, 4, 12, 37), 10, (3, 2), 2, (1, 0, 1, 1), 2, group=2),
+    "one axis": Case((2, 3, 40), 5, (4,), 1, (1, 2)),
+    "three axes": Case((1, 3, 5, 6, 7), 5, (2, 3, 3), 1, (0, 1, 1, 1, 1, 1)),
+    "epilogue": Case(SHAPE, 20, (3, 3), pads=(1,) * 4, group=4, extras=((20, 1, 1), SHAPE), epilogue=RESIDUAL),
+    "run-time weight": Case((1, 3, 9, 21), 7, (3, 3), 1, (1, 1, 1, 1), constants=()),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain(name):
+    check_case(PLAIN[name], only="conv_plain")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int8", "uint8"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_plain_dtypes(dtype, stride):
+    random = np.random.default_rng(3)
+    integers = dtype in ("int8", "uint8")
+    weight_dtype = "int8" if integers else dtype
+    x = random.integers(0 if integers else -8, 100 if integers else 8, (1, 4, 6, 19)).astype(numpy_dtype(dtype))
+    weight = random.integers(-8, 8, (4, 2, 3, 3)).astype(numpy_dtype(weight_dtype))
+    zero_points = {"x_zero_point": 7, "weight_zero_point": -3} if integers else {}
+    attributes = {"strides": (stride,) * 2, "dilations": (1, 1), "pads": (1, 1, 0, 1), "group": 2, **zero_points}
+    node, expected = node_of("Conv", [x, weight], attributes, constants=[1])
+    check(node, [x, weight], expected, only="conv_plain")
 
 
 def test_space_is_small_and_costs_rank_it():

@@ -1,4 +1,7 @@
-"""Epilogues of kernels that write channel vectors: extras are scalars, vectors along the channels, or full maps."""
+"""Epilogues of kernels over feature maps: extras are scalars, vectors along the channels, or full maps.
+
+Blocked kernels finish vectors of channels (`block_values`, `finish`), plain ones vectors of pixels (`finish_pixels`).
+"""
 
 from __future__ import annotations
 
@@ -83,19 +86,22 @@ def extra_layouts(node: Node, first: int) -> tuple[str, ...]:
     return tuple("blocked" if blocked else "" for blocked in full)
 
 
-def epilogue_of(build: KernelBuilder, node: Node, first: int, accumulator: str = "float32") -> Epilogue:
+def epilogue_of(build: KernelBuilder, node: Node, first: int, accumulator: str = "float32",
+                lanes: int | None = None) -> Epilogue:  # fmt: skip
     """Claim the operands of the node's epilogue and its output."""
     channels = node.output.shape[1]
     assert isinstance(channels, int)
-    lanes = build.isa.lanes
-    extras = tuple(_extra(build, node, first + i, lanes) for i in range(len(extras_of(node, first))))
+    extras = tuple(_extra(build, node, first + i) for i in range(len(extras_of(node, first))))
+    lanes = lanes or build.isa.lanes
     return Epilogue(node.epilogue, extras, accumulator, build.output(), node.output.dtype, channels, lanes)
 
 
-def _extra(build: KernelBuilder, node: Node, index: int, lanes: int) -> Extra:
+def _extra(build: KernelBuilder, node: Node, index: int) -> Extra:
     port = node.input(index)
-    kind = kind_of(port, node.output)
+    kind, lanes = kind_of(port, node.output), build.isa.lanes
     assert kind is not None
+    if node.output.layout == "plain":
+        return Extra(kind, build.input(index), port.dtype, False)
     if kind == "channel" and port.constant is not None:
         return Extra(kind, build.pack(_padded(port.constant.ravel(), lanes)), port.dtype, True)
     if kind == "full" and port.constant is not None:
@@ -139,6 +145,21 @@ def finish(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, values: Seq
     result = render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes)
     target = f.at(f.pointer(epilogue.output), element * epilogue.size)
     store(f, epilogue.dtype, result, target, displacement * epilogue.size)
+
+
+def finish_pixels(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, channel: Index, element: Index,
+                  mask: Value) -> None:  # fmt: skip
+    """Apply the epilogue to pixels of one channel and store those of the mask at plain output element `element`."""
+    operands = [accumulator]
+    for extra in epilogue.extras:
+        pointer, size = f.pointer(extra.handle), size_of(extra.dtype)
+        if extra.kind == "full":
+            operands.append(load(f, extra.dtype, pointer, element * size, epilogue.lanes, mask))
+        else:
+            place = channel * size if extra.kind == "channel" else 0
+            operands.append(broadcast(f, extra.dtype, pointer, place, epilogue.lanes))
+    result = render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes)
+    store(f, epilogue.dtype, result, f.pointer(epilogue.output), element * epilogue.size, mask)
 
 
 def rendered_lines(epilogue: Epilogue) -> int:
