@@ -14,7 +14,7 @@ import onnx_ir
 from onnx_shape_inference import SYM_DATA_KEY, OpUsageError, ShapeInferenceError, infer_symbolic_shapes
 
 from ingot.errors import ConfigError, ImportFailure
-from ingot.ir import constants, shapes_library
+from ingot.ir import constants, shapes_library, shapes_old
 from ingot.ir.shapes_control import CONTRADICTORY
 from ingot.ir.symbolic import canonical, substituted, translated
 from ingot.plan.extent import Extent, symbols_of
@@ -22,7 +22,7 @@ from ingot.plan.extent import Extent, symbols_of
 Shape = tuple[Extent, ...]
 
 __all__ = ["Shape", "dimension", "infer", "is_data_dependent", "known_elements", "shape_of", "shapes_library",
-           "specialize", "subgraphs", "values_of"]  # fmt: skip
+           "shapes_old", "specialize", "subgraphs", "values_of"]  # fmt: skip
 
 _ROUNDS = 8  # each follows constants one data-dependent step further (Shape → If → Shape → Reshape …)
 _MOST_CONTRADICTIONS = 100
