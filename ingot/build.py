@@ -17,7 +17,8 @@ Progress = Callable[[str, float], None]
 def build(model: Any, config: BuildConfig | None = None, progress: Progress | None = None, **options: Any) -> Engine:
     """Compile a model into an engine.
 
-    model: a path, bytes, an onnx.ModelProto, an onnx_ir.Model, or (torch module, example inputs). options are BuildConfig's
+    model: a path, bytes, an onnx.ModelProto, an onnx_ir.Model, or (torch module, example inputs). options are
+    BuildConfig's
     fields, for short. `progress(stage, share done)` is called as the build goes. Raises ImportFailure, BuildError,
     VerificationFailed, ConfigError; each names the user's node and the remedy.
     """

@@ -97,7 +97,9 @@ def _isas(config: BuildConfig) -> list[Isa]:
         return [isa for isa in BY_NAME.values() if isa.name in config.variants]
     native = native_isa()
     if native is None:
-        raise ConfigError("this machine has no AVX2, name the variants to build for with --variants, or use target='host'")
+        raise ConfigError(
+            "this machine has no AVX2, name the variants to build for with --variants, or use target='host'"
+        )
     return [native]
 
 
@@ -154,7 +156,8 @@ def _check_memory(plan: Plan, config: BuildConfig) -> None:
         )
 
 
-# -- profiles -----------------------------------------------------------------------------------------------------------
+# -- profiles
+# -----------------------------------------------------------------------------------------------------------
 
 
 def check_profiles(model: onnx_ir.Model, config: BuildConfig) -> None:
@@ -166,7 +169,9 @@ def check_profiles(model: onnx_ir.Model, config: BuildConfig) -> None:
                 raise ConfigError(f"the profile names input {name!r}; the model has {', '.join(map(str, inputs))}")
             shape = inputs[name] or ()
             for given in triple:
-                if len(given) != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, given, strict=True)):
+                if len(given) != len(shape) or any(
+                    isinstance(d, int) and d != n for d, n in zip(shape, given, strict=True)
+                ):
                     raise ConfigError(f"the profile gives {given} for input {name!r}, the model has {list(shape)}")
 
 
@@ -175,7 +180,9 @@ def _bound_symbols(model: onnx_ir.Model, config: BuildConfig, point: int) -> lis
     inputs = {v.name: shapes.shape_of(v) or () for v in model.graph.inputs}
     bound = []
     for profile in config.profiles:
-        pairs = [(d, n) for name, triple in profile.shapes.items() for d, n in zip(inputs[name], triple[point], strict=True)]
+        pairs = [
+            (d, n) for name, triple in profile.shapes.items() for d, n in zip(inputs[name], triple[point], strict=True)
+        ]
         bound.append({d: n for d, n in pairs if isinstance(d, str) and d.isidentifier()})
     return bound
 
@@ -197,7 +204,8 @@ def typical_symbols(model: onnx_ir.Model, config: BuildConfig) -> dict[str, int]
     return next(iter(_bound_symbols(model, config, 1)), {})
 
 
-# -- packaging ----------------------------------------------------------------------------------------------------------
+# -- packaging
+# ----------------------------------------------------------------------------------------------------------
 
 
 def package(source: onnx_ir.Model, compiled: Sequence[Compiled], config: BuildConfig, log: BuildLog) -> Engine:

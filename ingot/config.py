@@ -40,9 +40,12 @@ def _triple(name: str, given: Sequence[Any]) -> tuple[Shape, Shape, Shape]:
 class BuildConfig:
     """Options of `build`.
 
-    target: "cpu" or "host" (every step on the oracle). variants: ISA names to hold, best first; default the best of this
-    machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. verify: compare with
-    the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of measured times; timing_cache_only: refuse to measure what it lacks.
+    target: "cpu" or "host" (every step on the oracle). variants: ISA names to hold, best first; default the best of
+    this
+    machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. verify:
+    compare with
+    the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of measured
+    times; timing_cache_only: refuse to measure what it lacks.
     memory_limit: bytes the build may plan for one arena. seed: of generated verification inputs.
     """
 
@@ -74,6 +77,9 @@ class BuildConfig:
         skipped = {"timing_cache", "timing_cache_only", "inputs", "profiles", "verify", "memory_limit"}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
         return {
-            **{k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()},
+            **{
+                k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v
+                for k, v in plain.items()
+            },
             "profiles": [p.shapes for p in self.profiles],
         }

@@ -1,6 +1,7 @@
 """The engine file: header and variants (plan, code, packed weights), every byte covered by a SHA-256.
 
-Layout: magic, header length (u64), SHA-256 of the header, header (JSON); then sections at multiples of 4 KiB. The header
+Layout: magic, header length (u64), SHA-256 of the header, header (JSON); then sections at multiples of 4 KiB. The
+header
 lists each section's offset, size and one digest per 4 MiB chunk. Weights are mapped, never copied. No pickle.
 """
 
@@ -107,7 +108,9 @@ class _WeightCheck:
             good = [result.result() for result in self._results]
             self._pool.shutdown()
             if not all(good):
-                raise EngineError(f"{self._source}: weight chunk {good.index(False)} is damaged; copy or build it again")
+                raise EngineError(
+                    f"{self._source}: weight chunk {good.index(False)} is damaged; copy or build it again"
+                )
             self._done = True
 
 
@@ -155,7 +158,14 @@ def _parts(engine: Engine) -> list[Bytes]:
 
 
 def _spec_json(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "min": spec.min, "opt": spec.opt, "max": spec.max}
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "shape": spec.shape,
+        "min": spec.min,
+        "opt": spec.opt,
+        "max": spec.max,
+    }
 
 
 def _save(engine: Engine, path: Path) -> None:
@@ -199,7 +209,9 @@ def _parse(data: memoryview, source: str) -> Engine:
     if magic != MAGIC:
         raise EngineError(f"{source} is not an Ingot engine (its first bytes are {bytes(magic)!r})")
     if version != FORMAT or reserved:
-        raise EngineError(f"{source} has engine format {version}, this Ingot reads {FORMAT}; rebuild it or update Ingot")
+        raise EngineError(
+            f"{source} has engine format {version}, this Ingot reads {FORMAT}; rebuild it or update Ingot"
+        )
     text = data[_PREFIX.size : _PREFIX.size + length]
     if length > _MAX_HEADER or len(text) != length or hashlib.sha256(text).digest() != digest:
         raise EngineError(f"{source}: the header is damaged; copy or build it again")

@@ -1,6 +1,7 @@
 """Every engine is compared with the reference on the imported, unrewritten model before anybody gets it.
 
-The reference is the oracle (numpy meanings of ONNX operators). Inputs are the user's or drawn from a seed; shapes are each
+The reference is the oracle (numpy meanings of ONNX operators). Inputs are the user's or drawn from a seed; shapes are
+each
 profile's smallest, typical and largest; batches above 8 are compared on their first 8 rows.
 """
 
@@ -69,9 +70,12 @@ def _two(x: float) -> float:
 
 
 def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> Engine:
-    """The engine with its evidence inside. VerificationFailed names the output and the figures; nothing is returned then."""
+    """The engine with its evidence inside. VerificationFailed names the output and the figures; nothing is returned
+    then."""
     if not _runnable(engine):
-        log.note("not verified", engine.source, "no variant of the engine runs on this machine", "verify it where it runs")
+        log.note(
+            "not verified", engine.source, "no variant of the engine runs on this machine", "verify it where it runs"
+        )
         return replace(engine, details={**engine.details, "evidence": []})
     with log.stage("verify"):
         reference = _Reference(source, config)
@@ -87,7 +91,8 @@ def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: Buil
 
 
 def first_correct(attempt: Attempt, source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> Engine:
-    """The first engine that agrees with the reference. Kernels found wrong are dropped, named in the log, and the engine is
+    """The first engine that agrees with the reference. Kernels found wrong are dropped, named in the log, and the
+    engine is
     made again without them; VerificationFailed when the difference cannot be blamed on a kernel."""
     banned: frozenset[str] = frozenset()
     while True:
@@ -210,7 +215,9 @@ def _sliced(feeds: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, 
     """The first rows of a large batch, where every input has the same leading symbol and no other extent names it."""
     leading = {spec.shape[0] if spec.shape else None for spec in specs}
     symbol = next(iter(leading))
-    elsewhere = any(symbol in symbols_of(d) for spec in specs for d in spec.shape[1:]) if isinstance(symbol, str) else True
+    elsewhere = (
+        any(symbol in symbols_of(d) for spec in specs for d in spec.shape[1:]) if isinstance(symbol, str) else True
+    )
     if len(leading) != 1 or elsewhere or not all(isinstance(x, np.ndarray) for x in feeds.values()):
         return dict(feeds)
     return {name: np.ascontiguousarray(x[:_BATCH_LIMIT]) for name, x in feeds.items()}
@@ -243,7 +250,8 @@ def _store(path: Path, results: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# -- inputs ---------------------------------------------------------------------------------------------------------------
+# -- inputs
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> tuple[list[dict[str, int]], bool]:
@@ -258,7 +266,9 @@ def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> tuple[list
             bound = dict.fromkeys(symbols, 1)
             for spec in specs:
                 sizes = profile.shapes[spec.name][corner] if spec.name in profile.shapes else ()
-                bound |= {d: n for d, n in zip(spec.shape, sizes, strict=False) if isinstance(d, str) and d.isidentifier()}
+                bound |= {
+                    d: n for d, n in zip(spec.shape, sizes, strict=False) if isinstance(d, str) and d.isidentifier()
+                }
             points.append(bound)
     if not points:
         return [dict.fromkeys(symbols, size) for size in _UNBOUNDED], False
@@ -312,7 +322,8 @@ def index_limits(model: onnx_ir.Model) -> dict[str, int]:
     return limits
 
 
-# -- comparison -----------------------------------------------------------------------------------------------------------
+# -- comparison
+# -----------------------------------------------------------------------------------------------------------
 
 
 def compare(

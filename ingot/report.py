@@ -1,4 +1,5 @@
-"""What happened during a build: nothing is silent. Fallbacks, dropped tactics, rejections, times; none of it is in the file."""
+"""What happened during a build: nothing is silent. Fallbacks, dropped tactics, rejections, times; none of it is in the
+file."""
 
 from __future__ import annotations
 

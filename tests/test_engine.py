@@ -15,7 +15,10 @@ from ingot.plan.plan import from_json, to_json
 
 def small_model() -> onnx.ModelProto:
     weight = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(4, 3), "weight")
-    nodes = [helper.make_node("MatMul", ["x", "weight"], ["product"], "matmul"), helper.make_node("Relu", ["product"], ["y"], "relu")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["product"], "matmul"),
+        helper.make_node("Relu", ["product"], ["y"], "relu"),
+    ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])
     graph = helper.make_graph(nodes, "small", [x], [y], [weight])
@@ -32,7 +35,9 @@ def test_round_trip(engine: ingot.Engine, tmp_path: Path) -> None:
     loaded = ingot.Engine.load(tmp_path / "m.engine").verified()
     assert loaded.inputs == engine.inputs and loaded.outputs == engine.outputs
     x = np.ones((2, 4), np.float32)
-    assert np.array_equal(ingot.Session(loaded, "host").run({"x": x})["y"], ingot.Session(engine, "host").run({"x": x})["y"])
+    assert np.array_equal(
+        ingot.Session(loaded, "host").run({"x": x})["y"], ingot.Session(engine, "host").run({"x": x})["y"]
+    )
 
 
 def test_the_same_build_gives_the_same_bytes(engine: ingot.Engine) -> None:
@@ -84,7 +89,9 @@ def test_a_newer_format_says_so(engine: ingot.Engine, tmp_path: Path) -> None:
         ingot.Engine.load(tmp_path / "new.engine")
 
 
-def test_a_failed_write_leaves_the_old_file(engine: ingot.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    engine: ingot.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "m.engine"
     path.write_bytes(b"older")
 

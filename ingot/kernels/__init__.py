@@ -28,10 +28,14 @@ PLAIN = Ports((), ())
 
 @dataclass(frozen=True)
 class Kernel:
-    """A registered generator. `when(node, isa)` says whether it applies; `space` maps tactic parameters to values (or to a
-    function of (node, isa)); `prune(node, isa, **tactic)` drops points; `cost(node, isa, **tactic)` estimates microseconds on
-    one core for level 0; `layouts(node, isa)` lists the port layouts it can do; `in_place` names inputs whose storage the
-    first output may take; `tolerance` says what relative error it may add to its op's (0: as exact as any order of sums)."""
+    """A registered generator. `when(node, isa)` says whether it applies; `space` maps tactic parameters to values (or
+    to a
+    function of (node, isa)); `prune(node, isa, **tactic)` drops points; `cost(node, isa, **tactic)` estimates
+    microseconds on
+    one core for level 0; `layouts(node, isa)` lists the port layouts it can do; `in_place` names inputs whose storage
+    the
+    first output may take; `tolerance` says what relative error it may add to its op's (0: as exact as any order of
+    sums)."""
 
     op: str
     target: str

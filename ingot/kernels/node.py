@@ -17,7 +17,8 @@ from ingot.plan.extent import Extent, product
 class Port:
     """One operand: dtype by numpy name, row-major shape, `constant` when known at build time.
 
-    layout "plain": row-major. "blocked": [N, ceil(C/b), *spatial, b] with b = isa.lanes; the lanes beyond C hold anything.
+    layout "plain": row-major. "blocked": [N, ceil(C/b), *spatial, b] with b = isa.lanes; the lanes beyond C hold
+    anything.
     """
 
     dtype: str

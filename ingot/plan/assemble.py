@@ -84,7 +84,8 @@ def assemble(module: Module, choices: Mapping[Work, Candidate], code: Code) -> P
     return _Assembly(module, items, choices, code).plan()
 
 
-# -- items --------------------------------------------------------------------------------------------------------------
+# -- items
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _items(module: Module, choices: Mapping[Work, Candidate], code: Code) -> list[Item]:
@@ -147,7 +148,8 @@ def _reorder(tensor: Tensor, source: str, target: str, isa: Isa | None) -> Item:
     return _item(work, ((tensor, source),), ((tensor, target),), replace(found, ports=ports), isa)
 
 
-# -- assembly -----------------------------------------------------------------------------------------------------------
+# -- assembly
+# -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -368,4 +370,3 @@ def _is_small(node: Node | None) -> bool:
         return False
     size, flops = bytes_of(node), flops_of(node)
     return isinstance(size, int) and isinstance(flops, int) and size < _SERIAL_BYTES and flops < _SERIAL_FLOPS
-

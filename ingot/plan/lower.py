@@ -31,7 +31,8 @@ _EPILOGUE_KEYS = ("epilogue", "expression")
 
 @dataclass(eq=False)
 class Tensor:
-    """A value of the graph. `shape` is None for sequences, optionals and unknown ranks, which only the host can hold."""
+    """A value of the graph. `shape` is None for sequences, optionals and unknown ranks, which only the host can
+    hold."""
 
     name: str
     dtype: str
@@ -57,7 +58,8 @@ class Tensor:
 
 @dataclass(eq=False)
 class Work:
-    """One node on its way to a step. Native works carry their candidates, the others their reason for being on the host."""
+    """One node on its way to a step. Native works carry their candidates, the others their reason for being on the
+    host."""
 
     kind: Literal["native", "host", "control"]
     name: str
@@ -92,9 +94,7 @@ class Module:
                 yield from body.all_works()
 
 
-def lower(
-    model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: frozenset[str] = frozenset()
-) -> Module:
+def lower(model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: frozenset[str] = frozenset()) -> Module:
     """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use."""
     lowering = _Lowering(isa, target, dict(model.opset_imports), banned)
     return lowering.module(model.graph, {})
@@ -270,7 +270,11 @@ def _captured(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
 
 def _scan_kinds(node: onnx_ir.Node, body: Module) -> dict[str, Any]:
     """dtype and element shape of each scan output, for loops that run zero times."""
-    carried = len(node.inputs) - 2 if node.op_type == "Loop" else len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+    carried = (
+        len(node.inputs) - 2
+        if node.op_type == "Loop"
+        else len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+    )
     skip = carried + 1 if node.op_type == "Loop" else carried
     scans = body.outputs[skip:]
     shapes = [[d if isinstance(d, int) else 0 for d in t.shape or ()] for t in scans]

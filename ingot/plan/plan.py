@@ -1,6 +1,7 @@
 """The plan: what a runtime executes, as frozen dataclasses that travel as JSON.
 
-A value is a typed view of a storage; a storage is bytes in one place. Native code receives one pointer per storage and one
+A value is a typed view of a storage; a storage is bytes in one place. Native code receives one pointer per storage and
+one
 int64 per extent; host steps receive numpy views. Indices refer to the tuples of the same plan.
 """
 
@@ -12,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 from ingot.errors import EngineError
@@ -153,7 +154,7 @@ def from_json(text: str | bytes) -> Plan:
 _SEGMENTS: dict[str, type] = {"native": NativeSegment, "host": HostSegment, "control": ControlSegment}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
@@ -197,6 +198,6 @@ def _decode_plain(kind: Any, data: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         if data not in typing.get_args(kind):
             raise TypeError(f"{data!r} is not one of {typing.get_args(kind)}")
-    elif kind is not Any and (not isinstance(data, kind) or isinstance(data, bool) and kind is int):
+    elif kind is not Any and (not isinstance(data, kind) or (isinstance(data, bool) and kind is int)):
         raise TypeError(f"expected {kind.__name__}, found {type(data).__name__}")
     return data

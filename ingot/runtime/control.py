@@ -46,7 +46,9 @@ def _scan(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Bo
     states, inputs = list(arguments[: len(arguments) - sequences]), list(arguments[len(arguments) - sequences :])
     in_axes = settings.get("scan_input_axes") or [0] * sequences
     backward = settings.get("scan_input_directions") or [0] * sequences
-    moved = [np.moveaxis(x, axis, 0)[:: -1 if back else 1] for x, axis, back in zip(inputs, in_axes, backward, strict=True)]
+    moved = [
+        np.moveaxis(x, axis, 0)[:: -1 if back else 1] for x, axis, back in zip(inputs, in_axes, backward, strict=True)
+    ]
     scans: list[list[Any]] = [[] for _ in range(len(segment.step.outputs) - len(states))]
     for t in range(len(moved[0])):
         results = bodies[0](*states, *(np.ascontiguousarray(x[t]) for x in moved))

@@ -26,7 +26,8 @@ _BYTES_PER_MICROSECOND, _FLOPS_PER_MICROSECOND = 10_000.0, 50_000.0
 
 
 class Executor:
-    """A plan made ready: native entry points, host functions and nested executors resolved once; safe from many threads."""
+    """A plan made ready: native entry points, host functions and nested executors resolved once; safe from many
+    threads."""
 
     def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Team | None) -> None:
         self.plan, self.code, self.weights, self.team = plan, code, weights, team
@@ -165,7 +166,9 @@ class Frame:
                 y = np.empty(shape, dtype)
             elif y.shape != shape:
                 name = plan.values[index].name
-                raise InputError(f"the buffer for output {name!r} has shape {list(y.shape)}, this run gives {list(shape)}")
+                raise InputError(
+                    f"the buffer for output {name!r} has shape {list(y.shape)}, this run gives {list(shape)}"
+                )
             pointers[plan.values[index].storage] = y.__array_interface__["data"][0]
             objects[index] = y
             results.append(y)
@@ -315,7 +318,8 @@ class Frame:
                 self.extents[index] = evaluate(extent, self.symbols)
 
     def _result_site(self, index: int, earlier: Sequence[int]) -> tuple[int, tuple[int, ...], Any]:
-        """(value, shape, dtype) of an output to allocate before the run; dtype None when it is found only afterwards."""
+        """(value, shape, dtype) of an output to allocate before the run; dtype None when it is found only
+        afterwards."""
         value = self.plan.values[index]
         storage = self.plan.storages[value.storage]
         known = all(symbols_of(d) <= self.symbols.keys() - set(self.plan.derived) for d in value.shape)
@@ -331,4 +335,3 @@ def _is_array(x: Any) -> bool:
 
 def _depends(extent: int | str, derived: Sequence[str]) -> bool:
     return bool(derived) and not symbols_of(extent).isdisjoint(derived)
-

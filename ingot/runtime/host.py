@@ -1,4 +1,5 @@
-"""Host steps: one ONNX or ingot operator on numpy arrays, through the oracle, which is imported only when a plan needs it."""
+"""Host steps: one ONNX or ingot operator on numpy arrays, through the oracle, which is imported only when a plan needs
+it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """Feature names of /proc/cpuinfo (empty where there is none). INGOT_CPU_FEATURES_WITHOUT removes some, for tests."""
+    """Feature names of /proc/cpuinfo (empty where there is none). INGOT_CPU_FEATURES_WITHOUT removes some, for
+    tests."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -49,7 +49,8 @@ def _loaded(variant: Variant) -> _Loaded:
 class Session:
     """Runs an engine. Thread-safe: concurrent runs each get their own arena; many sessions share one engine's weights.
 
-    device: "cpu" (native code, host steps where the plan has them) or "host" (the engine's host variant, if it holds one).
+    device: "cpu" (native code, host steps where the plan has them) or "host" (the engine's host variant, if it holds
+    one).
     threads: threads per run, the caller included; default: the cores this process may use.
     """
 
@@ -119,7 +120,9 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- checks ---------------------------------------------------------------------------------------------------
@@ -205,7 +208,9 @@ def _check_extent(
         )
     known = symbols.setdefault(wanted, (found, spec.name)) if wanted.isidentifier() else (found, "")
     if known[0] != found:
-        raise InputError(f"{wanted} is {known[0]} in input {known[1]!r} but {found} in {spec.name!r}; they must be equal")
+        raise InputError(
+            f"{wanted} is {known[0]} in input {known[1]!r} but {found} in {spec.name!r}; they must be equal"
+        )
 
 
 def _phases(plan: Plan) -> int:
@@ -213,5 +218,3 @@ def _phases(plan: Plan) -> int:
     own = (s.phases for s in plan.segments if isinstance(s, NativeSegment))
     nested = (_phases(p) for s in plan.segments if isinstance(s, ControlSegment) for p in s.plans)
     return max((*own, *nested), default=0)
-
-

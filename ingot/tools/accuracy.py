@@ -55,7 +55,8 @@ _ALGORITHMS: Mapping[str, Callable[[Array, Array], float]] = {
 
 
 def gate(outputs: Mapping[str, Any], flags: Mapping[str, str]) -> bool:
-    """trtexec's --loadRefOutputs: every named output within its tolerance; prints a line each. True without references."""
+    """trtexec's --loadRefOutputs: every named output within its tolerance; prints a line each. True without
+    references."""
     references = _references(flags, outputs)
     if not references:
         return True

@@ -22,14 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minShapes", help="smallest shapes of a profile, e.g. x:1x3x224x224")
     parser.add_argument("--optShapes", help="shapes to tune for")
     parser.add_argument("--maxShapes", help="largest shapes of a profile")
-    parser.add_argument("--level", type=int, default=3, help="0 (nothing timed, fastest build) to 5 (everything timed); default 3")
+    parser.add_argument(
+        "--level", type=int, default=3, help="0 (nothing timed, fastest build) to 5 (everything timed); default 3"
+    )
     parser.add_argument("--target", default="cpu", choices=TARGETS)
-    parser.add_argument("--variants", default="", help="instruction sets to hold, e.g. avx512_vnni,avx2; default: this machine's best")
+    parser.add_argument(
+        "--variants", default="", help="instruction sets to hold, e.g. avx512_vnni,avx2; default: this machine's best"
+    )
     parser.add_argument("--timingCacheFile", help="file of measured times, read and extended")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with the reference")
     parser.add_argument("--atol", type=float, help="absolute tolerance of the comparison")
     parser.add_argument("--rtol", type=float, help="relative tolerance of the comparison")
-    parser.add_argument("--memory-limit", type=float, metavar="MIB", help="refuse plans that need more activation memory")
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="MIB", help="refuse plans that need more activation memory"
+    )
     parser.add_argument("--json", action="store_true", help="print the build report as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -78,11 +84,18 @@ def as_text(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['engine']}: {summary['bytes'] / 2**20:.2f} MiB, {', '.join(summary['variants'])}",
         f"steps: {steps.get('native', 0)} native, {steps.get('host', 0)} host"
-        + (f"; activations {summary['activation_bytes'] / 2**20:.2f} MiB" if summary["activation_bytes"] is not None else ""),
+        + (
+            f"; activations {summary['activation_bytes'] / 2**20:.2f} MiB"
+            if summary["activation_bytes"] is not None
+            else ""
+        ),
         "time: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in summary["seconds"].items()),
     ]
     for evidence in summary["evidence"]:
         shapes = ", ".join(f"{k}{v}" for k, v in evidence["shapes"].items())
         lines.append(f"verified {evidence['output']} at {shapes}: largest difference {evidence['largest']:.1e}")
-    lines += [f"{n['kind']}: {n['node']}: {n['reason']}" + (f" ({n['remedy']})" if n["remedy"] else "") for n in summary["notices"]]
+    lines += [
+        f"{n['kind']}: {n['node']}: {n['reason']}" + (f" ({n['remedy']})" if n["remedy"] else "")
+        for n in summary["notices"]
+    ]
     return "\n".join(lines)

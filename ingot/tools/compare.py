@@ -1,4 +1,5 @@
-"""`ingot compare`: the same inputs through engine, reference and onnxruntime; per output, and to the first node that differs."""
+"""`ingot compare`: the same inputs through engine, reference and onnxruntime; per output, and to the first node that
+differs."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", help="an ONNX file")
-    parser.add_argument("--runners", help="comma list of engine, reference, onnxruntime (default: all that are installed)")
+    parser.add_argument(
+        "--runners", help="comma list of engine, reference, onnxruntime (default: all that are installed)"
+    )
     parser.add_argument("--engine", help="an engine file to compare instead of building one")
     parser.add_argument("--shapes", default="", help="input shapes, e.g. x:1x3x224x224")
     parser.add_argument("--load-inputs", default="", metavar="NAME:FILE", help="inputs from .npy files")
@@ -85,10 +88,13 @@ def _specs(model: onnx_ir.Model) -> list[TensorSpec]:
     from ingot.ir.graph import dtype_of
 
     tensors = [(v, isinstance(v.type, onnx_ir.TensorType) and v.dtype is not None) for v in model.graph.inputs]
-    return [TensorSpec(v.name or "", dtype_of(v) if known else "object", shapes.shape_of(v) or ()) for v, known in tensors]
+    return [
+        TensorSpec(v.name or "", dtype_of(v) if known else "object", shapes.shape_of(v) or ()) for v, known in tensors
+    ]
 
 
-# -- runners ------------------------------------------------------------------------------------------------------------
+# -- runners
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _engine_runner(model: onnx_ir.Model, arguments: argparse.Namespace) -> Runner:
@@ -122,7 +128,9 @@ def _runner_names(arguments: argparse.Namespace) -> list[str]:
     import importlib.util
 
     present = importlib.util.find_spec("onnxruntime") is not None
-    asked = arguments.runners.split(",") if arguments.runners else [n for n in _RUNNERS if n != "onnxruntime" or present]
+    asked = (
+        arguments.runners.split(",") if arguments.runners else [n for n in _RUNNERS if n != "onnxruntime" or present]
+    )
     for name in asked:
         if name not in _RUNNERS:
             raise ConfigError(f"there is no runner {name!r}; choose from {', '.join(_RUNNERS)}")
@@ -133,7 +141,8 @@ def _runner_names(arguments: argparse.Namespace) -> list[str]:
     return sorted(asked, key=list(_RUNNERS).index)
 
 
-# -- outputs ------------------------------------------------------------------------------------------------------------
+# -- outputs
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _row(
@@ -143,7 +152,9 @@ def _row(
     if mine.shape != wanted.shape or mine.dtype == object:
         same = mine.shape == wanted.shape and np.array_equal(mine, wanted)
         gap = 0.0 if same else float("inf")
-        return Row(output, runner, against, same, Closeness(gap, gap, gap, gap, float(same), -gap, int(not same), mine.size))
+        return Row(
+            output, runner, against, same, Closeness(gap, gap, gap, gap, float(same), -gap, int(not same), mine.size)
+        )
     statistics = closeness(mine, wanted, arguments.atol, arguments.rtol)
     return Row(output, runner, against, _passes(statistics, wanted, arguments), statistics)
 
@@ -175,9 +186,15 @@ def _save(results: Mapping[str, Mapping[str, Any]], folder: str | None) -> None:
             np.save(path, np.asarray(y))
 
 
-def _print(rows: Sequence[Row], invalid: Sequence[str], seconds: Mapping[str, float], arguments: argparse.Namespace) -> None:
+def _print(
+    rows: Sequence[Row], invalid: Sequence[str], seconds: Mapping[str, float], arguments: argparse.Namespace
+) -> None:
     if arguments.json:
-        print(json.dumps({"rows": [asdict(r) for r in rows], "invalid": list(invalid), "seconds": dict(seconds)}, indent=1))
+        print(
+            json.dumps(
+                {"rows": [asdict(r) for r in rows], "invalid": list(invalid), "seconds": dict(seconds)}, indent=1
+            )
+        )
         return
     for r in rows:
         s = r.statistics
@@ -190,7 +207,8 @@ def _print(rows: Sequence[Row], invalid: Sequence[str], seconds: Mapping[str, fl
         print(f"FAILED {line}")
 
 
-# -- inside -------------------------------------------------------------------------------------------------------------
+# -- inside
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _inside(model: onnx_ir.Model, feeds: Mapping[str, Any], arguments: argparse.Namespace) -> int:
@@ -240,7 +258,9 @@ def _differing(
         row = _row(name, "engine", "reference", {"engine": mine, "reference": wanted}, arguments)
         if report:
             s = row.statistics
-            print(f"{'PASSED' if row.passed else 'FAILED'} {name}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, SNR {s.signal_to_noise:.1f} dB")
+            print(
+                f"{'PASSED' if row.passed else 'FAILED'} {name}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, SNR {s.signal_to_noise:.1f} dB"
+            )
         if not row.passed:
             found.append(name)
     return found

@@ -25,11 +25,15 @@ def graph_svg(nodes: Sequence[Node]) -> str:
     for rank in ranks:
         places.append((8 + used.get(rank, 0) * (_WIDTH + _GAP), 8 + rank * _ROW))
         used[rank] = used.get(rank, 0) + 1
-    edges = [_edge(places[s], places[i]) for i, (_, _, sources, _) in enumerate(nodes) for s in sources if s < len(places)]
+    edges = [
+        _edge(places[s], places[i]) for i, (_, _, sources, _) in enumerate(nodes) for s in sources if s < len(places)
+    ]
     boxes = [_box(place, node) for place, node in zip(places, nodes, strict=True)]
     width = 16 + max(used.values(), default=1) * (_WIDTH + _GAP)
     height = 16 + (max(ranks, default=0) + 1) * _ROW
-    return f'<svg width="{width}" height="{height}" role="img" aria-label="graph">{"".join(edges)}{"".join(boxes)}</svg>'
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="graph">{"".join(edges)}{"".join(boxes)}</svg>'
+    )
 
 
 def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:

@@ -63,8 +63,21 @@ def gather(engine: ingot.Engine, shapes: str, threads: int | None) -> dict[str, 
         try:
             times, latency = _timed(session, feeds)
         except IngotError as error:
-            return {"plan": session.plan, "times": [], "note": f"not timed: {error}", "symbols": symbols, "latency": None}
-        return {"plan": session.plan, "times": times, "note": "", "symbols": symbols, "latency": latency, "threads": session.threads}
+            return {
+                "plan": session.plan,
+                "times": [],
+                "note": f"not timed: {error}",
+                "symbols": symbols,
+                "latency": None,
+            }
+        return {
+            "plan": session.plan,
+            "times": times,
+            "note": "",
+            "symbols": symbols,
+            "latency": latency,
+            "threads": session.threads,
+        }
 
 
 def _timed(session: ingot.Session, feeds: Mapping[str, Any]) -> tuple[list[StepTime], float]:
@@ -86,7 +99,8 @@ def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- the page
+# -----------------------------------------------------------------------------------------------------------
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#1c2330;background:#fff}
@@ -142,7 +156,12 @@ def _graphs(engine: ingot.Engine, plan: Plan, times: Sequence[StepTime]) -> str:
     producer = {value: i for i, step in enumerate(steps) for value in step.outputs}
     after = graph_svg(
         [
-            (" + ".join(s.nodes) or s.name, f"{s.op} · {s.kernel}", sorted({producer[v] for v in s.inputs if v in producer}), i)
+            (
+                " + ".join(s.nodes) or s.name,
+                f"{s.op} · {s.kernel}",
+                sorted({producer[v] for v in s.inputs if v in producer}),
+                i,
+            )
             for i, s in enumerate(steps)
         ]
     )

@@ -21,7 +21,8 @@ def make_feeds(
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """An array per input: loaded, or drawn in the given shape (else the profile's typical one, else symbols count 1)."""
+    """An array per input: loaded, or drawn in the given shape (else the profile's typical one, else symbols count
+    1)."""
     names = {spec.name for spec in specs}
     stray = [name for name in (*shapes, *(files or {})) if name not in names]
     if stray:

@@ -19,7 +19,9 @@ from ingot.plan.plan import NativeSegment, Plan, Step
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("what", choices=list(_VIEWS), help="model: an ONNX file; engine: an engine file; capability: what runs natively")
+    parser.add_argument(
+        "what", choices=list(_VIEWS), help="model: an ONNX file; engine: an engine file; capability: what runs natively"
+    )
     parser.add_argument("file")
     parser.add_argument("--steps", action="store_true", help="list every node or step")
     parser.add_argument("--json", action="store_true")
@@ -76,7 +78,11 @@ def _engine(path: str, steps: bool) -> dict[str, Any]:
 
 def steps_of(plan: Plan) -> list[Step]:
     """Steps of a plan in order; a control step counts as one."""
-    return [s for segment in plan.segments for s in (segment.steps if isinstance(segment, NativeSegment) else (segment.step,))]
+    return [
+        s
+        for segment in plan.segments
+        for s in (segment.steps if isinstance(segment, NativeSegment) else (segment.step,))
+    ]
 
 
 def step_line(step: Step) -> str:
@@ -95,7 +101,11 @@ def _capability(path: str, steps: bool) -> dict[str, Any]:
     return content
 
 
-_VIEWS: Mapping[str, Callable[[str, bool], dict[str, Any]]] = {"model": _model, "engine": _engine, "capability": _capability}
+_VIEWS: Mapping[str, Callable[[str, bool], dict[str, Any]]] = {
+    "model": _model,
+    "engine": _engine,
+    "capability": _capability,
+}
 
 
 def _lines(content: Any, indent: str = "") -> list[str]:

@@ -30,7 +30,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Settings:
-    """When to stop: after `duration` seconds and at least `iterations` runs, following `warm_up` ms that do not count."""
+    """When to stop: after `duration` seconds and at least `iterations` runs, following `warm_up` ms that do not
+    count."""
 
     iterations: int = 10
     warm_up: float = 200.0

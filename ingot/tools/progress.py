@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def build_progress(quiet: bool = False) -> Iterator[Callable[[str, float], None] | None]:
-    """A `progress(stage, share)` function for `ingot.build`: a bar on a terminal, a line a stage elsewhere, None if quiet."""
+    """A `progress(stage, share)` function for `ingot.build`: a bar on a terminal, a line a stage elsewhere, None if
+    quiet."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -22,7 +23,12 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda stage, share: bar.update(task, description=stage, completed=share)

@@ -42,7 +42,8 @@ def _extent(part: str, text: str) -> tuple[int, int, int]:
 def profile_from(
     shapes: str | None, low: str | None = None, typical: str | None = None, high: str | None = None
 ) -> Profile | None:
-    """The profile that --shapes, or --minShapes, --optShapes and --maxShapes, stand for; what is left out is the nearest given."""
+    """The profile that --shapes, or --minShapes, --optShapes and --maxShapes, stand for; what is left out is the
+    nearest given."""
     if shapes:
         return Profile(**parse_ranges(shapes))
     given = [parse_shapes(text) if text else {} for text in (low, typical, high)]

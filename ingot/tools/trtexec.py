@@ -32,7 +32,8 @@ Flags = Mapping[str, str]
 
 
 def main(words: Sequence[str]) -> int:
-    """One session of trtexec; its last line says PASSED or FAILED. Flags are `--flag=value`, read by their own table."""
+    """One session of trtexec; its last line says PASSED or FAILED. Flags are `--flag=value`, read by their own
+    table."""
     command = " ".join(["ingot trtexec", *words])
     try:
         flags = parse(words)
@@ -83,7 +84,8 @@ def _load_plugin(path: str) -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-# -- building -----------------------------------------------------------------------------------------------------------
+# -- building
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _engine(flags: Flags) -> ingot.Engine:
@@ -149,7 +151,8 @@ def _report_build(engine: ingot.Engine, flags: Flags, target: Path) -> None:
         print("\n".join(f"[V] {notice}" for notice in log.notices))
 
 
-# -- inference ----------------------------------------------------------------------------------------------------------
+# -- inference
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -227,7 +230,11 @@ class Inference:
                 print(f"Output Tensor {name}: {np.array2string(np.asarray(y), threshold=64)}")
         if path := self.flags.get("exportOutput"):
             rows = [
-                {"name": n, "dimensions": "x".join(map(str, np.shape(y))), "values": np.asarray(y).astype(float).ravel().tolist()}
+                {
+                    "name": n,
+                    "dimensions": "x".join(map(str, np.shape(y))),
+                    "values": np.asarray(y).astype(float).ravel().tolist(),
+                }
                 for n, y in outputs.items()
             ]
             _write(path, rows)
@@ -262,5 +269,3 @@ def _write(path: str, content: Any) -> None:
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-
-

@@ -1,4 +1,5 @@
-"""trtexec's flags: which are real here, and what the others do. One row each; any other flag is refused with the nearest."""
+"""trtexec's flags: which are real here, and what the others do. One row each; any other flag is refused with the
+nearest."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ FLAGS: Mapping[str, Flag] = {
     "errorOnTimingCacheMiss": Flag(),
     "builderOptimizationLevel": Flag("count", default="3"),
     "maxTactics": Flag("count", "the level bounds how many are timed"),
-    "hardwareCompatibilityLevel": Flag("choice:none,ampere+,sameComputeCapability", _GPU + "; see --variants of `ingot build`"),
+    "hardwareCompatibilityLevel": Flag(
+        "choice:none,ampere+,sameComputeCapability", _GPU + "; see --variants of `ingot build`"
+    ),
     "maxAuxStreams": Flag("count", _GPU),
     "allowWeightStreaming": Flag("", "weights are mapped from the file and paged in as they are read"),
     "markDebug": Flag("text", "use `ingot compare --layers` to see tensors inside"),
@@ -124,7 +127,8 @@ _SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:
-    """{flag: value} (switches: ""). ConfigError names an unknown flag and the nearest known one, or a value that does not fit."""
+    """{flag: value} (switches: ""). ConfigError names an unknown flag and the nearest known one, or a value that does
+    not fit."""
     found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -181,7 +185,7 @@ def memory_limit(given: Mapping[str, str]) -> int | None:
     if text is None:
         return None
     number = text.upper().removesuffix("IB").removesuffix("B")
-    unit = _SUFFIXES.get(number[-1:], None)
+    unit = _SUFFIXES.get(number[-1:])
     try:
         return int(float(number[:-1] if unit else number) * (unit or 2**20))
     except ValueError:

@@ -104,7 +104,10 @@ def layer_name(step: StepTime) -> str:
 
 def profile_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """--dumpProfile"""
-    lines = [f"=== Profile ({rows[0]['count']} iterations) ===", "   Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer"]
+    lines = [
+        f"=== Profile ({rows[0]['count']} iterations) ===",
+        "   Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer",
+    ]
     for row in rows[1:]:
         lines.append(
             f"{row['timeMs']:11.2f} {row['averageMs']:12.4f} {row['medianMs']:12.4f} {row['percentage']:9.1f}   {row['name']}"

@@ -1,6 +1,7 @@
 """The timing cache: what was measured, by node signature and candidate, in one JSON file that machines do not share.
 
-The file names the processor and the generator's fingerprint it belongs to; entries of another are kept but not used, and
+The file names the processor and the generator's fingerprint it belongs to; entries of another are kept but not used,
+and
 the build report says so. Writing merges with what another build wrote meanwhile.
 """
 

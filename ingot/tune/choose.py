@@ -1,6 +1,7 @@
 """One candidate per work for a whole graph: the sum of prices and of the layout conversions between works, minimised.
 
-Per work only the cheapest candidate of each combination of port layouts matters; those are relaxed by sweeps in graph order
+Per work only the cheapest candidate of each combination of port layouts matters; those are relaxed by sweeps in graph
+order
 until nothing moves (iterated conditional modes: Besag 1986). A tie goes to the layout the input already has.
 """
 

@@ -1,4 +1,5 @@
-"""Where prices come from: estimates at level 0; above it the most promising candidates are timed, once per distinct node."""
+"""Where prices come from: estimates at level 0; above it the most promising candidates are timed, once per distinct
+node."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def _note_foreign(cache: TimingCache, config: BuildConfig, log: BuildLog) -> Non
 class _Measured:
     """Measured microseconds where there are some; candidates nobody timed do not compete with timed ones."""
 
-    def __init__(self, estimates: Estimates, cache: TimingCache, shortlists: Mapping[Work, Sequence[Candidate]]) -> None:
+    def __init__(
+        self, estimates: Estimates, cache: TimingCache, shortlists: Mapping[Work, Sequence[Candidate]]
+    ) -> None:
         self._estimates, self._cache = estimates, cache
         self._keys = {work: signature(estimates.bound(work)) for work in shortlists}
 
@@ -107,7 +110,9 @@ def _measure(
         return
     if config.timing_cache_only:
         names = ", ".join(work.name for work, _ in list(missing.values())[:3])
-        raise BuildError(f"the timing cache lacks {len(missing)} nodes ({names} …); build once without this restriction")
+        raise BuildError(
+            f"the timing cache lacks {len(missing)} nodes ({names} …); build once without this restriction"
+        )
     jobs = [
         (without_weights(estimates.bound(work)), [describe(c) for c in unknown], isa.name, budget)
         for work, unknown in missing.values()
@@ -121,7 +126,12 @@ def _measure(
 
 
 def _remember(
-    key: str, work: Work, candidates: Sequence[Candidate], result: list[float] | WorkerDied, cache: TimingCache, log: BuildLog
+    key: str,
+    work: Work,
+    candidates: Sequence[Candidate],
+    result: list[float] | WorkerDied,
+    cache: TimingCache,
+    log: BuildLog,
 ) -> None:
     if isinstance(result, WorkerDied):
         names = ", ".join(work.origins) or work.name

@@ -1,4 +1,5 @@
-"""Checks a kernel against its op's numpy meaning: every candidate (or a drawn few), every ISA this machine has, split ranges."""
+"""Checks a kernel against its op's numpy meaning: every candidate (or a drawn few), every ISA this machine has, split
+ranges."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def node_of(
     epilogue: str = "",
     constants: Sequence[int] = (),
 ) -> tuple[Node, list[Array]]:
-    """A node with static shapes for these inputs (those in `constants` known at build time), and its reference outputs."""
+    """A node with static shapes for these inputs (those in `constants` known at build time), and its reference
+    outputs."""
     attributes = dict(attributes or {})
     key = "expression" if op == "Pointwise" else "epilogue"
     stated = {**attributes, **({key: epilogue} if epilogue else {})}
@@ -60,7 +62,9 @@ def check(
             alone = Standalone(node, candidate, isa, level=level)
             for chunks in (1, 3):
                 for mine, theirs in zip(alone(*inputs, chunks=chunks), expected, strict=True):
-                    _compare(mine, theirs, rtol, atol, f"{candidate.label} {candidate.ports} on {isa.name}, {chunks} chunks")
+                    _compare(
+                        mine, theirs, rtol, atol, f"{candidate.label} {candidate.ports} on {isa.name}, {chunks} chunks"
+                    )
             ran.append(candidate)
     return ran
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from ingot.plan.packing import Interval, align, lower_bound, pack
 
 INTERVALS = st.lists(
-    st.builds(lambda b, f, n: Interval(b, f, f + n), st.integers(0, 5000), st.integers(0, 12), st.integers(0, 6)), max_size=24
+    st.builds(lambda b, f, n: Interval(b, f, f + n), st.integers(0, 5000), st.integers(0, 12), st.integers(0, 6)),
+    max_size=24,
 )
 
 
@@ -37,7 +38,11 @@ def test_residual_blocks_stay_within_ten_percent() -> None:
     blocks: list[Interval] = []
     for i in range(16):
         size = 800_000 // (1 + i // 4)
-        blocks += [Interval(size, 4 * i, 4 * i + 4), Interval(size // 4, 4 * i + 1, 4 * i + 2), Interval(size // 4, 4 * i + 2, 4 * i + 3)]
+        blocks += [
+            Interval(size, 4 * i, 4 * i + 4),
+            Interval(size // 4, 4 * i + 1, 4 * i + 2),
+            Interval(size // 4, 4 * i + 2, 4 * i + 3),
+        ]
     assert pack(blocks)[1] <= 1.10 * lower_bound(blocks)
 
 

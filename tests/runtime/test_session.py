@@ -23,7 +23,10 @@ def model() -> onnx.ModelProto:
         helper.make_node("Reshape", ["y", "flat"], ["z"], "flatten"),
     ]
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 8]) for n in "ab"]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8]), helper.make_tensor_value_info("z", TensorProto.FLOAT, ["M"])]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8]),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, ["M"]),
+    ]
     graph = helper.make_graph(nodes, "session", inputs, outputs, [two, shape])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 

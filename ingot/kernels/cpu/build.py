@@ -1,4 +1,5 @@
-"""`KernelBuilder`: what a CPU kernel generator writes with. A kernel is one or more phases; a phase is a function over a
+"""`KernelBuilder`: what a CPU kernel generator writes with. A kernel is one or more phases; a phase is a function over
+a
 range of independent work items, called by as many threads as there are, with a barrier after it.
 
     @kernel("Scale", on="cpu")
@@ -143,7 +144,9 @@ class KernelBuilder:
     def text(self) -> str:
         """The module's IR with PLACEHOLDER in the place of the kernel's name."""
         if not self.functions:
-            raise BuildError(f"the kernel for {self.node.op} {self.node.name!r} emitted no phase; this is a bug in Ingot")
+            raise BuildError(
+                f"the kernel for {self.node.op} {self.node.name!r} emitted no phase; this is a bug in Ingot"
+            )
         for f in self.functions:
             f.arguments = self.arguments
         declarations = sorted(set().union(*(f.declarations for f in self.functions)))

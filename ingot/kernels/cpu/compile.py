@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -15,7 +15,7 @@ from ingot.kernels.cpu.isa import BY_NAME, Isa
 llvm.set_option("ingot", "-disable-lsr")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _machine(name: str, level: int) -> Any:
     isa = BY_NAME[name]
     llvm.initialize_all_targets()
@@ -27,7 +27,8 @@ def _machine(name: str, level: int) -> Any:
 
 
 def compile_object(text: str, isa: Isa, level: int = 2) -> bytes:
-    """One module's IR as an ELF object for the ISA. BuildError with LLVM's words and the offending line when it is invalid."""
+    """One module's IR as an ELF object for the ISA. BuildError with LLVM's words and the offending line when it is
+    invalid."""
     machine = _machine(isa.name, level)
     try:
         module = llvm.parse_assembly(text)
@@ -40,7 +41,8 @@ def compile_object(text: str, isa: Isa, level: int = 2) -> bytes:
 
 
 def _optimise(module: Any, machine: Any, text: str, level: int) -> None:
-    """Kernels come out of the generators as they should be; LLVM's middle end took two thirds of the time and gained nothing
+    """Kernels come out of the generators as they should be; LLVM's middle end took two thirds of the time and gained
+    nothing
     measurable (convolutions of ResNet-50: 165–185 GFLOP/s with and without). Stack variables alone need it."""
     if "alloca" not in text:
         return

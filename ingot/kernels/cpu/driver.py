@@ -2,7 +2,8 @@
 
     void symbol(ptr pointers, ptr extents, ptr scratch, ptr sync, i64 thread, i64 team)
 
-Work is split dynamically (a lost core takes fewer chunks). Small phases run on thread 0 alone, without a barrier between them.
+Work is split dynamically (a lost core takes fewer chunks). Small phases run on thread 0 alone, without a barrier
+between them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Instruction sets the CPU kernels are generated for: vector width, features the machine must have, LLVM's words for them."""
+"""Instruction sets the CPU kernels are generated for: vector width, features the machine must have, LLVM's words for
+them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Relocatable objects → one position-independent image, so that the runtime only maps it.
 
-All relocations the kernels need are PC-relative and are resolved here; anything else, and any undefined symbol (LLVM calling
+All relocations the kernels need are PC-relative and are resolved here; anything else, and any undefined symbol (LLVM
+calling
 memset or expf behind our back), is refused. Source: System V ABI, AMD64 supplement, section 4.4.
 """
 

@@ -1,6 +1,7 @@
 """LLVM IR as text, built from typed values with operators: `acc = f.fma(x, w, acc)`, `offset = row * stride + 4`.
 
-Values are SSA names with an LLVM type; Python ints stand for constants and fold. Control flow takes functions as bodies,
+Values are SSA names with an LLVM type; Python ints stand for constants and fold. Control flow takes functions as
+bodies,
 loop-carried values go in and come out as tuples. Nothing here knows about operators or layouts.
 """
 
@@ -249,9 +250,7 @@ class Function:
             return scalar
         type_ = vector(scalar.type, lanes)
         first = self.value(type_, f"insertelement {type_} poison, {scalar.type} {scalar.text}, i64 0")
-        return self.value(
-            type_, f"shufflevector {type_} {first.text}, {type_} poison, <{lanes} x i32> zeroinitializer"
-        )
+        return self.value(type_, f"shufflevector {type_} {first.text}, {type_} poison, <{lanes} x i32> zeroinitializer")
 
     def shuffle(self, a: Value, b: Value | None, lanes: Sequence[int]) -> Value:
         """Lanes picked from a then b, by position."""

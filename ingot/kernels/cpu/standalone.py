@@ -1,4 +1,5 @@
-"""One kernel compiled and run by itself: what tests and the tuner use. Static shapes, or symbols bound by the caller."""
+"""One kernel compiled and run by itself: what tests and the tuner use. Static shapes, or symbols bound by the
+caller."""
 
 from __future__ import annotations
 

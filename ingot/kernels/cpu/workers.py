@@ -1,6 +1,7 @@
 """Child processes that compile and time kernels: `python -m ingot.kernels.cpu.workers`, pickles over pipes.
 
-Plain children rather than multiprocessing, so that a user's script needs no `if __name__ == "__main__"`; a child may die
+Plain children rather than multiprocessing, so that a user's script needs no `if __name__ == "__main__"`; a child may
+die
 without taking the build with it.
 """
 
@@ -98,7 +99,9 @@ class WorkerPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
