@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def dtype_of(value: ir.Value) -> str:
     return name
 
 
+@cache
 def dtype_name(kind: ir.DataType | None) -> str | None:
     """numpy's name of a DataType."""
     if kind is None or kind == ir.DataType.UNDEFINED:
@@ -204,10 +206,10 @@ def replace_node(node: ir.Node, nodes: Iterable[ir.Node], results: Sequence[ir.V
     graph = node.graph
     if graph is None:
         raise GraphError(f"node {node.name!r} is in no graph")
-    graph.insert_before(node, new)
-    for index, fresh in enumerate(new):
+    for index, fresh in enumerate(new):  # before they are in the graph, which would name them
         set_origins(fresh, origins(node))
         fresh.name = fresh.name or (node.name if index == len(new) - 1 else f"{node.name}.{index}")
+    graph.insert_before(node, new)
     made = {value for fresh in new for value in fresh.outputs}
     for old, result in zip(node.outputs, results, strict=False):
         if result is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, wide
+from ingot.ir.ops_linear import accumulator
 from ingot.ir.ops_table import EPILOGUE, Attribute, Shape, TensorType, narrowed, op, same
 
 INDEX_KINDS = ("argmax", "argmin")
@@ -24,7 +25,8 @@ def reduced(shape: Shape, axes: Sequence[int], keepdims: int) -> Shape:
 def _reduce_type(x: TensorType, *, kind: str, axes: Sequence[int], keepdims: int, **_: Any) -> TensorType:
     if kind not in KINDS and kind not in INDEX_KINDS:
         raise GraphError(f"Reduce has the kinds {sorted([*KINDS, *INDEX_KINDS])}, not {kind!r}")
-    return TensorType("int64" if kind in INDEX_KINDS else x.dtype, reduced(x.shape, axes, keepdims))
+    dtype = "int64" if kind in INDEX_KINDS else accumulator(x.dtype) if kind == "sum" else x.dtype
+    return TensorType(dtype, reduced(x.shape, axes, keepdims))
 
 
 def _logsumexp(x: Array, axes: tuple[int, ...]) -> Array:
@@ -58,13 +60,15 @@ KINDS: dict[str, Callable[[Array, tuple[int, ...]], Any]] = {
 @op("Reduce", "x *extras", _reduce_type, kind=Attribute("text"), axes=Attribute("ints"), keepdims=Attribute("int", 1),
     select_last_index=Attribute("int", 0), epilogue=EPILOGUE)  # fmt: skip
 def reduce(x: Array, *, kind: str, axes: Sequence[int], keepdims: int, select_last_index: int) -> Array:
-    """kind over the axes (>= 0, ascending); argmax and argmin take one axis and give int64"""
+    """kind over the axes (>= 0, ascending); argmax and argmin take one axis and give int64; 8-bit sums are int32"""
     with np.errstate(all="ignore"):
         if kind in INDEX_KINDS:
             return _extreme(x, kind, axes[0], keepdims, select_last_index)
         result = np.asarray(KINDS[kind](wide(x), tuple(axes)))
     result = result if keepdims else result.reshape(reduced(result.shape, axes, 0))  # type: ignore[arg-type]
-    return result if x.dtype.kind == "V" or x.dtype == np.float16 else result.astype(x.dtype)
+    if x.dtype.kind == "V" or x.dtype == np.float16:
+        return result
+    return result.astype(accumulator(x.dtype.name) if kind == "sum" else x.dtype)
 
 
 def _extreme(x: Array, kind: str, axis: int, keepdims: int, last: int) -> Array:

@@ -20,6 +20,7 @@ from ingot.passes.fuse_epilogue import EPILOGUES
 from ingot.passes.fuse_linear import LINEAR, WEIGHTS
 from ingot.passes.fuse_norm import NORM
 from ingot.passes.fuse_pointwise import CHAINS, UNARY
+from ingot.passes.fuse_quant import QUANT
 from ingot.passes.idioms import IDIOMS
 from ingot.passes.rewrite import Fired, Journal, Refused, Table
 from ingot.passes.simplify import SIMPLIFY
@@ -51,6 +52,11 @@ def _fold(model: ir.Model, state: State) -> int:
     return fold.fold(model)
 
 
+def _fold_but_weights(model: ir.Model, state: State) -> int:
+    """Folds all but 8-bit weights, which may stay integers."""
+    return fold.fold(model, keep_integers=True)
+
+
 def _share(model: ir.Model, state: State) -> int:
     return sum(map(share, graphs_of(model)))
 
@@ -69,14 +75,16 @@ def rewriting(table: Table) -> Pass:
 
 
 PIPELINE: tuple[Pass, ...] = (
-    Pass("fold", _fold),
+    Pass("fold", _fold_but_weights),
     Pass("canonicalise", _canonicalise),
-    Pass("fold", _fold),
+    Pass("fold", _fold_but_weights),
     Pass("common subexpressions", _share),
     rewriting(SIMPLIFY),
     rewriting(IDIOMS),
     rewriting(NORM),
     rewriting(ATTENTION),
+    rewriting(QUANT),
+    Pass("fold", _fold),
     rewriting(CONVOLUTION),
     rewriting(LINEAR),
     rewriting(UNARY),

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from ingot.ir import expression as expressions
 from ingot.ir.elementwise import FLOATS, Array
 from ingot.ir.expression import Expression
-from ingot.ir.graph import DOMAIN, attributes, dtype_name, is_constant
-from ingot.ir.ops_table import OPS
+from ingot.ir.graph import DOMAIN, attributes, dtype_name, is_constant, type_of
+from ingot.ir.ops_table import OPS, infer
 from ingot.ir.shapes import shape_of
 from ingot.plan.extent import Extent
 
@@ -96,6 +96,12 @@ def takes_epilogue(node: ir.Node | None) -> bool:
 def epilogue_of(node: ir.Node) -> Expression:
     """The epilogue, or a Pointwise's whole expression."""
     return expressions.parse(attribute(node, "expression" if node.op_type == "Pointwise" else "epilogue"))
+
+
+def accumulator_dtype(node: ir.Node) -> str:
+    """The type of an epilogue's `%0`."""
+    types = [None if value is None else type_of(value) for value in main_inputs(node)]
+    return infer(node.op_type, types, {**attributes(node), "epilogue": ""})[0].dtype
 
 
 def extras_of(node: ir.Node) -> tuple[ir.Value, ...]:

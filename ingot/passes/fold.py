@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -23,13 +23,29 @@ RANDOM = frozenset({
 })  # fmt: skip
 
 
-def fold(model: ir.Model, largest_growth: int = LARGEST_GROWTH) -> int:
+def fold(model: ir.Model, largest_growth: int = LARGEST_GROWTH, keep_integers: bool = False) -> int:
     """Replace nodes that only read constants by initializers, in place, subgraphs included; the number of nodes gone.
 
-    A graph output stays a node: a View of the constant. What the oracle cannot compute stays as well.
+    A graph output stays a node: a View of the constant. What the oracle cannot compute stays as well, and with
+    `keep_integers` 8-bit weights under a Dequantize, for products that can take them as they are.
     """
     opsets = dict(model.opset_imports)
-    return sum(_fold_graph(graph, opsets, largest_growth) for graph in _graphs(model.graph))
+    kept = _dequantizes if keep_integers else _nothing
+    return sum(_fold_graph(graph, opsets, largest_growth, kept) for graph in _graphs(model.graph))
+
+
+def _nothing(node: ir.Node) -> bool:
+    return False
+
+
+def _dequantizes(node: ir.Node) -> bool:
+    """Whether the node makes floats of 8-bit integers."""
+    source = node.inputs[0] if node.inputs else None
+    if source is None or source.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return False
+    if node.op_type == "Pointwise" and node.domain == DOMAIN:
+        return "Dequantize" in node.attributes["expression"].as_string()
+    return node.op_type == "DequantizeLinear"
 
 
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:
@@ -37,10 +53,12 @@ def _graphs(graph: ir.Graph) -> list[ir.Graph]:
     return [graph, *(inner for inner in graph.subgraphs() if inner is not graph)]
 
 
-def _fold_graph(graph: ir.Graph, opsets: Mapping[str, int], largest_growth: int) -> int:
+def _fold_graph(
+    graph: ir.Graph, opsets: Mapping[str, int], largest_growth: int, kept: Callable[[ir.Node], bool]
+) -> int:
     count = 0
     for node in list(graph):
-        if not _is_foldable(node, largest_growth):
+        if kept(node) or not _is_foldable(node, largest_growth):
             continue
         results = _results(node, opsets)
         if results is not None and all(_fits(node, result, largest_growth) for result in results):

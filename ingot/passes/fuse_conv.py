@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.graph import dtype_of
-from ingot.ir.shapes import shape_of
 from ingot.passes.facts import attribute, changed, extras_of, is_float, main_inputs, maker, operands_of
 from ingot.passes.rewrite import Builder, Result, Table, reject, rewrite_node
 
@@ -63,17 +62,4 @@ def _passes_kernel(pads: tuple[int, ...], kernel: tuple[int, ...], dilations: tu
     return any(pad >= span for pad, span in zip(pads, spans, strict=True))
 
 
-@rewrite_node("Pool")
-def global_pool(op: Builder, node: ir.Node) -> Result:
-    """Pool over a window as large as x => Reduce(x) over the spatial axes"""
-    shape = shape_of(operands_of(node)[0])
-    kernel, kind = attribute(node, "kernel"), attribute(node, "kind")
-    if shape is None or shape[2:] != kernel or kind == "lp" or attribute(node, "indices"):
-        return None
-    if any(attribute(node, "pads")) or any(step != 1 for step in attribute(node, "dilations")):
-        return None
-    kinds = {"average": "mean", "max": "max"}
-    return op.Reduce(node.inputs[0], kind=kinds[kind], axes=range(2, len(shape)), keepdims=1)
-
-
-CONVOLUTION = Table("convolution", (padded_conv, padded_pool, global_pool))
+CONVOLUTION = Table("convolution", (padded_conv, padded_pool))

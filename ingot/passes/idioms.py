@@ -117,9 +117,12 @@ def softmax(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value | None) -> 
     return _softmax(op, x, sums, peak, 0)
 
 
-@rewrite(lambda op, x: op.Sub(
-    op.Sub(x, op.shared(op.Reduce(x, kind="max", capture="peak"))),
-    op.Log(op.Reduce(op.Exp(op.Sub(x, op.Reduce(x, kind="max", capture="peak"))), kind="sum", capture="sums"))))  # fmt: skip
+def _shifted_sums(op: Operators, x: Any) -> Pattern:
+    """sum(exp(x - max(x)))"""
+    return op.Reduce(op.Exp(op.Sub(x, op.Reduce(x, kind="max", capture="peak"))), kind="sum", capture="sums")
+
+
+@rewrite(lambda op, x: op.Sub(op.Sub(x, op.Reduce(x, kind="max")), op.Log(_shifted_sums(op, x))))
 def log_softmax_primitives(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value | None) -> Result:
     """x - max(x) - log(sum(exp(x - max(x)))) => Softmax(x) with log"""
     return _softmax(op, x, sums, peak, 1)
@@ -168,9 +171,7 @@ def log_sum_exp(op: Builder, x: ir.Value, sums: ir.Value) -> Result:
     return _reduced(op, x, sums, "logsumexp")
 
 
-@rewrite(lambda op, x: op.Add(
-    op.Log(op.Reduce(op.Exp(op.Sub(x, op.Reduce(x, kind="max", capture="peak"))), kind="sum", capture="sums")),
-    op.Reduce(x, kind="max", capture="added")))  # fmt: skip
+@rewrite(lambda op, x: op.Add(op.Log(_shifted_sums(op, x)), op.Reduce(x, kind="max", capture="added")))
 def stable_log_sum_exp(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value, added: ir.Value) -> Result:
     """log(sum(exp(x - max(x)))) + max(x) => Reduce(x; logsumexp)"""
     nodes = [maker(value, "Reduce") for value in (sums, peak, added)]
@@ -179,10 +180,8 @@ def stable_log_sum_exp(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value,
     return _reduced(op, x, sums, "logsumexp")
 
 
-IDIOMS = Table(
-    "idioms",
-    (
-        gelu, gelu_tanh, sigmoid, silu, softplus, hard_swish, hard_swish_gated, hard_sigmoid, softmax, log_softmax_primitives,
-        sum_of_squares, l2_norm, l1_norm, stable_log_sum_exp, log_sum_exp,
-    ),  # fmt: skip
-)
+ACTIVATIONS = (gelu, gelu_tanh, sigmoid, silu, softplus, hard_swish, hard_swish_gated, hard_sigmoid)
+REDUCTIONS = (
+    softmax, log_softmax_primitives, sum_of_squares, l2_norm, l1_norm, stable_log_sum_exp, log_sum_exp,
+)  # fmt: skip
+IDIOMS = Table("idioms", ACTIVATIONS + REDUCTIONS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import onnx_ir as ir
 
 from ingot.ir import expression as expressions
@@ -21,7 +22,7 @@ Operands = tuple[ir.Value, ...]
 
 def simplified(text: str, operands: Operands, output: ir.Value) -> tuple[str, Operands]:
     """The expression and the operands it needs; an empty text where it is its first operand."""
-    simple = _simple(text, tuple(map(dtype_of, operands)))
+    simple = simpler(text, tuple(map(dtype_of, operands)))
     if not simple.instructions:
         return "", operands
     pruned, kept = expressions.prune(simple, operands)
@@ -33,7 +34,8 @@ def simplified(text: str, operands: Operands, output: ir.Value) -> tuple[str, Op
 
 
 @lru_cache(maxsize=8192)
-def _simple(text: str, dtypes: tuple[str, ...]) -> Expression:
+def simpler(text: str, dtypes: tuple[str, ...]) -> Expression:
+    """The expression over operands of these types, as simple as the rules make it."""
     expression = expressions.parse(text)
     while (place := _first(expression, dtypes)) is not None:
         index, replacement = place
@@ -71,7 +73,7 @@ Rule = Callable[[Instruction, Context], Replacement | None]
 def _first(expression: Expression, dtypes: tuple[str, ...]) -> tuple[int, Replacement] | None:
     context = Context(expression, dtypes)
     for index, instruction in enumerate(expression.instructions):
-        for rule in _RULES.get(instruction.op, ()):
+        for rule in (*_RULES.get(instruction.op, ()), _constant):
             replacement = rule(instruction, context)
             if replacement is not None and _is_possible(replacement, Result(index) == expression.result):
                 return index, replacement
@@ -80,9 +82,9 @@ def _first(expression: Expression, dtypes: tuple[str, ...]) -> tuple[int, Replac
 
 def _is_possible(replacement: Replacement, whole: bool) -> bool:
     """The whole expression can be its first operand, but no other one and no number."""
-    if isinstance(replacement, Input):
-        return not whole or replacement.index == 0
-    return not isinstance(replacement, Literal)
+    if not whole:
+        return True
+    return replacement == Input(0) if isinstance(replacement, Input) else not isinstance(replacement, Literal)
 
 
 def _replaced(expression: Expression, index: int, replacement: Replacement) -> Expression:
@@ -97,6 +99,16 @@ def _replaced(expression: Expression, index: int, replacement: Replacement) -> E
         operands = tuple(replacement if operand == Result(index) else operand for operand in instruction.operands)
         instructions[place] = replace(instruction, operands=operands)
     return expressions.tidy(Expression(tuple(instructions)))
+
+
+def _constant(instruction: Instruction, context: Context) -> Replacement | None:
+    """f(1, 2) => its value"""
+    if not all(isinstance(operand, Literal) for operand in instruction.operands) or instruction.dtype == "bool":
+        return None
+    value = expressions.evaluate(Expression((instruction,)), [])
+    if value.dtype == np.float32:
+        return Literal(float(str(value)))
+    return Literal(value.item()) if value.dtype.kind in "iuf" else None
 
 
 def _neutral(right: float, commutes: bool) -> Rule:

@@ -287,17 +287,17 @@ def _replace(
         op.discard()
         journal.refuse(rule, op.root, Rejection("an output of the graph needs a node of its own"))
         return False
+    root_name = op.root.name
+    for index, node in enumerate(op.nodes, 1):
+        node.name = root_name if index == len(op.nodes) else f"{root_name}.{index}"
     _insert(op, work.graph)
     made = set(op.nodes)
     for old, new in replaced.items():
         substitute(old, new, inherit=new.producer() in made or old.is_graph_output())
-    root_name = op.root.name
     removed, neighbours = _sweep(matched, work.graph)
     names = merged_origins(reversed([*removed, *matched]))
     for node in op.nodes:
         set_origins(node, names)
-    if op.nodes and op.root.graph is None:
-        op.nodes[-1].name = root_name
     work.add(op.nodes)
     work.add(use.node for new in replaced.values() for use in new.uses())
     work.add(neighbours)

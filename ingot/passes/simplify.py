@@ -5,8 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ingot.ir import expression as expressions
+from ingot.ir.graph import dtype_of
 from ingot.ir.shapes import shape_of
 from ingot.passes.facts import (
+    ACCUMULATOR,
+    accumulator_dtype,
     are_ones,
     attribute,
     changed,
@@ -19,7 +22,7 @@ from ingot.passes.facts import (
     same_shape,
 )
 from ingot.passes.fuse_pointwise import distinct
-from ingot.passes.peephole import simplified
+from ingot.passes.peephole import simpler, simplified
 from ingot.passes.rewrite import Builder, Result, Table, reject, rewrite_node
 from ingot.plan.extent import Extent
 
@@ -58,6 +61,19 @@ def pool_of_one(op: Builder, node: ir.Node) -> Result:
     return _input(node)
 
 
+@rewrite_node("Pool")
+def global_pool(op: Builder, node: ir.Node) -> Result:
+    """Pool over a window as large as x => Reduce(x) over the spatial axes"""
+    shape = shape_of(_input(node))
+    kernel, kind = attribute(node, "kernel"), attribute(node, "kind")
+    if shape is None or shape[2:] != kernel or kind == "lp" or attribute(node, "indices"):
+        return None
+    if any(attribute(node, "pads")) or any(step != 1 for step in attribute(node, "dilations")):
+        return None
+    kinds = {"average": "mean", "max": "max"}
+    return op.Reduce(_input(node), kind=kinds[kind], axes=range(2, len(shape)), keepdims=1)
+
+
 @rewrite_node("Reduce")
 def reduce_of_one(op: Builder, node: ir.Node) -> Result:
     """Reduce(x) over axes of one element => View(x)"""
@@ -80,6 +96,21 @@ def simpler_expression(op: Builder, node: ir.Node) -> Result:
     if not simple and same_shape(kept[0], node.outputs[0]) and kept[0].dtype == node.outputs[0].dtype:
         return kept[0]
     return op.Pointwise(*kept, expression=simple) if simple else None
+
+
+@rewrite_node("Linear", "MatMul", "Conv", "ConvTranspose", "Reduce", "Norm")
+def simpler_epilogue(op: Builder, node: ir.Node) -> Result:
+    """The same of what an epilogue does"""
+    text, extras = attribute(node, "epilogue"), extras_of(node)
+    if not text:
+        return None
+    simple = simpler(text, (accumulator_dtype(node), *map(dtype_of, extras)))
+    names: tuple[object, ...] = (ACCUMULATOR, *extras)
+    pruned, kept = expressions.prune(simple, names, keep=1)
+    if expressions.format(pruned) == text:
+        return None
+    values = [value for value in kept if isinstance(value, ir.Value)]
+    return op.make(node.op_type, *main_inputs(node), *values, **changed(node, epilogue=expressions.format(pruned)))
 
 
 # chains
@@ -285,8 +316,8 @@ def log_softmax(op: Builder, node: ir.Node) -> Result:
 
 
 MOVES = (
-    same_as_input, single_part, pool_of_one, reduce_of_one, simpler_expression, views, transposes, slices, concats,
-    split_and_joined, expands, transposed_operand, broadcast_operand, reduce_transposed, reduce_viewed, squeezed_reduce,
-    extreme_of_softmax, top_of_softmax, log_softmax,
+    same_as_input, single_part, pool_of_one, global_pool, reduce_of_one, simpler_expression, simpler_epilogue, views,
+    transposes, slices, concats, split_and_joined, expands, transposed_operand, broadcast_operand, reduce_transposed,
+    reduce_viewed, squeezed_reduce, extreme_of_softmax, top_of_softmax, log_softmax,
 )  # fmt: skip
 SIMPLIFY = Table("simplify", MOVES)
