@@ -237,13 +237,23 @@ def _compile(node: onnx.NodeProto, opset: Mapping[str, int], functions: Function
 
 
 def _fused_runner(node: onnx.NodeProto) -> Runner:
+    run = _fused(node)
+    return lambda inputs: run(inputs, {})
+
+
+def compile_fused(node_bytes: bytes) -> Callable[[Sequence[Value], Mapping[str, int]], list[Value]]:
+    """A serialized `ingot` node as a callable over its inputs and the values of the size symbols its attributes name."""
+    return _fused(onnx.NodeProto.FromString(node_bytes))
+
+
+def _fused(node: onnx.NodeProto) -> Callable[[Sequence[Value], Mapping[str, int]], list[Value]]:
     """Our fused ops have their meaning in ir/ops.py, which may import this module."""
     from ingot.ir import ops
 
     function = ops.meaning(node.op_type)
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     decoded = {name: _decoded_strings(value) for name, value in attributes.items()}
-    return lambda inputs: _as_list(function(*inputs, **decoded))
+    return lambda inputs, symbols: _as_list(function(*inputs, symbols=symbols, **decoded))
 
 
 def _decoded_strings(value: Any) -> Any:

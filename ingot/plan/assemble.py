@@ -311,7 +311,7 @@ class _Assembly:
         return self._value(ref)
 
     def _host(self, item: Item, step: Step) -> HostSegment:
-        return HostSegment(step, host_node(item.work), dict(self.module.opsets), item.work.reason)
+        return HostSegment(step, host_node(item.work), dict(self.module.opsets), item.work.reason, item.work.fused)
 
     def _control(self, item: Item, step: Step) -> ControlSegment:
         plans = tuple(assemble(body, self.choices, self.code) for body in item.work.bodies)

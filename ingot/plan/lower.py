@@ -70,6 +70,7 @@ class Work:
     node: Node | None = None
     choices: tuple[Candidate, ...] = ()
     proto: bytes = b""
+    fused: bool = False
     reason: str = ""
     bodies: tuple[Module, ...] = ()
     captures: tuple[tuple[Tensor, ...], ...] = ()
@@ -180,7 +181,7 @@ class _Lowering:
         reason = self._host_reason(node, inputs, outputs)
         return Work(
             "host", node.name or "", node.op_type, origins(node), (*inputs, *captured), outputs,
-            proto=proto.SerializeToString(deterministic=True), reason=reason,
+            proto=proto.SerializeToString(deterministic=True), reason=reason, fused=node.domain == "ingot",
         )  # fmt: skip
 
     def _host_reason(self, node: onnx_ir.Node, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> str:

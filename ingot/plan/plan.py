@@ -83,13 +83,15 @@ class NativeSegment:
 
 @dataclass(frozen=True)
 class HostSegment:
-    """One operator computed by the oracle. `node` is a base64 NodeProto, `opsets` what it is to be read with."""
+    """One operator computed by the oracle. `node` is a base64 NodeProto, `opsets` what it is to be read with; `fused`
+    ones are canonical ops, whose attributes may name size symbols."""
 
     kind: Literal["host"] = field(default="host", init=False)
     step: Step
     node: str
     opsets: Mapping[str, int]
     reason: str = ""
+    fused: bool = False
 
 
 @dataclass(frozen=True)

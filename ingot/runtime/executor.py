@@ -73,7 +73,9 @@ class Executor:
             return self._native(segment)
         if isinstance(segment, HostSegment):
             function = host.prepare(segment)
-            return lambda frame: frame.set_results(segment.step.outputs, function(frame.arguments(segment.step.inputs)))
+            return lambda frame: frame.set_results(
+                segment.step.outputs, function(frame.arguments(segment.step.inputs), frame.symbols)
+            )
         nested = [Executor(plan, self.code, self.weights, self.team) for plan in segment.plans]
         return lambda frame: _run_control(frame, segment, nested)
 
