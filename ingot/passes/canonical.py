@@ -81,14 +81,20 @@ def canonicalise(model: ir.Model) -> Report:
         else:
             rejected.append((node, outcome))
     sweep(model)
-    return Report(replaced, tuple(_remaining(node, why) for node, why in rejected if node.graph is not None))
+    left = [(node, why) for node, why in rejected if node.graph is not None and not is_control(node)]
+    return Report(replaced, tuple(_remaining(node, why) for node, why in left))
+
+
+def is_control(node: ir.Node) -> bool:
+    """Whether the node is control flow, which plans express themselves."""
+    return node.domain == "" and node.op_type in _CONTROL
 
 
 def graphs_of(graph: ir.Graph) -> Iterator[ir.Graph]:
     """The graph and the bodies of its control flow, outer ones first; other operators keep their graphs as data."""
     yield graph
     for node in graph:
-        if node.domain == "" and node.op_type in _CONTROL:
+        if is_control(node):
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     yield from graphs_of(attribute.as_graph())

@@ -342,5 +342,3 @@ def gelu(op: Builder) -> Result:
     if op.given(1):
         return op.pointwise(f"Add %0 %1 -> {t}; {name} $0 -> {t}", op.x(), op.x(1))
     return op.pointwise(f"{name} %0 -> {t}", op.x())
-
-

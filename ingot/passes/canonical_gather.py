@@ -84,12 +84,12 @@ def tensor_scatter(op: Builder) -> Result:
 
 @canonical("TopK")
 def topk(op: Builder) -> Result:
-    """TopK with a constant k"""
-    count = op.attribute("k") if op.version < 10 else scalar_value(op.optional(1))
-    if count is None:
+    """TopK with the k that the output's shape tells"""
+    axis = axis_of(op, -1, len(shape(op.x())))
+    count = shape(op.y)[axis]
+    if not isinstance(count, int):
         return reject("its k varies at run time", "make the input 'K' a constant")
     settings = {"largest": op.attribute("largest", 1), "sorted": op.attribute("sorted", 1)}
-    axis = axis_of(op, -1, len(shape(op.x())))
     values, places = op.make("TopK", op.x(), k=int(count), axis=axis, **settings, _outputs=2)
     return values, places
 
@@ -98,6 +98,8 @@ def topk(op: Builder) -> Result:
 def cumsum(op: Builder) -> Result:
     """CumSum along a constant axis"""
     axis = scalar_value(op.optional(1))
+    if axis is None and len(shape(op.x())) == 1:
+        axis = 0
     if axis is None:
         return reject("its axis varies at run time", "make the input 'axis' a constant")
     return op.CumSum(op.x(), axis=int(axis) % len(shape(op.x())), exclusive=op.attribute("exclusive", 0),
@@ -107,17 +109,17 @@ def cumsum(op: Builder) -> Result:
 @canonical("OneHot")
 def one_hot(op: Builder) -> Result:
     """Where(indices = 0, 1, …, on, off) along a new axis"""
-    depth, indices = scalar_value(op.optional(1)), op.x()
-    rank = len(shape(indices)) + 1
+    indices, rank = op.x(), len(shape(op.y))
     axis, t = int(op.attribute("axis", -1)) % rank, dtype_of(indices)
-    if depth is None:
+    depth = shape(op.y)[axis]
+    if not isinstance(depth, int):
         return reject("its depth varies at run time", "make the input 'depth' a constant")
     column = op.view(indices, [*shape(indices)[:axis], 1, *shape(indices)[axis:]])
     whole = op.cast(column, "int64") if t != "int64" else column
-    steps = op.steps(int(depth), axis, rank)
+    steps = op.steps(depth, axis, rank)
     on, off = (op.Slice(op.x(2), starts=[place], steps=[1], sizes=[1]) for place in (1, 0))
     text = (
-        f"Less %0 0 -> bool; Add %0 {int(depth)} -> int64; Where $0 $1 %0 -> int64; Equal $2 %1 -> bool; "
+        f"Less %0 0 -> bool; Add %0 {depth} -> int64; Where $0 $1 %0 -> int64; Equal $2 %1 -> bool; "
         f"Where $3 %2 %3 -> {op.dtype}"
     )
     return op.pointwise(text, whole, steps, on, off)

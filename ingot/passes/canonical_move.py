@@ -75,7 +75,10 @@ def expand(op: Builder) -> Result:
 @canonical("Tile")
 def tile(op: Builder) -> Result:
     """x repeated; opset 6 and later name a count for every axis"""
-    repeats = op.extents(1)
+    repeats: Sequence[Extent] | None = op.extents(1)
+    source, target = known(shape(op.x())), known(shape(op.y))
+    if repeats is None and source is not None and target is not None and all(source):
+        repeats = [after // before for before, after in zip(source, target, strict=True)]
     if repeats is None:
         return reject("its repeats vary at run time", "make the input 'repeats' a constant")
     return op.x() if all(count == 1 for count in repeats) else op.Tile(op.x(), repeats=list(repeats))
@@ -150,13 +153,15 @@ def pad(op: Builder) -> Result:
     value = op.attribute("value", 0.0) if op.version < 11 else scalar_value(op.optional(2)) if op.given(2) else 0
     if isinstance(borders, Reject):
         return borders
-    if value is None:
-        return reject("its fill value varies at run time", "make the input 'constant_value' a constant")
     cropped = _cropped(op, op.x(), [min(border, 0) for border in borders])
     positive = [max(border, 0) for border in borders]
     if not any(positive):
         return cropped
-    return op.Pad(cropped, pads=positive, mode=op.attribute("mode", "constant"), value=value)
+    mode = op.attribute("mode", "constant")
+    if value is not None or mode != "constant":
+        return op.Pad(cropped, pads=positive, mode=mode, value=value or 0)
+    inside = op.Pad(op.Expand(op.constant(np.array(True)), shape=shape(cropped)), pads=positive)
+    return op.pointwise(f"Where %0 %1 %2 -> {op.dtype}", inside, op.Pad(cropped, pads=positive), op.x(2))
 
 
 def _borders(op: Builder) -> list[int] | Reject:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from ingot.ir.graph import shape
+from ingot.ir.ops_table import Shape
 from ingot.passes.canonical_table import (
     Builder,
     Reject,
@@ -12,6 +15,7 @@ from ingot.passes.canonical_table import (
     canonical,
     normal_axes,
     reject,
+    undetermined,
 )
 from ingot.plan.extent import product
 
@@ -32,14 +36,31 @@ def reduce(op: Builder) -> Result:
     kind, rank = op.node.op_type, len(shape(op.x()))
     axes = attribute_or_input(op, "axes", 1, since=13 if kind == "ReduceSum" else 18)
     if isinstance(axes, Reject):
-        return axes
+        found = axes_between(shape(op.x()), shape(op.y), op.attribute("keepdims", 1))
+        if not found:
+            return axes
+        axes = found
     if not axes and op.attribute("noop_with_empty_axes", 0):
         text = _OVER_NOTHING.get(kind)
         return op.pointwise(text.format(t=op.dtype), op.x()) if text else op.x()
     chosen = normal_axes(axes or range(rank), rank)
     if not rank:
         return _of_scalar(op)
-    return op.Reduce(op.x(), kind=_KINDS[kind], axes=chosen, keepdims=op.attribute("keepdims", 1))
+    return op.view(op.Reduce(op.x(), kind=_KINDS[kind], axes=chosen, keepdims=op.attribute("keepdims", 1)), shape(op.y))
+
+
+def axes_between(source: Shape, target: Shape, keepdims: int) -> list[int] | None:
+    """The axes that lead from one shape to the other; None where several sets would (axes of size 1 do not matter)."""
+    if undetermined(target):
+        return None
+    if keepdims:
+        return [axis for axis, (before, after) in enumerate(zip(source, target, strict=True)) if before != after == 1]
+    real = [axis for axis, size in enumerate(source) if size != 1]
+    kept = [size for size in target if size != 1]
+    ways = [chosen for chosen in combinations(real, len(kept)) if [source[axis] for axis in chosen] == kept]
+    if len(ways) != 1 or len(target) - len(kept) > len(source) - len(real):
+        return None
+    return [axis for axis in range(len(source)) if axis in real and axis not in ways[0]]
 
 
 def _of_scalar(op: Builder) -> Result:

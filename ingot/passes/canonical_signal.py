@@ -19,14 +19,16 @@ def dft(op: Builder) -> Result:
     rank = len(shape(op.x()))
     axis = op.attribute("axis", 1) if op.version < 20 else scalar_value(op.optional(2)) if op.given(2) else -2
     length = scalar_value(op.optional(1)) if op.given(1) else shape(op.x())[-2 if axis is None else int(axis) % rank]
-    inverse, onesided = bool(op.attribute("inverse", 0)), bool(op.attribute("onesided", 0))
-    if axis is None or not isinstance(length, int) or (inverse and onesided):
-        return reject("its axis or length varies, or it is a one-sided inverse", "make axis and length constants")
+    inverse, onesided = op.attribute("inverse", 0), bool(op.attribute("onesided", 0))
+    if inverse:
+        return reject("an inverse is left to the fast transform")
+    if axis is None or not isinstance(length, int):
+        return reject("its axis or length varies", "make axis and length constants")
     place, source = int(axis) % rank, shape(op.x())[int(axis) % rank]
     if not isinstance(source, int) or length > _LARGEST_TRANSFORM:
         return reject("its length is symbolic or large", "build for static shapes")
     parts = shape(op.x())[-1]
-    matrix = _transform(source, length, inverse, onesided, int(parts) == 2).astype(numpy_dtype(op.dtype))
+    matrix = _transform(source, length, onesided, int(parts) == 2).astype(numpy_dtype(op.dtype))
     order = [*(a for a in range(rank - 1) if a != place), place, rank - 1]
     moved = op.transpose(op.x(), order)
     kept = shape(moved)[:-2]
@@ -34,13 +36,11 @@ def dft(op: Builder) -> Result:
     return op.transpose(op.view(flat, [*kept, matrix.shape[1] // 2, 2]), [order.index(a) for a in range(rank)])
 
 
-def _transform(source: int, length: int, inverse: bool, onesided: bool, is_complex: bool) -> Array:
+def _transform(source: int, length: int, onesided: bool, is_complex: bool) -> Array:
     """[source * parts, outputs * 2]: cosines and sines of every pair of places."""
     outputs = length // 2 + 1 if onesided else length
-    angle = 2 * np.pi * np.outer(np.arange(length), np.arange(outputs)) / length
-    angle = (angle if inverse else -angle)[: min(source, length)]
-    scale = 1 / length if inverse else 1.0
-    cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
+    angle = -2 * np.pi * np.outer(np.arange(min(source, length)), np.arange(outputs)) / length
+    cosine, sine = np.cos(angle), np.sin(angle)
     real = np.stack([cosine, sine], axis=-1)
     rows = [real, np.stack([-sine, cosine], axis=-1)] if is_complex else [real]
     table = np.stack(rows, axis=1).reshape(-1, outputs * 2)
@@ -61,7 +61,7 @@ def stft(op: Builder) -> Result:
         return reject("its frame is large", "use a shorter frame")
     shaped = np.ones(frame) if window is None else np.asarray(window, np.float64)
     centred = np.pad(shaped, ((frame - shaped.size) // 2, frame - shaped.size - (frame - shaped.size) // 2))
-    matrix = _transform(frame, frame, False, bool(op.attribute("onesided", 1)), False) * centred[:, None]
+    matrix = _transform(frame, frame, bool(op.attribute("onesided", 1)), False) * centred[:, None]
     count = (sizes[1] - frame) // hop + 1
     places = np.arange(count)[:, None] * hop + np.arange(frame)
     frames = op.Gather(op.view(op.x(), sizes[:2]), op.constant(places), axis=1)
