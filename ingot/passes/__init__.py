@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from ingot.passes.common import graphs_of, remove_dead, share
 from ingot.passes.fuse_attention import ATTENTION
 from ingot.passes.fuse_conv import CONVOLUTION
 from ingot.passes.fuse_epilogue import EPILOGUES
+from ingot.passes.fuse_heads import HEADS
 from ingot.passes.fuse_linear import LINEAR, WEIGHTS
 from ingot.passes.fuse_norm import NORM
 from ingot.passes.fuse_pointwise import CHAINS, UNARY
@@ -36,10 +37,11 @@ class State:
 
 @dataclass(frozen=True)
 class Pass:
-    """One step: changes the model in place and says how often."""
+    """One step: changes the model in place and says how often; `option` is the keyword of `run` that switches it on."""
 
     name: str
     function: Callable[[ir.Model, State], int]
+    option: str | None = None
 
 
 def _canonicalise(model: ir.Model, state: State) -> int:
@@ -65,13 +67,23 @@ def _remove_dead(model: ir.Model, state: State) -> int:
     return remove_dead(model)
 
 
-def rewriting(table: Table) -> Pass:
+TABLES = (
+    SIMPLIFY, IDIOMS, NORM, ATTENTION, QUANT, CONVOLUTION, LINEAR, UNARY, EPILOGUES, WEIGHTS, HEADS, CHAINS,
+)  # fmt: skip
+
+
+def summaries() -> dict[str, str]:
+    """What each rewrite does, by name: the algebra."""
+    return {rule.name: rule.summary for table in TABLES for rule in table.rewrites}
+
+
+def rewriting(table: Table, option: str | None = None) -> Pass:
     """The pass that applies a table to every graph of the model."""
 
     def apply(model: ir.Model, state: State) -> int:
         return sum(table.apply(graph, state.journal) for graph in graphs_of(model))
 
-    return Pass(table.name, apply)
+    return Pass(table.name, apply, option)
 
 
 PIPELINE: tuple[Pass, ...] = (
@@ -91,6 +103,7 @@ PIPELINE: tuple[Pass, ...] = (
     rewriting(EPILOGUES),
     rewriting(WEIGHTS),
     rewriting(SIMPLIFY),
+    rewriting(HEADS, option="merge_heads"),
     rewriting(CHAINS),
     rewriting(EPILOGUES),
     rewriting(SIMPLIFY),
@@ -127,10 +140,16 @@ class PassReport:
 Check = Callable[[ir.Model], None]
 
 
-def run(model: ir.Model, check: Check | None = None, pipeline: Sequence[Pass] = PIPELINE) -> PassReport:
-    """Every pass in order, in place; `check` (ir.verify's, in tests) looks at the model after each."""
+def run(model: ir.Model, check: Check | None = None, merge_heads: bool = False) -> PassReport:
+    """Every pass in order, in place; `check` (ir.verify's, in tests) looks at the model after each.
+
+    merge_heads: one Linear for query, key and value. It pays where Split along the first axis costs nothing.
+    """
     state, times = State(), []
-    for step in pipeline:
+    options = {"merge_heads": merge_heads}
+    for step in PIPELINE:
+        if step.option is not None and not options[step.option]:
+            continue
         start = time.perf_counter()
         changes = step.function(model, state)
         times.append(PassTime(step.name, changes, time.perf_counter() - start))

@@ -119,6 +119,16 @@ def roots_of(pattern: Pattern) -> Iterator[tuple[str, str]]:
             raise TypeError("a pattern starts at an operator, not at a free variable or a number")
 
 
+def size_of(pattern: Pattern) -> int:
+    """How many nodes the pattern has at least."""
+    match pattern:
+        case Apply(sources=sources):
+            return 1 + sum(size_of(source) for source in dict.fromkeys(sources))
+        case Choice(options=options):
+            return min(map(size_of, options))
+    return 0
+
+
 # what a node is, to a pattern
 
 

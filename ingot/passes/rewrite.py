@@ -24,7 +24,18 @@ from ingot.errors import BuildError
 from ingot.ir.elementwise import Array
 from ingot.ir.graph import DOMAIN, add_constant, make_node, substitute
 from ingot.ir.provenance import merged_origins, origins, set_origins
-from ingot.passes.pattern import Found, Match, Pattern, describe, keys_of, roots_of, solve, trace, used_elsewhere
+from ingot.passes.pattern import (
+    Found,
+    Match,
+    Pattern,
+    describe,
+    keys_of,
+    roots_of,
+    size_of,
+    solve,
+    trace,
+    used_elsewhere,
+)
 
 _REWRITES_PER_NODE = 50  # a table that needs more goes in circles
 
@@ -54,6 +65,7 @@ class Rewrite:
     function: Callable[..., Result]
     parameters: tuple[str, ...]
     takes_all: bool = False
+    size: int = 0
 
     def call(self, op: Builder, bound: Mapping[str, object]) -> Result:
         """The function with what it names (all that is bound, where it takes `**found`); None for what is not bound."""
@@ -74,7 +86,7 @@ def rewrite(pattern: Callable[..., Pattern]) -> Callable[[Callable[..., Result]]
     def decorate(function: Callable[..., Result]) -> Rewrite:
         _, *parameters = inspect.signature(function).parameters.values()
         named = tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
-        return Rewrite(_name(function), roots, traced, function, named, takes_all=len(named) < len(parameters))
+        return Rewrite(_name(function), roots, traced, function, named, len(named) < len(parameters), size_of(traced))
 
     return decorate
 
@@ -244,7 +256,7 @@ def _attempt(rule: Rewrite, node: ir.Node, work: _Work, journal: Journal) -> boo
     else:
         match = Match(work.graph)
         if not solve(rule.pattern, node.outputs[0], match):
-            if match.deepest > 1:
+            if match.deepest > max(1, rule.size // 2):  # nearer than that, it is worth telling
                 journal.refuse(rule, node, _mismatch(match))
             return False
         if (value := used_elsewhere(match)) is not None:
