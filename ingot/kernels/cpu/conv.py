@@ -15,7 +15,7 @@ from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
 from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights, row_plan
-from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, row_taps, walk, zeros
+from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, row_taps, site_of, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened, unravel
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value, vector
@@ -113,7 +113,7 @@ def conv_direct(build: KernelBuilder, node: Node, vectors: int, columns: int) ->
     weights_outer = _weights_outer(shape)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = Site(f, shape, row, x, packed, epilogue, Method(zeros, _accumulate))
+        site = site_of(build, f, shape, x, packed, epilogue, Method(zeros, _accumulate))
 
         def item(index: Value) -> None:
             if weights_outer:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ingot.kernels.cpu.build import Handle, PhaseFunction
+from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import INLINE_LIMIT, Epilogue, block_values, finish, rendered_lines
-from ingot.kernels.cpu.conv_shape import Direct, RowPlan
+from ingot.kernels.cpu.conv_shape import Direct, RowPlan, row_plan
 from ingot.kernels.cpu.conv_window import Tile, runs, tap_range
-from ingot.kernels.cpu.llvm import Index, Value, vector
+from ingot.kernels.cpu.llvm import Index, Value, bytes_of, vector
 
 Sums = Sequence[Value]
 Clip = tuple[Index, Index] | None  # the taps of the row axis that a single column has, where known at run time only
@@ -31,10 +31,12 @@ class Taps:
 
 @dataclass(frozen=True)
 class Method:
-    """What differs between kernels: the sums that a tile starts from, and what the taps along a row add to them."""
+    """What differs between kernels: the sums that a tile starts from, what the taps along a row add to them, and what
+    becomes of them before the epilogue."""
 
     initial: Callable[[Site, Row, Tile, Clip], Sums]
     accumulate: Callable[[Site, Taps, Sums], Sums]
+    complete: Callable[[Site, Row, Tile, Clip, Sums], Sums] = lambda site, row, tile, clip, sums: sums
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,7 @@ class Site:
     weights: Handle
     epilogue: Epilogue
     method: Method
-
-    @property
-    def unrolled(self) -> bool:
-        """Whether the epilogue is written out for every vector of a tile."""
-        return rendered_lines(self.epilogue) * self.shape.columns * self.shape.vectors <= INLINE_LIMIT
+    aside: int | None  # scratch for a tile's sums where the epilogue is too long to be written out for each of them
 
     def bytes(self, axis: int) -> Index:
         """From an input position to the next along spatial axis `axis`; 0 is the first one."""
@@ -67,6 +65,14 @@ class Site:
     def type(self) -> str:
         """Vector type of the sums."""
         return vector(self.shape.accumulator, self.shape.lanes)
+
+
+def site_of(build: KernelBuilder, f: PhaseFunction, shape: Direct, x: Handle, weights: Handle, epilogue: Epilogue,
+            method: Method) -> Site:  # fmt: skip
+    """A site in a kernel's only phase."""
+    long = rendered_lines(epilogue) * shape.columns * shape.vectors > INLINE_LIMIT
+    size = shape.columns * bytes_of(vector(shape.accumulator, shape.lanes))
+    return Site(f, shape, row_plan(shape), x, weights, epilogue, method, build.scratch(size) if long else None)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ def emit_tile(site: Site, row: Row, tile: Tile, column: Index, clip: Clip = None
     step, sums = shape.panel_bytes // shape.input_blocks, site.method.initial(site, row, tile, clip)
     pointers = opaque(f, start), opaque(f, row.weights)
     sums = walk(f, (0, shape.input_blocks), block, pointers, (site.block_bytes, step), sums)
-    _store(site, row, tile, column, sums)
+    _store(site, row, tile, column, site.method.complete(site, row, tile, clip, sums))
 
 
 def zeros(site: Site, row: Row, tile: Tile, clip: Clip) -> Sums:
@@ -237,7 +243,7 @@ def _store(site: Site, row: Row, tile: Tile, column: Index, sums: Sums) -> None:
             values = block_values(f, site.epilogue, row.block + v)
             element = row.element + v * row.area + column * shape.lanes
             own = sums[v :: shape.vectors]
-            (_store_unrolled if site.unrolled else _store_looped)(site, values, element, own)
+            (_store_unrolled if site.aside is None else _store_looped)(site, values, element, own)
 
         if isinstance(row.blocks, int) or v == 0:
             store()
@@ -251,9 +257,9 @@ def _store_unrolled(site: Site, values: Sequence[Value | None], element: Index, 
 
 
 def _store_looped(site: Site, values: Sequence[Value | None], element: Index, sums: Sums) -> None:
-    """A long epilogue runs in a loop over sums put aside on the stack."""
-    f, lanes = site.f, site.shape.lanes
-    aside, size = f.local(site.type, len(sums)), lanes * 4
+    """A long epilogue runs in a loop over sums put aside."""
+    f, lanes, size = site.f, site.shape.lanes, bytes_of(site.type)
+    aside = f.at(f.scratch, site.aside or 0)
     for column, total in enumerate(sums):
         f.store(total, aside, column * size)
 

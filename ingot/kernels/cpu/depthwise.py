@@ -15,7 +15,7 @@ from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
 from ingot.kernels.cpu.conv_shape import Direct, row_plan
-from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, walk, zeros
+from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, site_of, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, unravel
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value, vector
@@ -86,7 +86,7 @@ def conv_lanewise(build: KernelBuilder, node: Node, columns: int) -> None:
     rows = tuple(axis.output for axis in shape.outer)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = Site(f, shape, row, x, packed, epilogue, Method(zeros, _accumulate))
+        site = site_of(build, f, shape, x, packed, epilogue, Method(zeros, _accumulate))
 
         def item(index: Value) -> None:
             image, panel, *position, run = unravel(f, index, (shape.batch, shape.panels, *rows, row.items))
