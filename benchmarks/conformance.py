@@ -264,18 +264,19 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--filter", default="")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--oracle-only", action="store_const", dest="target", const="oracle")
+    parser.add_argument("--oracle-only", action="store_true", help="do not build: the oracle alone answers")
     parser.add_argument("--target", choices=("cpu", "host"), default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     cases = load_cases(options.filter, options.limit)
-    outcomes = run_all(cases, options.target, options.workers)
+    target = "oracle" if options.oracle_only else options.target
+    outcomes = run_all(cases, target, options.workers)
     report = summary(outcomes)
-    whole = not (options.filter or options.limit) and options.target == "cpu"
-    target = options.json or (RESULTS if whole else None)
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({**report, "tests": [asdict(outcome) for outcome in outcomes]}, indent=1) + "\n")
+    whole = not (options.filter or options.limit) and target == "cpu"
+    file = options.json or (RESULTS if whole else None)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**report, "tests": [asdict(outcome) for outcome in outcomes]}, indent=1) + "\n")
     print()
     for name, reason in report["failures"].items():
         print(f"failed {name}: {reason}")

@@ -24,6 +24,8 @@ from ingot.ir.oracle_ops.table import Meaning
 
 Runner = Callable[[Sequence[Value]], list[Value]]
 Functions = Mapping[tuple[str, str], onnx.FunctionProto]
+Binds = tuple[tuple[int, int, str], ...]
+_SYMBOLS = "\0symbols"  # no ONNX name contains a NUL
 _Kind = onnx.AttributeProto
 
 
@@ -48,7 +50,7 @@ def trace_model(model: onnx.ModelProto | onnx_ir.Model, feeds: Mapping[str, Valu
     program = _program_of(model)
     kept = replace(program, steps=tuple(replace(step, drops=()) for step in program.steps))
     with np.errstate(all="ignore"):
-        return {name: value for name, value in kept.values(feeds, {}).items() if name}
+        return {name: value for name, value in kept.values(feeds, {}).items() if name not in ("", _SYMBOLS)}
 
 
 def _program_of(model: onnx.ModelProto | onnx_ir.Model) -> Program:
@@ -113,13 +115,15 @@ def _free_names(graph: onnx.GraphProto) -> list[str]:
 
 @dataclass(frozen=True)
 class Step:
-    """One node: `reads` are its inputs and captures, `drops` the names nobody reads afterwards."""
+    """One node: `reads` are its inputs, captures and the symbols; `drops` the names nobody reads afterwards; `binds`
+    the (output, axis, symbol) that its results define."""
 
     run: Runner
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     drops: tuple[str, ...]
     label: str
+    binds: Binds = ()
 
 
 @dataclass(frozen=True)
@@ -131,24 +135,35 @@ class Program:
     output_types: tuple[onnx.TypeProto, ...]
     constants: Mapping[str, Value]
     steps: tuple[Step, ...]
+    binds: Binds = ()
 
-    def run(self, feeds: Mapping[str, Value], outer: Mapping[str, Value]) -> list[Value]:
+    def run(self, feeds: Mapping[str, Value], outer: Mapping[str, Any]) -> list[Value]:
         """Output values in order; `outer` holds the enclosing scope's values."""
         values = self.values(feeds, outer)
         return [values[name] for name in self.outputs]
 
-    def values(self, feeds: Mapping[str, Value], outer: Mapping[str, Value]) -> dict[str, Value]:
+    def values(self, feeds: Mapping[str, Value], outer: Mapping[str, Any]) -> dict[str, Value]:
         """All values that are left at the end, by name."""
-        values: dict[str, Value] = {"": None, **outer, **self.constants, **feeds}
+        symbols: dict[str, int] = dict(outer.get(_SYMBOLS, {}))
+        values: dict[str, Any] = {"": None, **outer, **self.constants, **feeds, _SYMBOLS: symbols}
+        _bind(symbols, self.binds, [values[name] for name in self.inputs])
         for step in self.steps:
             try:
                 results = step.run([values[name] for name in step.reads])
             except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
                 raise InputError(f"{step.label} cannot be computed: {type(error).__name__}: {error}") from error
             values.update(zip(step.writes, results, strict=False))
+            _bind(symbols, step.binds, results)
             for name in step.drops:
                 del values[name]
         return values
+
+
+def _bind(symbols: dict[str, int], binds: Binds, values: Sequence[Value]) -> None:
+    for index, axis, symbol in binds:
+        value = values[index]
+        if isinstance(value, np.ndarray):
+            symbols.setdefault(symbol, value.shape[axis])
 
 
 def _program_of_proto(model: onnx.ModelProto) -> Program:
@@ -161,14 +176,30 @@ def _program_of_ir(model: onnx_ir.Model) -> Program:
     """Without copying the initializers through protobuf."""
     graph = model.graph
     functions = {key[:2]: onnx_ir.to_proto(function) for key, function in model.functions.items()}
-    return _program(
+    program = _program(
         [onnx_ir.to_proto(node) for node in graph],
         tuple(str(value.name) for value in graph.inputs),
         [onnx_ir.to_proto(value) for value in graph.outputs],
-        {name: v.const_value.numpy() for name, v in graph.initializers.items() if v.const_value is not None},
+        {name: _constant(v.const_value) for name, v in graph.initializers.items() if v.const_value is not None},
         dict(model.opset_imports),
         functions,
     )
+    steps = [replace(step, binds=_binds(node.outputs)) for step, node in zip(program.steps, graph, strict=True)]
+    return replace(program, steps=tuple(steps), binds=_binds(graph.inputs))
+
+
+def _constant(tensor: onnx_ir.TensorProtocol) -> np.ndarray:
+    if tensor.dtype == onnx_ir.DataType.STRING:
+        return np.vectorize(bytes.decode, otypes=[object])(tensor.numpy())
+    return tensor.numpy()
+
+
+def _binds(values: Sequence[onnx_ir.Value]) -> Binds:
+    """Where a value's shape names a bare symbol, running the model tells the symbol's size."""
+    dims = [(index, axis, dim) for index, value in enumerate(values) if value.shape is not None
+            for axis, dim in enumerate(value.shape.dims)]  # fmt: skip
+    return tuple((index, axis, dim.value) for index, axis, dim in dims
+                 if not isinstance(dim, int) and dim.value is not None and dim.value.isidentifier())  # fmt: skip
 
 
 def _graph_program(graph: onnx.GraphProto, opset: Mapping[str, int], functions: Functions) -> Program:
@@ -181,8 +212,8 @@ def _graph_program(graph: onnx.GraphProto, opset: Mapping[str, int], functions: 
 def _program(nodes: Sequence[onnx.NodeProto], inputs: tuple[str, ...], outputs: Sequence[onnx.ValueInfoProto],
              constants: Mapping[str, Value], opset: Mapping[str, int], functions: Functions) -> Program:  # fmt: skip
     names = tuple(value.name for value in outputs)
-    reads = [(*node.input, *captures(node)) for node in nodes]
-    drops = _drops(nodes, reads, {*names, *constants, *inputs, ""})
+    reads = [(*node.input, *captures(node), _SYMBOLS) for node in nodes]
+    drops = _drops(nodes, reads, {*names, *constants, *inputs, "", _SYMBOLS})
     steps = [
         Step(_compile(node, opset, functions), read, tuple(node.output), drop, f"node {node.name!r} ({node.op_type})")
         for node, read, drop in zip(nodes, reads, drops, strict=True)
@@ -207,7 +238,7 @@ class BoundGraph:
     """A subgraph attribute during a run: a function of its formal inputs, the enclosing scope's values bound."""
 
     program: Program
-    outer: Mapping[str, Value]
+    outer: Mapping[str, Any]
 
     def __call__(self, *inputs: Value) -> list[Value]:
         return self.program.run(dict(zip(self.program.inputs, inputs, strict=False)), self.outer)
@@ -237,12 +268,17 @@ def _compile(node: onnx.NodeProto, opset: Mapping[str, int], functions: Function
 
 
 def _fused_runner(node: onnx.NodeProto) -> Runner:
-    run = _fused(node)
-    return lambda inputs: run(inputs, {})
+    run, count = _fused(node), len(node.input)
+    return lambda inputs: run(inputs[:count], _symbols(inputs, count))
+
+
+def _symbols(inputs: Sequence[Any], count: int) -> dict[str, int]:
+    """The sizes of symbols, which a program hands to every node behind its inputs and captures."""
+    return inputs[count] if len(inputs) > count else {}
 
 
 def compile_fused(node_bytes: bytes) -> Callable[[Sequence[Value], Mapping[str, int]], list[Value]]:
-    """A serialized `ingot` node as a callable over its inputs and the values of the size symbols its attributes name."""
+    """A serialized `ingot` node as a callable over its inputs and the sizes of the symbols its attributes name."""
     return _fused(onnx.NodeProto.FromString(node_bytes))
 
 
@@ -268,12 +304,13 @@ def _table_runner(known: Meaning, node: onnx.NodeProto, version: int, opset: Map
     graphs = [name for name, value in attributes.items() if isinstance(value, Program)]
     context = {"outputs": tuple(bool(name) for name in node.output), "opset": version}
     attributes |= {name: context[name] for name in known.wants}
-    if not graphs:
-        return lambda inputs: _as_list(known.function(*inputs, **attributes))
     count, outer_names = len(node.input), captures(node)
+    if not graphs:
+        return lambda inputs: _as_list(known.function(*inputs[:count], **attributes))
 
-    def run(inputs: Sequence[Value]) -> list[Value]:
-        outer = dict(zip(outer_names, inputs[count:], strict=True))
+    def run(inputs: Sequence[Any]) -> list[Value]:
+        outer: dict[str, Any] = dict(zip(outer_names, inputs[count:], strict=False))
+        outer[_SYMBOLS] = _symbols(inputs, count + len(outer_names))
         bound = {name: BoundGraph(attributes[name], outer) for name in graphs}
         return _as_list(known.function(*inputs[:count], **{**attributes, **bound}))
 
@@ -316,7 +353,8 @@ def _reference_runner(node: onnx.NodeProto, domain: str, version: int, opset: Ma
     parameters = {"log": lambda *_: None, "opsets": {**opset, domain: version}, "verbose": 0, "new_ops": {},
                   "existing_functions": {}, "evaluator_cls": ReferenceEvaluator}  # fmt: skip
     operator = implementation(node, parameters)
-    return lambda inputs: _as_list(tuple(operator.run(*inputs)))
+    count = len(node.input)
+    return lambda inputs: _as_list(tuple(operator.run(*inputs[:count])))
 
 
 @cache
@@ -353,7 +391,8 @@ def _schema_runner(node: onnx.NodeProto, domain: str, version: int) -> Runner:
         body = schema.get_context_dependent_function_with_opset_version(chosen, serialized, list(types))
         return _function_runner(onnx.FunctionProto.FromString(body), node, {}, defaults)
 
-    return lambda inputs: specialised(tuple(_type_bytes(value) for value in inputs))(inputs)
+    count = len(node.input)
+    return lambda inputs: specialised(tuple(_type_bytes(value) for value in inputs[:count]))(inputs[:count])
 
 
 def _unsupported(node: onnx.NodeProto, domain: str, version: int) -> UnsupportedOperator:
@@ -384,8 +423,9 @@ def _function_runner(function: onnx.FunctionProto, node: onnx.NodeProto, functio
     program = _program(nodes, tuple(function.input), outputs, {}, opset, functions)
 
     def run(inputs: Sequence[Value]) -> list[Value]:
-        absent = dict.fromkeys(program.inputs[len(inputs) :])
-        return program.run({**dict(zip(program.inputs, inputs, strict=False)), **absent}, {})
+        given = inputs[: len(node.input)]
+        absent = dict.fromkeys(program.inputs[len(given) :])
+        return program.run({**dict(zip(program.inputs, given, strict=False)), **absent}, {})
 
     return run
 

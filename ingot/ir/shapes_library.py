@@ -9,6 +9,7 @@ from onnx_shape_inference import ShapeInferenceContext, broadcast_shapes, regist
 
 registry.collect()  # theirs first: the last registration counts
 MICROSOFT = "com.microsoft"
+_LARGEST_RANK = 64
 Rule = Callable[[ShapeInferenceContext, onnx_ir.Node], None]
 
 
@@ -24,6 +25,25 @@ def _like(standard: str, version: int, dtype: onnx_ir.DataType | None = None) ->
 
     return rule
 
+
+def _bounded(rule: Rule, index: int) -> Rule:
+    """The rule, after a look at the length of the input that lists a shape: it becomes a rank."""
+
+    def bounded(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
+        listed = node.inputs[index] if len(node.inputs) > index else None
+        length = listed.shape[0] if listed is not None and listed.shape is not None and len(listed.shape) else 0
+        if isinstance(length, int) and length > _LARGEST_RANK:
+            context.record_error(node, f"a shape of {length} elements; tensors have at most {_LARGEST_RANK} axes")
+        rule(context, node)
+
+    return bounded
+
+
+for _name, _index in {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Tile": 1}.items():
+    _known = {version: registry.get("", _name, version=version) for version in range(1, 29)}
+    for _version, _found in _known.items():
+        if _found is not None and _found is not _known.get(_version - 1):
+            registry.register("", _name, since_version=_version)(_bounded(_found, _index))
 
 for _name, _rule in {
     "FusedConv": _like("Conv", 11),
