@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
@@ -34,15 +34,16 @@ def load_index(f: Function, indices: Value, position: Index, dtype: str, size: I
     return f.index(f.maximum(f.minimum(index, size - 1), 0))
 
 
-def offset_of(f: PhaseFunction, row: Index, sizes: Sequence[Extent], strides: Sequence[Stride]) -> Index:
-    """Σ iₖ·stridesₖ for the indices whose row-major number within `sizes` is `row`."""
+def offset_of(f: PhaseFunction, row: Index, sizes: Sequence[Extent], strides: Sequence[Stride],
+              place: Callable[[int, Index], Index] = lambda axis, index: index) -> Index:  # fmt: skip
+    """Σ place(k, iₖ)·stridesₖ for the indices whose row-major number within `sizes` is `row`."""
     offset: Index = 0
     rest = row
     for axis in reversed(range(len(sizes))):
         extent = f.extent(sizes[axis])
         index = f.remainder(rest, extent) if axis else rest
         rest = f.divide(rest, extent) if axis else rest
-        offset = multiply(index, f.extent(strides[axis].extent)) + offset
+        offset = multiply(place(axis, index), f.extent(strides[axis].extent)) + offset
     return offset
 
 

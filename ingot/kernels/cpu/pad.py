@@ -60,7 +60,7 @@ def _constant(node: Node, isa: Isa) -> bool:
     return movable(node) and node.attributes.get("mode", "constant") == "constant" and fits
 
 
-def _bits(value: Any, dtype: str) -> int:
+def bits_of(value: Any, dtype: str) -> int:
     """The element's bits as a signed integer."""
     return int.from_bytes(np.asarray(value).astype(numpy_dtype(dtype)).tobytes(), "little", signed=True)
 
@@ -76,7 +76,7 @@ def pad_constant(build: KernelBuilder, node: Node) -> None:
     size = element_size(node.output)
     inside = Move(size, stored_input(build, 0), build.output(), tuple(map(Axis, kept, source, target)),
                   total(skipped), total(first))  # fmt: skip
-    fill = _bits(node.attributes.get("value", 0), node.output.dtype)
+    fill = bits_of(node.attributes.get("value", 0), node.output.dtype)
     move_phase(build, [inside, *_borders(build.output(), pads, kept, target, size, fill)])
 
 
