@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ingot
+from benchmarks import fuzz_importer
 from ingot.engine import MAGIC
 from ingot.errors import EngineError
 
@@ -176,8 +177,6 @@ def main() -> int:
     if options.only != "importer":
         good.append(fuzz_loader(options.count, options.seed))
     if options.only != "loader":
-        from benchmarks import fuzz_importer
-
         good.append(fuzz_importer.fuzz(options.count, options.seed))
     print(f"fuzz: {'passed' if all(good) else 'FAILED'}")
     return 0 if all(good) else 1
