@@ -2,9 +2,9 @@
 
 A tile of `rows` × `vectors` sums stays in registers while K goes by: each step loads `vectors` packed weights and
 broadcasts one value of every row. K is cut into blocks whose panel of weights stays in the first-level cache while all
-tiles of a work item pass over it (Goto, van de Geijn: "Anatomy of high-performance matrix multiplication", 2008); between
-blocks the sums wait in scratch. The last tile overlaps the one before it rather than being smaller, so that one tile serves
-any number of rows.
+tiles of a work item pass over it (Goto, van de Geijn: "Anatomy of high-performance matrix multiplication", 2008);
+between blocks the sums wait in scratch. The last tile overlaps the one before it rather than being smaller, so that one
+tile serves any number of rows.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _row_places(f: Function, bases: Sequence[Value], left: Left, rows: int, step
 def emit_item(
     f: PhaseFunction, gemm: Gemm, left: Left, panel: Panel, group: Value, slots: Value, start: Start, finish: Finish
 ) -> None:  # fmt: skip
-    """All tiles of an item: `left` at row 0, `group` counts the items along the rows, `slots` is scratch for the sums."""
+    """All tiles of an item: `left` at row 0, `group` counts items along the rows, `slots` is scratch for the sums."""
     rows, steps = f.extent(gemm.rows), f.extent(gemm.steps)
     first = group * (gemm.run * gemm.tile.rows)
     last = f.minimum(first + gemm.run * gemm.tile.rows, rows)

@@ -1,5 +1,5 @@
-"""Epilogues of matrix products: sums of a tile become output rows, with extras that are scalars, vectors along the columns,
-or matrices like the output."""
+"""Epilogues of matrix products: sums of a tile become output rows, with extras that are scalars, vectors along the
+columns, or matrices like the output."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def columns_of(f: PhaseFunction, gemm: Gemm, epilogue: RowEpilogue, panel: Index
 
 def finish_tile(f: PhaseFunction, gemm: Gemm, epilogue: RowEpilogue, tile: Tile, row: Index, panel: Index,
                 sums: Sums | None, slot: Value) -> None:  # fmt: skip
-    """Apply the epilogue to a tile whose first row is output row `row`, and store it. The sums are given or in `slot`."""
+    """Apply the epilogue to the tile at output row `row` and store it; its sums are given or in `slot`."""
     columns = columns_of(f, gemm, epilogue, panel)
     common = [[_column_value(f, epilogue, extra, columns, j) for extra in epilogue.extras] for j in range(tile.vectors)]
     if sums is not None and (tile.rows == 1 or rendered_lines(epilogue) * len(sums) <= INLINE_LIMIT):

@@ -32,10 +32,11 @@ def needs_preparation(dtype: str, depth: Extent, dot: Dot) -> bool:
 
 
 def prepared(build: KernelBuilder, index: int, rows: Extent, depth: Extent, dot: Dot, zero_point: int = 0,
-             sums: bool = False) -> Prepared:  # fmt: skip
+             sums: bool = False, columns: Extent | None = None) -> Prepared:  # fmt: skip
     """Input `index`, seen as [rows, depth], as `dot.left` in rows padded with zeros to whole groups.
 
-    int16 values are centred on the zero point; int8 becomes uint8 by adding 128.
+    int16 values are centred on the zero point; int8 becomes uint8 by adding 128. With `columns` the input is
+    [rows / columns, depth, columns]: its matrices are transposed on the way.
     """
     dtype, lanes = build.node.input(index).dtype, build.isa.lanes
     source, pitch = build.input(index), product((ceil_div(depth, lanes), lanes))
@@ -48,9 +49,14 @@ def prepared(build: KernelBuilder, index: int, rows: Extent, depth: Extent, dot:
         count = f.extent(depth)
 
         def row(r: Value) -> None:
-            read = f.at(f.pointer(source), r * count * size_of(dtype))
+            first = r * count
+            if columns is not None:
+                width = f.extent(columns)
+                first = f.index(f.divide(r, width) * (width * count) + f.remainder(r, width))
+            read = f.at(f.pointer(source), first * size_of(dtype))
             write = f.at(f.pointer(target), r * f.extent(pitch) * size_of(dot.left))
-            copied = _copy_row(f, read, write, count, f.extent(pitch), lanes, (dtype, dot.left), convert, sums)
+            copied = _copy_row(f, read, write, count, f.extent(pitch), lanes, (dtype, dot.left), convert, sums,
+                               1 if columns is None else f.extent(columns))
             if totals is not None:
                 f.store(copied[0], f.pointer(totals), r * 4)
 
@@ -62,13 +68,13 @@ def prepared(build: KernelBuilder, index: int, rows: Extent, depth: Extent, dot:
 
 
 def _copy_row(f: PhaseFunction, read: Value, write: Value, count: Index, pitch: Index, lanes: int,
-              dtypes: tuple[str, str], convert: Convert, summed: bool) -> tuple[Value, ...]:  # fmt: skip
-    """Convert `count` elements, fill up to `pitch` with zeros; returns the sum of the results, unsigned, if wanted."""
+              dtypes: tuple[str, str], convert: Convert, summed: bool, stride: Index) -> tuple[Value, ...]:  # fmt: skip
+    """Convert `count` elements `stride` apart, fill up to `pitch` with zeros; returns the unsigned sum if wanted."""
     source, target = dtypes
 
     def step(width: int) -> Callable[..., list[Value]]:
         def body(k: Value, *total: Value) -> list[Value]:
-            value = convert(f, f.load(vector(MEMORY[source], width), read, k * size_of(source)))
+            value = convert(f, f.load(vector(MEMORY[source], width), read, k * stride * size_of(source)))
             f.store(value, write, k * size_of(target))
             return [t + f.cast("zext", value, "i32") for t in total]
 
@@ -77,7 +83,7 @@ def _copy_row(f: PhaseFunction, read: Value, write: Value, count: Index, pitch: 
     def start(width: int) -> list[Value]:
         return [f.constant(vector("i32", width), 0)] if summed else []
 
-    whole = f.index(f.divide(count, lanes)) * lanes
+    whole = f.index(f.divide(count, lanes)) * lanes if stride == 1 else f.index(0)
     many = f.loop(0, whole, step(lanes), start(lanes), step=lanes)
     few = f.loop(whole, count, step(1), start(1))
 
