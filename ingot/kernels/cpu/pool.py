@@ -1,6 +1,6 @@
 """Pool in blocked layout, and Reduce over all spatial axes of blocked maps.
 
-A pool is a convolution without weights: the same rows and tiles (conv_tile.py); a loaded pixel serves every window along
+A pool is a convolution without weights: the same rows and tiles (conv_tile.py); a loaded pixel serves each window along
 the row that holds it.
 """
 
