@@ -23,6 +23,8 @@ def propagate(model: onnx_ir.Model, most_elements: int) -> bool:
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "Shape" and node.domain == "":
             found |= _fold_shape(node)
+        elif node.op_type == "Size" and node.domain == "":
+            found |= _fold_size(node)
         elif node.op_type == "If":
             found |= _take_branch(node)
         elif _is_foldable(node, most_elements):
@@ -83,6 +85,13 @@ def _fold_shape(node: onnx_ir.Node) -> bool:
     if not all(isinstance(dim, int) for dim in wanted):
         return False
     return _set_constant(node.outputs[0], np.array(wanted, np.int64))
+
+
+def _fold_size(node: onnx_ir.Node) -> bool:
+    source = node.inputs[0]
+    if source is None or source.shape is None or not source.shape.is_static():
+        return False
+    return _set_constant(node.outputs[0], np.array(np.prod(source.shape.numpy(), dtype=np.int64), np.int64))
 
 
 def _take_branch(node: onnx_ir.Node) -> bool:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from ingot.ir.shapes import infer
 from ingot.passes import canonical, fold
+from ingot.passes.branches import inline_branches
 from ingot.passes.common import graphs_of, remove_dead, share
 from ingot.passes.fuse_attention import ATTENTION
 from ingot.passes.fuse_conv import CONVOLUTION
@@ -86,7 +88,17 @@ def rewriting(table: Table, option: str | None = None) -> Pass:
     return Pass(table.name, apply, option)
 
 
+def _inline_branches(model: ir.Model, state: State) -> int:
+    """A branch taken makes shapes known, which may decide the next one."""
+    total = 0
+    while count := inline_branches(model):
+        total += count
+        infer(model)
+    return total
+
+
 PIPELINE: tuple[Pass, ...] = (
+    Pass("decided branches", _inline_branches),
     Pass("fold", _fold_but_weights),
     Pass("canonicalise", _canonicalise),
     Pass("fold", _fold_but_weights),
