@@ -85,12 +85,13 @@ def fits(node: Node) -> bool:
     for port in ports_of(node):
         aligned = node.output.shape[rank - len(port.shape) :]
         pairs = zip(port.shape, aligned, strict=len(port.shape) <= rank)
-        if len(port.shape) > rank or any(_contradict(size, wanted) for size, wanted in pairs):
+        if len(port.shape) > rank or any(contradict(size, wanted) for size, wanted in pairs):
             return False
     return True
 
 
-def _contradict(size: Extent, wanted: Extent) -> bool:
+def contradict(size: Extent, wanted: Extent) -> bool:
+    """Whether an operand's size can never be that of the output's axis."""
     return size != 1 and isinstance(size, int) and isinstance(wanted, int) and size != wanted
 
 

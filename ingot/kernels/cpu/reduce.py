@@ -1,0 +1,312 @@
+"""Reduce over any axes. Neighbouring axes of one sort are merged first; then there are either rows (the last axis is
+reduced: vectors along it, then across the lanes) or columns (the last axis is kept: one result a lane)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ingot.dtypes import size_of
+from ingot.ir.expression import IDENTITY
+from ingot.kernels import kernel
+from ingot.kernels.cpu import math
+from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.cpu.llvm import Index, Value, lanes_of, vector
+from ingot.kernels.cpu.pointwise import dot, nothing, unravel
+from ingot.kernels.cpu.pointwise_dims import (
+    BYTES_PER_MICROSECOND,
+    CYCLES_PER_MICROSECOND,
+    can_mask,
+    traffic,
+    typical,
+    vector_lanes,
+)
+from ingot.kernels.cpu.reduce_kinds import (
+    KINDS,
+    Combine,
+    Kind,
+    accumulator,
+    across,
+    combined,
+    finished,
+    finite_or_zero,
+    identity,
+    main_dtype,
+    together,
+)
+from ingot.kernels.cpu.render import MEMORY, load, register_element
+from ingot.kernels.cpu.render_convert import convert
+from ingot.kernels.cpu.results import Results, can_finish, put, results_of, row_of
+from ingot.kernels.node import Node
+from ingot.plan.extent import Extent, ceil_div, product
+
+UNROLL = 4
+ROW_CYCLES = 40
+GRAIN = 16384  # elements read in a chunk worth taking
+
+
+@dataclass(frozen=True)
+class Axes:
+    """(extent, stride) of the kept axes before the last run, of the reduced axes; `columns`: the kept last axis."""
+
+    kept: tuple[tuple[Extent, Extent], ...]
+    reduced: tuple[tuple[Extent, Extent], ...]
+    columns: Extent | None
+    column_axes: int
+
+    @property
+    def rows(self) -> Extent:
+        """How many rows (groups of columns) of results there are."""
+        return product(extent for extent, _ in self.kept)
+
+    @property
+    def count(self) -> Extent:
+        """Elements that become one."""
+        return product(extent for extent, _ in self.reduced)
+
+
+def axes_of(node: Node) -> Axes:
+    """The node's axes, merged; an axis of size 1 counts as kept."""
+    shape = node.input(0).shape
+    stated = set(node.attributes["axes"])
+    reduced = [axis in stated and size != 1 for axis, size in enumerate(shape)]
+    groups: list[tuple[bool, Extent]] = []
+    for flag, size in zip(reduced, shape, strict=True):
+        if size == 1:
+            continue
+        if groups and groups[-1][0] == flag:
+            groups[-1] = (flag, product((groups[-1][1], size)))
+        else:
+            groups.append((flag, size))
+    if not groups or groups[-1][0]:
+        return Axes(_strided(groups, False), _strided(groups, True), None if groups else 1, 0)
+    last = max((axis for axis, flag in enumerate(reduced) if flag), default=-1) + 1
+    trailing = [axis for axis in range(last, len(shape)) if node.attributes.get("keepdims", 1) or axis not in stated]
+    return Axes(_strided(groups, False)[:-1], _strided(groups, True), groups[-1][1], len(trailing))
+
+
+def _strided(groups: Sequence[tuple[bool, Extent]], flag: bool) -> tuple[tuple[Extent, Extent], ...]:
+    strides = [product(size for _, size in groups[position + 1 :]) for position in range(len(groups))]
+    return tuple((size, stride) for (own, size), stride in zip(groups, strides, strict=True) if own == flag)
+
+
+def nest(f: PhaseFunction, axes: Sequence[tuple[Extent, Extent]], offset: Index, carried: Sequence[Value],
+         body: Callable[..., Sequence[Value]]) -> tuple[Value, ...]:  # fmt: skip
+    """Loops over all axes: carried = body(offset, *carried)."""
+    if not axes:
+        return tuple(body(offset, *carried))
+    (extent, stride), *rest = axes
+    step = f.extent(stride)
+    return f.loop(
+        0, f.extent(extent), lambda i, *inner: nest(f, rest, i * step + offset, inner, body), carried
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A node as the emitters see it: elements of type `dtype` are combined in type `total`, `lanes` at a time."""
+
+    kind: Kind
+    dtype: str
+    total: str
+    lanes: int
+    masked: bool
+    axes: Axes
+    source: Handle
+    results: Results
+
+    def start(self, f: PhaseFunction, combine: Combine, lanes: int) -> Value:
+        """The result of combining nothing."""
+        return f.constant(vector(register_element(self.total), lanes), identity(combine, self.total))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One pass over elements: what becomes of each (in the given column part), how they combine."""
+
+    job: Job
+    combine: Combine
+    change: Callable[[PhaseFunction, Value, int], Value]
+
+    def read(self, f: PhaseFunction, offset: Index, lanes: int, mask: Value | None = None, part: int = 0) -> Value:
+        """`lanes` elements from `offset` on, changed."""
+        job = self.job
+        x = load(f, job.dtype, f.pointer(job.source), offset * size_of(job.dtype), lanes, mask)
+        return self.change(f, convert(f, x, job.dtype, job.total), part)
+
+    def add(self, f: PhaseFunction, total: Value, x: Value) -> Value:
+        """Both combined."""
+        return combined(f, self.combine, self.job.total, total, x)
+
+
+def evaluated(f: PhaseFunction, job: Job, run: Callable[[Fold], list[Value]]) -> list[Value]:
+    """The finished results of one pass, or of two where the largest elements are found first and subtracted."""
+    kind, count = job.kind, f.index(1)
+    for extent, _ in job.axes.reduced:
+        count = count * f.extent(extent)
+    if not kind.shifted:
+        totals = run(Fold(job, kind.combine, lambda f, x, part: kind.prepare(f, x, job.total)))
+        return [finished(f, kind, job.dtype, total, count, None) for total in totals]
+    peaks = [finite_or_zero(f, peak) for peak in run(Fold(job, "max", lambda f, x, part: x))]
+    totals = run(Fold(job, kind.combine, lambda f, x, part: math.exp(f, x - _spread(f, peaks[part], x))))
+    return [finished(f, kind, job.dtype, t, count, peak) for t, peak in zip(totals, peaks, strict=True)]
+
+
+def _spread(f: PhaseFunction, peak: Value, like: Value) -> Value:
+    return peak if peak.type == like.type else f.splat(peak, lanes_of(like.type))
+
+
+# rows
+
+
+def fold_row(f: PhaseFunction, fold: Fold, base: Index) -> Value:
+    """All elements of the reduced axes as one scalar; the last axis is contiguous."""
+    job = fold.job
+    *outer, (length, _) = job.axes.reduced
+    size = f.extent(length)
+    parts = UNROLL if not isinstance(size, int) or size >= 2 * UNROLL * job.lanes else 1
+    start = [job.start(f, fold.combine, job.lanes)] * parts + [job.start(f, fold.combine, 1)] * (not job.masked)
+
+    def run(offset: Index, *carried: Value) -> tuple[Value, ...]:
+        vectors, rest = carried[:parts], carried[parts:]
+        done: Index = 0
+        if parts > 1:
+            done = f.index(f.divide(size, job.lanes * parts)) * (job.lanes * parts)
+            vectors = f.loop(0, done, lambda i, *v: _side_by_side(f, fold, i + offset, v), vectors, job.lanes * parts)
+        whole = f.index(f.divide(size, job.lanes)) * job.lanes
+        first = f.loop(done, whole, lambda i, v: _side_by_side(f, fold, i + offset, (v,)), vectors[:1], job.lanes)
+        return _tail(f, fold, offset, whole, size, (*first, *vectors[1:]), rest)
+
+    result = nest(f, outer, base, start, run)
+    total = across(f, fold.combine, job.total, together(f, fold.combine, job.total, result[:parts]))
+    return total if job.masked else fold.add(f, total, result[parts])
+
+
+def _side_by_side(f: PhaseFunction, fold: Fold, offset: Index, totals: Sequence[Value]) -> list[Value]:
+    lanes = fold.job.lanes
+    return [fold.add(f, total, fold.read(f, offset + k * lanes, lanes)) for k, total in enumerate(totals)]
+
+
+def _tail(f: PhaseFunction, fold: Fold, offset: Index, whole: Value, size: Index, vectors: Sequence[Value],
+          rest: Sequence[Value]) -> tuple[Value, ...]:  # fmt: skip
+    """What is left of a run after whole vectors: under a mask, or one by one into the scalar in `rest`."""
+    lanes = fold.job.lanes
+    if isinstance(size, int) and size % lanes == 0:
+        return (*vectors, *rest)
+    if rest:
+        single = f.loop(whole, size, lambda i, total: (fold.add(f, total, fold.read(f, i + offset, 1)),), rest)
+        return (*vectors, *single)
+
+    def last() -> tuple[Value, ...]:
+        mask = f.first_lanes(f.index(size) - whole, lanes)
+        return (f.select(mask, fold.add(f, vectors[0], fold.read(f, whole + offset, lanes, mask)), vectors[0]),)
+
+    return (*f.when(f.compare("slt", whole, size), last, unchanged=vectors[:1]), *vectors[1:])
+
+
+def _emit_row(f: PhaseFunction, job: Job, item: Value) -> None:
+    base = offset_of(f, job.axes, item)
+    (value,) = evaluated(f, job, lambda fold: [fold_row(f, fold, base)])
+    put(f, job.results, row_of(f, job.results, item, 1), 0, value, 1)
+
+
+def offset_of(f: PhaseFunction, axes: Axes, row: Index) -> Index:
+    coordinates = unravel(f, row, [extent for extent, _ in axes.kept])
+    return dot(f, coordinates, [f.extent(stride) for _, stride in axes.kept])
+
+
+# columns
+
+
+def fold_columns(f: PhaseFunction, fold: Fold, base: Index, lanes: int, parts: int, mask: Value | None) -> list[Value]:
+    """`parts` vectors of neighbouring columns, each lane its own result."""
+    start = [fold.job.start(f, fold.combine, lanes)] * parts
+
+    def run(offset: Index, *totals: Value) -> list[Value]:
+        return [
+            fold.add(f, total, fold.read(f, offset + k * lanes, lanes, mask, k)) for k, total in enumerate(totals)
+        ]  # fmt: skip
+
+    return list(nest(f, fold.job.axes.reduced, base, start, run))
+
+
+def _emit_columns(f: PhaseFunction, job: Job, row: Index, column: Index, lanes: int, parts: int,
+                  mask: Value | None = None) -> None:  # fmt: skip
+    base = f.index(offset_of(f, job.axes, row)) + column
+    target = row_of(f, job.results, row, lanes)
+    values = evaluated(f, job, lambda fold: fold_columns(f, fold, base, lanes, parts, mask))
+    for k, value in enumerate(values):
+        put(f, job.results, target, column + k * lanes, value, lanes, mask)
+
+
+def _emit_block(f: PhaseFunction, job: Job, row: Index, column: Index, parts: int) -> None:
+    """A block of columns: all at once if they are all there, otherwise vector by vector."""
+    assert job.axes.columns is not None
+    size, width = f.extent(job.axes.columns), parts * job.lanes
+    step = job.lanes if job.masked else 1
+
+    def rest() -> None:
+        f.loop(column, size, lambda c: _emit_columns(
+            f, job, row, c, step, 1, f.first_lanes(size - c, step) if job.masked else None), step=step)  # fmt: skip
+
+    if isinstance(size, int) and size % width == 0:
+        _emit_columns(f, job, row, column, job.lanes, parts)
+    else:
+        whole = f.compare("sle", column + width, size)
+        f.when(whole, lambda: _emit_columns(f, job, row, column, job.lanes, parts), rest)
+
+
+# the kernel
+
+
+def _applies(node: Node, isa: Isa) -> bool:
+    dtype, kind = node.input(0).dtype, node.attributes["kind"]
+    if kind not in KINDS or dtype not in MEMORY or (dtype == "bool" and kind not in ("max", "min")):
+        return False
+    return can_finish(node, 1, axes_of(node).column_axes, main_dtype(KINDS[kind], dtype))
+
+
+def _cost(node: Node, isa: Isa) -> float:
+    axes, shifted = axes_of(node), KINDS[node.attributes["kind"]].shifted
+    lanes = vector_lanes(isa, IDENTITY, [node.input(0).dtype])
+    run = max(typical(axes.columns if axes.columns is not None else axes.reduced[-1][0]), 1)
+    vectors = typical(node.input(0).elements) // run * -(-run // lanes)
+    work = vectors * (12 if shifted else 1) + ROW_CYCLES * typical(axes.rows)
+    return 0.2 + max(work / CYCLES_PER_MICROSECOND, traffic(node) / BYTES_PER_MICROSECOND)
+
+
+def _job(build: KernelBuilder, node: Node) -> Job:
+    axes, dtype, kind = axes_of(node), node.input(0).dtype, KINDS[node.attributes["kind"]]
+    total = accumulator(kind, dtype)
+    lanes = vector_lanes(build.isa, IDENTITY, [dtype, total])
+    results = results_of(build, node, 1, axes.column_axes, main_dtype(kind, dtype))
+    masked = can_mask(build.isa, [dtype, *results.dtypes, results.dtype])
+    return Job(kind, dtype, total, lanes, masked, axes, build.input(0), results)
+
+
+@kernel("Reduce", on="cpu", when=_applies, cost=_cost)
+def reduce_any(build: KernelBuilder, node: Node) -> None:
+    """A work item is a row's result or a block of columns."""
+    job = _job(build, node)
+    columns, rows = job.axes.columns, job.axes.rows
+    if columns is None:
+        grain = GRAIN // (typical(job.axes.count) + 1)
+        build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda i: _emit_row(f, job, i)), grain)
+        return
+    parts = min(UNROLL, -(-columns // job.lanes)) if isinstance(columns, int) else UNROLL
+    width = max(parts, 1) * job.lanes
+    blocks = ceil_div(columns, width)
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        count = f.extent(blocks)
+        each(f, begin, end, lambda i: _emit_block(
+            f, job, f.divide(i, count), f.index(f.remainder(i, count)) * width, parts))  # fmt: skip
+
+    items = product((rows, blocks))
+    build.phase(items, body if items != 0 else nothing, GRAIN // (width * typical(job.axes.count) + 1))
+
+
+def each(f: PhaseFunction, begin: Value, end: Value, item: Callable[[Value], None]) -> None:
+    """item(i) for every work item."""
+    f.loop(begin, end, item)
