@@ -51,14 +51,15 @@ def add_constant(graph: ir.Graph | ir.Function, array: Array, like: str | None =
     """A new initializer of the graph, named after `like`."""
     if not isinstance(graph, ir.Graph):
         raise GraphError("constants cannot be added to a function: inline it first")
-    name = _fresh_name(graph, f"{like or 'constant'}.constant")
+    name = fresh_name(graph, f"{like or 'constant'}.constant")
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
-def _fresh_name(graph: ir.Graph, base: str) -> str:
+def fresh_name(graph: ir.Graph, base: str) -> str:
+    """The name, with a number where an initializer has it already."""
     taken, number, name = graph.initializers, 0, base
     while name in taken:
         number += 1

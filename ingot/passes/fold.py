@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ingot.errors import IngotError
 from ingot.ir import oracle
 from ingot.ir.elementwise import Array
-from ingot.ir.graph import DOMAIN, constant_of, is_shape_known, make_node, shape, substitute
+from ingot.ir.graph import DOMAIN, constant_of, fresh_name, is_shape_known, make_node, shape, substitute
 from ingot.ir.provenance import origins, set_origins
 
 _log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _replace(graph: ir.Graph, node: ir.Node, results: list[Array]) -> None:
 def _initializer(graph: ir.Graph, value: ir.Value, array: Array) -> ir.Value:
     name = value.name or "constant"
     if value.is_graph_output():
-        name = f"{name}.constant"
+        name = fresh_name(graph, f"{name}.constant")
     else:
         value.name = f"{name}.folded"
     tensor = ir.tensor(np.array(array, order="C"), name=name)
