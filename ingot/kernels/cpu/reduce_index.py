@@ -1,4 +1,4 @@
-"""Reduce to the place of the largest or smallest element on one axis: first or last of equals; NaN beats all numbers."""
+"""Reduce to the place of the largest or smallest element on an axis: first or last of equals; NaN beats all numbers."""
 
 from __future__ import annotations
 
