@@ -230,6 +230,8 @@ def _warn_about_nan(model: onnx_ir.Model, label: str) -> None:
         if value.const_value is not None and value.const_value.dtype.is_floating_point():
             array = value.const_value.numpy()
             # The sum is NaN for infinities of both signs too, so it only says where to look.
-            if array.dtype.kind == "f" and np.isnan(array.sum(dtype=np.float64)) and np.isnan(array).any():
+            with np.errstate(all="ignore"):
+                total = array.sum(dtype=np.float64) if array.dtype.kind == "f" else 0.0
+            if np.isnan(total) and np.isnan(array).any():
                 count = int(np.isnan(array).sum())
                 warnings.warn(f"{label}: initializer {name!r} holds {count} NaN", ModelWarning, stacklevel=3)
