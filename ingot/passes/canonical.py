@@ -156,7 +156,10 @@ def _is_read(value: ir.Value) -> bool:
 
 def _replaced(node: ir.Node, function: Function, version: int) -> Reject | None:
     op = Builder(node, version)
-    result = function(op)
+    try:
+        result = function(op)
+    except (ValueError, IndexError) as error:  # a branch never taken may hold shapes that its operators do not allow
+        return reject(f"its shapes are not what the operator allows ({error})")
     if isinstance(result, Reject):
         return result
     results = list(result) if isinstance(result, tuple) else [result]
