@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 
 from ingot.kernels import Ports, kernel
-from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
-from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights, row_plan
-from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, row_taps, site_of, walk, zeros
-from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened, unravel
+from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights
+from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, row_taps, walk, zeros
+from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value, vector
 from ingot.kernels.node import Node
@@ -54,20 +54,20 @@ def _layouts(node: Node, isa: Isa) -> list[Ports]:
 
 # Widest tile for so many channel vectors, by registers: sums, weights and one broadcast fit (with 32 registers the
 # broadcast may be an operand in memory).
-_WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 6, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
+WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 6, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
 
 
 def _vector_choices(node: Node, isa: Isa) -> tuple[int, ...]:
-    return tuple(_WIDEST[isa.registers])
+    return tuple(WIDEST[isa.registers])
 
 
 def _column_choices(node: Node, isa: Isa) -> tuple[int, ...]:
-    return tuple(sorted({width for v in _WIDEST[isa.registers] for width in _widths(node, isa, v)}))
+    return tuple(sorted({width for v in WIDEST[isa.registers] for width in _widths(node, isa, v)}))
 
 
 def _widths(node: Node, isa: Isa, vectors: int) -> set[int]:
     """Tile widths worth trying: as wide as the registers allow, equal parts of a row, a divisor of the row."""
-    limit = _WIDEST[isa.registers][vectors]
+    limit = WIDEST[isa.registers][vectors]
     size = flattened(conv_axes(node, tuple(map(int, node.input(1).shape[2:]))))[-1].output
     if not isinstance(size, int) or size == 0:
         return {limit}
@@ -107,30 +107,14 @@ def conv_direct(build: KernelBuilder, node: Node, vectors: int, columns: int) ->
     weight = node.input(1).constant
     assert weight is not None
     x, packed = build.input(0), build.pack(pack_weights(weight, shape))
-    epilogue = epilogue_of(build, node, 2)
-    row = row_plan(shape)
-    rows = tuple(axis.output for axis in shape.outer)
-    weights_outer = _weights_outer(shape)
-
-    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = site_of(build, f, shape, x, packed, epilogue, Method(zeros, _accumulate))
-
-        def item(index: Value) -> None:
-            if weights_outer:
-                panel, image, *position, run = unravel(f, index, (shape.panels, shape.batch, *rows, row.items))
-            else:
-                image, *position, run, panel = unravel(f, index, (shape.batch, *rows, row.items, shape.panels))
-            emit_row(site, image, panel, position, run)
-
-        f.loop(begin, end, item)
-
-    build.phase(product((shape.batch, shape.panels, *rows, row.items)), body)
+    emit_phase(build, shape, x, packed, epilogue_of(build, node, 2), DIRECT, direct_order(shape))
 
 
-def _weights_outer(shape: Direct) -> bool:
-    """Whether to walk all images for a panel of weights, rather than all panels for a row of an image."""
+def direct_order(shape: Direct) -> Order:
+    """All images for a panel of weights where those are the larger part, else all panels for a row of an image."""
     image = product((shape.inputs * shape.groups * shape.element, *(axis.input for axis in shape.axes)))
-    return isinstance(image, int) and shape.panels * shape.panel_bytes > image
+    large = isinstance(image, int) and shape.panels * shape.panel_bytes > image
+    return ("panel", "image", "row") if large else ("image", "row", "panel")
 
 
 def _accumulate(site: Site, taps: Taps, sums: Sums) -> Sums:
@@ -168,3 +152,6 @@ def _multiply(site: Site, columns: range, x: Value, weights: Value, channel: int
             place = column * shape.vectors + v
             result[place] = f.fma(scalar, weight, result[place])
     return result
+
+
+DIRECT = Method(zeros, _accumulate)

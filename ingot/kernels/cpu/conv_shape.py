@@ -86,7 +86,7 @@ class Direct:
     @property
     def steps_per_tile(self) -> int:
         """Multiply-adds of vectors that make one tile."""
-        return self.columns * self.vectors * self.inputs * math.prod(self.kernel)
+        return self.columns * self.vectors * self.inputs * max(math.prod(self.kernel), 1)
 
     @property
     def unroll(self) -> int:
@@ -104,7 +104,7 @@ class Direct:
     @property
     def output_area(self) -> Extent:
         """Output pixels of one channel."""
-        return product(axis.output for axis in self.axes)
+        return product(axis.extent for axis in self.axes)
 
     def tap_bytes(self, axis: int) -> int:
         """Packed weights from a tap to the next along a spatial axis."""
@@ -125,15 +125,12 @@ def direct_of(node: Node, isa: Isa, columns: int = 1, vectors: int = 1) -> Direc
 
 def pack_weights(weight: Array, shape: Direct) -> Array:
     """w[O, I/g, *K] → [panel][I/block][*K][block][vectors·lanes], zeros where channels do not exist."""
-    taps = weight.shape[2:]
-    grouped = weight.reshape(shape.groups, shape.outputs, shape.inputs, -1)
-    rows, blocks = shape.panels_per_group * shape.width, shape.input_blocks
-    padded = np.zeros((shape.groups, rows, blocks * shape.block, grouped.shape[-1]), weight.dtype)
-    padded[:, : shape.outputs, : shape.inputs] = grouped
-    split = padded.reshape(shape.panels, shape.width, blocks, shape.block, -1)
-    return np.ascontiguousarray(split.transpose(0, 2, 4, 3, 1)).reshape(
-        shape.panels, blocks, *taps, shape.block, shape.width
-    )
+    taps, blocks = math.prod(shape.kernel), shape.input_blocks
+    rows = shape.panels_per_group * shape.width
+    padded = np.zeros((shape.groups, rows, blocks * shape.block, taps), weight.dtype)
+    padded[:, : shape.outputs, : shape.inputs] = weight.reshape(shape.groups, shape.outputs, shape.inputs, taps)
+    split = padded.reshape(shape.panels, shape.width, blocks, shape.block, taps)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 3, 1))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import INLINE_LIMIT, Epilogue, block_values, finish, rendered_lines
 from ingot.kernels.cpu.conv_shape import Direct, RowPlan, row_plan
-from ingot.kernels.cpu.conv_window import Tile, runs, tap_range
+from ingot.kernels.cpu.conv_window import Tile, runs, tap_range, unravel
 from ingot.kernels.cpu.llvm import Index, Value, bytes_of, vector
+from ingot.plan.extent import product
 
 Sums = Sequence[Value]
 Clip = tuple[Index, Index] | None  # the taps of the row axis that a single column has, where known at run time only
@@ -67,14 +69,6 @@ class Site:
         return vector(self.shape.accumulator, self.shape.lanes)
 
 
-def site_of(build: KernelBuilder, f: PhaseFunction, shape: Direct, x: Handle, weights: Handle, epilogue: Epilogue,
-            method: Method) -> Site:  # fmt: skip
-    """A site in a kernel's only phase."""
-    long = rendered_lines(epilogue) * shape.columns * shape.vectors > INLINE_LIMIT
-    size = shape.columns * bytes_of(vector(shape.accumulator, shape.lanes))
-    return Site(f, shape, row_plan(shape), x, weights, epilogue, method, build.scratch(size) if long else None)
-
-
 @dataclass(frozen=True)
 class Row:
     """One output row of one panel: pointers, and the clipped taps of the outer axes."""
@@ -87,6 +81,32 @@ class Row:
     blocks: Index  # output blocks of this panel that exist
     element: Index  # output element of column 0 in the first block
     area: Index  # output elements from a channel block to the next
+
+
+Order = tuple[Literal["image", "panel", "row"], Literal["image", "panel", "row"], Literal["image", "panel", "row"]]
+
+
+def emit_phase(build: KernelBuilder, shape: Direct, x: Handle, weights: Handle, epilogue: Epilogue, method: Method,
+               order: Order) -> None:  # fmt: skip
+    """A phase whose work items are the runs of tiles of all rows, panels and images; `order` is from slow to fast."""
+    plan = row_plan(shape)
+    loops = {"image": (shape.batch,), "panel": (shape.panels,), "row": (*(a.output for a in shape.outer), plan.items)}
+    sizes = [size for name in order for size in loops[name]]
+    long = rendered_lines(epilogue) * shape.columns * shape.vectors > INLINE_LIMIT
+    aside = build.scratch(shape.columns * bytes_of(vector(shape.accumulator, shape.lanes))) if long else None
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        site = Site(f, shape, plan, x, weights, epilogue, method, aside)
+
+        def item(index: Value) -> None:
+            numbers = iter(unravel(f, index, sizes))
+            place = {name: [next(numbers) for _ in loops[name]] for name in order}
+            *position, run = place["row"]
+            emit_row(site, place["image"][0], place["panel"][0], position, run)
+
+        f.loop(begin, end, item)
+
+    build.phase(product(sizes), body)
 
 
 def emit_row(site: Site, image: Index, panel: Index, position: Sequence[Index], run: Index) -> None:
@@ -156,13 +176,13 @@ def _row(site: Site, image: Index, panel: Index, position: Sequence[Index]) -> R
     exist = shape.vectors if blocks % shape.vectors == 0 else f.minimum(blocks - within * shape.vectors, shape.vectors)
     channels = image * (shape.input_blocks * shape.groups) + (group * shape.input_blocks if shape.groups > 1 else 0)
     x = f.at(f.pointer(site.x), channels * site.block_bytes)
-    for axis, (place, extent) in enumerate(zip(position, shape.outer, strict=True)):
-        x = f.at(x, (place * extent.stride - extent.begin) * site.bytes(axis))
+    for number, (place, axis) in enumerate(zip(position, shape.outer, strict=True)):
+        x = f.at(x, (place * axis.stride - axis.begin) * site.bytes(number))
     area = f.extent(shape.output_area) * shape.lanes
     line: Index = image * (shape.groups * blocks) + block
-    for place, extent in zip(position, shape.outer, strict=True):
-        line = line * f.extent(extent.output) + place
-    element = line * f.extent(shape.row.output) * shape.lanes
+    for place, axis in zip(position, shape.outer, strict=True):
+        line = line * f.extent(axis.extent) + (place * axis.spread + axis.phase)
+    element = (line * f.extent(shape.row.extent) + shape.row.phase) * shape.lanes
     taps = tuple(tap_range(f, axis, place) for axis, place in zip(shape.outer, position, strict=True))
     return Row(x, f.at(f.pointer(site.weights), panel * shape.panel_bytes), panel, taps, block, exist, element, area)
 
@@ -241,7 +261,7 @@ def _store(site: Site, row: Row, tile: Tile, column: Index, sums: Sums) -> None:
     for v in range(shape.vectors):
         def store(v: int = v) -> None:
             values = block_values(f, site.epilogue, row.block + v)
-            element = row.element + v * row.area + column * shape.lanes
+            element = row.element + v * row.area + column * (shape.row.spread * shape.lanes)
             own = sums[v :: shape.vectors]
             (_store_unrolled if site.aside is None else _store_looped)(site, values, element, own)
 
@@ -253,7 +273,7 @@ def _store(site: Site, row: Row, tile: Tile, column: Index, sums: Sums) -> None:
 
 def _store_unrolled(site: Site, values: Sequence[Value | None], element: Index, sums: Sums) -> None:
     for column, total in enumerate(sums):
-        finish(site.f, site.epilogue, total, values, element, column * site.shape.lanes)
+        finish(site.f, site.epilogue, total, values, element, column * site.shape.row.spread * site.shape.lanes)
 
 
 def _store_looped(site: Site, values: Sequence[Value | None], element: Index, sums: Sums) -> None:
@@ -265,6 +285,6 @@ def _store_looped(site: Site, values: Sequence[Value | None], element: Index, su
 
     def column_body(column: Value) -> None:
         total = f.load(site.type, aside, column * size)
-        finish(f, site.epilogue, total, values, element + column * lanes)
+        finish(f, site.epilogue, total, values, element + column * (site.shape.row.spread * lanes))
 
     f.loop(0, len(sums), column_body)

@@ -13,7 +13,9 @@ from ingot.plan.extent import Extent, product
 
 @dataclass(frozen=True)
 class Axis:
-    """One spatial axis: tap k of output position o reads input position o * stride - begin + k * dilation."""
+    """One spatial axis: tap k of output position o reads input position o * stride - begin + k * dilation.
+
+    Position o is element o * spread + phase of an output axis of `span` elements (its own length unless given)."""
 
     input: Extent
     output: Extent
@@ -22,6 +24,14 @@ class Axis:
     dilation: int = 1
     begin: int = 0
     end: int = 0
+    spread: int = 1
+    phase: int = 0
+    span: Extent | None = None
+
+    @property
+    def extent(self) -> Extent:
+        """Elements of the output along this axis."""
+        return self.output if self.span is None else self.span
 
     @property
     def clipped_before(self) -> bool:

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from ingot.kernels import Ports, kernel
-from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
-from ingot.kernels.cpu.conv_shape import Direct, row_plan
-from ingot.kernels.cpu.conv_tile import Method, Site, Sums, Taps, emit_row, site_of, walk, zeros
-from ingot.kernels.cpu.conv_window import balanced, conv_axes, unravel
+from ingot.kernels.cpu.conv_shape import Direct
+from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, walk, zeros
+from ingot.kernels.cpu.conv_window import balanced, conv_axes
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value, vector
 from ingot.kernels.node import Node
-from ingot.plan.extent import product
 
 Array = np.ndarray[Any, Any]
 FLOAT = 4  # bytes
@@ -82,19 +81,8 @@ def conv_lanewise(build: KernelBuilder, node: Node, columns: int) -> None:
     weight = node.input(1).constant
     assert weight is not None
     x, packed = build.input(0), build.pack(pack_lanewise(weight, build.isa.lanes))
-    epilogue, row = epilogue_of(build, node, 2), row_plan(shape)
-    rows = tuple(axis.output for axis in shape.outer)
-
-    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = site_of(build, f, shape, x, packed, epilogue, Method(zeros, _accumulate))
-
-        def item(index: Value) -> None:
-            image, panel, *position, run = unravel(f, index, (shape.batch, shape.panels, *rows, row.items))
-            emit_row(site, image, panel, position, run)
-
-        f.loop(begin, end, item)
-
-    build.phase(product((shape.batch, shape.panels, *rows, row.items)), body)
+    order: Order = ("image", "panel", "row")
+    emit_phase(build, shape, x, packed, epilogue_of(build, node, 2), Method(zeros, _accumulate), order)
 
 
 def _accumulate(site: Site, taps: Taps, sums: Sums) -> Sums:

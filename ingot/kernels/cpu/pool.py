@@ -11,17 +11,16 @@ import math
 from ingot.dtypes import size_of
 from ingot.ir.expression import Expression
 from ingot.kernels import Ports, kernel
-from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.conv_epilogue import Epilogue
-from ingot.kernels.cpu.conv_shape import Direct, row_plan
-from ingot.kernels.cpu.conv_tile import Clip, Method, Row, Site, Sums, Taps, emit_row, site_of, walk
-from ingot.kernels.cpu.conv_window import Tile, balanced, conv_axes, unravel
+from ingot.kernels.cpu.conv_shape import Direct
+from ingot.kernels.cpu.conv_tile import Clip, Method, Row, Site, Sums, Taps, emit_phase, walk
+from ingot.kernels.cpu.conv_window import Tile, balanced, conv_axes
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.pool_steps import can_pool, register_type, root, step_of
 from ingot.kernels.cpu.render import load
 from ingot.kernels.node import Node
-from ingot.plan.extent import product
 
 WIDEST = 8  # columns of a tile
 ASSUMED = 64  # positions along a symbolic axis, for estimates
@@ -59,21 +58,9 @@ def _applies(node: Node, isa: Isa) -> bool:
 def pool_blocked(build: KernelBuilder, node: Node) -> None:
     """A work item is a run of tiles of one row of one channel block."""
     shape = pool_shape(node, build.isa)
-    x, rows = build.input(0), tuple(axis.output for axis in shape.outer)
-    channels = shape.panels * shape.lanes
+    x, channels = build.input(0), shape.panels * shape.lanes
     epilogue = Epilogue(Expression(()), (), node.dtype, build.output(), node.dtype, channels, shape.lanes)
-    runs = row_plan(shape).items
-
-    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = site_of(build, f, shape, x, x, epilogue, _method(node))
-
-        def item(index: Value) -> None:
-            image, panel, *position, run = unravel(f, index, (shape.batch, shape.panels, *rows, runs))
-            emit_row(site, image, panel, position, run)
-
-        f.loop(begin, end, item)
-
-    build.phase(product((shape.batch, shape.panels, *rows, runs)), body)
+    emit_phase(build, shape, x, x, epilogue, _method(node), ("image", "panel", "row"))
 
 
 def _method(node: Node) -> Method:
