@@ -244,3 +244,13 @@ def test_elements_widen():
 def test_pieces_cover(size):
     pieces = static_pieces(size)
     assert sorted(set(itertools.chain(*(range(at, at + n) for at, n in pieces)))) == list(range(size))
+
+
+# Range
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32"])
+def test_ranges(dtype):
+    for start, step, size in ((0, 1, 0), (3, -2, 17), (-5, 7, 1)):
+        run("Range", [], start=start, step=step, size=size, dtype=dtype)
+    check_symbolic("Range", [], [], {"N": 9}, start="N-1", step=-1, size="N", dtype=dtype)
