@@ -50,13 +50,14 @@ def window(sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int] |
 
 
 def padded(x: np.ndarray, begins: Sequence[int], ends: Sequence[int], value: float = 0) -> np.ndarray:
-    """x[N,C,*S] with constant borders; negative pads crop."""
+    """x[N,C,*S] with constant borders; negative pads crop, after the positive ones have been added."""
     if not any(begins) and not any(ends):
         return x
-    sides = zip(x.shape[2:], begins, ends, strict=True)
-    keep: tuple[Any, ...] = tuple(slice(max(0, -b), n - max(0, -e)) for n, b, e in sides)
-    widths = [(max(0, b), max(0, e)) for b, e in zip(begins, ends, strict=True)]
-    return np.pad(x[(..., *keep)], [(0, 0), (0, 0), *widths], constant_values=value)
+    sides = list(zip(begins, ends, strict=True))
+    wide = np.pad(x, [(0, 0), (0, 0), *((max(0, b), max(0, e)) for b, e in sides)], constant_values=value)
+    axes = zip(wide.shape[2:], sides, strict=True)
+    keep: tuple[Any, ...] = tuple(slice(max(0, -b), n - max(0, -e)) for n, (b, e) in axes)
+    return wide[(..., *keep)]
 
 
 def patches(x: np.ndarray, geometry: Window, output: Sequence[int]) -> np.ndarray:
@@ -132,7 +133,7 @@ def conv_transpose(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = 
     begins, ends = _transposed_pads(x.shape[2:], full, steps, extra, pads, output_shape, auto_pad)
     work = working_dtype(x.dtype)
     scattered = _scatter_taps(x.astype(work, copy=False), weight.astype(work, copy=False), full, steps, spread, group)
-    y = padded(scattered, [-b for b in begins], [p - e for p, e in zip(extra, ends, strict=True)])
+    y = padded(padded(scattered, [0] * rank, extra), [-b for b in begins], [-e for e in ends])
     if bias is not None:
         y = y + bias.astype(work).reshape(-1, *[1] * rank)
     return y.astype(x.dtype, copy=False)
