@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ingot.ir.ops import OPS
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, evaluate, symbols_of
 
@@ -15,6 +16,8 @@ DEFAULT_EXTENT = 64
 def bind(node: Node, symbols: Mapping[str, int]) -> Node:
     """The node with every symbolic extent replaced by its size; symbols nobody bound count DEFAULT_EXTENT."""
 
+    kinds = OPS[node.op].attributes if node.op in OPS else {}
+
     def size(extent: Extent) -> int:
         free = {s: DEFAULT_EXTENT for s in symbols_of(extent) if s not in symbols}
         return evaluate(extent, {**symbols, **free})
@@ -22,18 +25,13 @@ def bind(node: Node, symbols: Mapping[str, int]) -> Node:
     def port(p: Port | None) -> Port | None:
         return p if p is None or p.static else replace(p, shape=tuple(size(d) for d in p.shape))
 
-    def setting(value: Any) -> Any:
-        if isinstance(value, list | tuple) and any(isinstance(v, str) for v in value):
-            return tuple(size(v) if isinstance(v, int) or _is_extent(v) else v for v in value)
-        return value
+    def setting(name: str, value: Any) -> Any:
+        kind = kinds[name].kind if name in kinds else None
+        return size(value) if kind == "extent" else tuple(map(size, value)) if kind == "extents" else value
 
     return replace(
         node,
         inputs=tuple(port(p) for p in node.inputs),
         outputs=tuple(p for p in map(port, node.outputs) if p is not None),
-        attributes={k: setting(v) for k, v in node.attributes.items()},
+        attributes={name: setting(name, value) for name, value in node.attributes.items()},
     )
-
-
-def _is_extent(text: str) -> bool:
-    return any(c.isdigit() or c in "+-*/%()" for c in text) or text.isidentifier()
