@@ -19,7 +19,7 @@ from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.graph import dtype_of
 from ingot.kernels import Candidate
-from ingot.kernels.cpu import emit
+from ingot.kernels.cpu import emit, workers
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.plan.assemble import Code, assemble
@@ -27,6 +27,7 @@ from ingot.plan.lower import REJECTED, Module, Work, lower
 from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
 from ingot.report import BuildLog
+from ingot.runtime.cpu import usable_threads
 from ingot.tune import choose, tuner
 
 Symbols = Mapping[str, int]
@@ -35,7 +36,9 @@ _TOOLCHAIN = ("ingot", "onnx", "onnx_ir", "onnx-shape-inference", "llvmlite", "n
 
 
 def import_model(model: Any, config: BuildConfig, log: BuildLog) -> onnx_ir.Model:
-    """The user's model as a checked graph with shapes inferred."""
+    """The user's model as a checked graph with shapes inferred. Meanwhile the compiling children start."""
+    if config.target != "host":
+        workers.prepare(usable_threads())
     with log.stage("import"):
         if isinstance(model, tuple):
             from ingot.importers import torch as torch_importer

@@ -72,7 +72,7 @@ class Session:
         self._accepted: set[Shapes] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
-        engine.verified()
+        self._verified = False
 
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> dict[str, Any]:
         """Outputs by name for inputs by name; `out` gives C-contiguous buffers to write outputs into.
@@ -87,6 +87,9 @@ class Session:
             results = frame.run(arrays, buffers)
         finally:
             executor.give(frame)
+        if not self._verified:  # weights were being checked while the first run went on
+            self.engine.verified()
+            self._verified = True
         return dict(zip(self._output_names, results, strict=True))
 
     def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> Future[dict[str, Any]]:
@@ -97,6 +100,7 @@ class Session:
 
     def profile(self, feeds: Mapping[str, Any]) -> list[profiler.StepTime]:
         """One run with the time of every step, in order."""
+        self.engine.verified()
         arrays = self._checked(feeds)
         frame = self._executor.take(tuple(x.shape if isinstance(x, np.ndarray) else () for x in arrays))
         try:

@@ -7,12 +7,14 @@ without taking the build with it.
 
 from __future__ import annotations
 
+import atexit
 import os
-import pickle
+import pickle  # noqa: TID251  between a parent and the children it started, never from a file
 import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +56,11 @@ class Worker:
             raise result
         return result
 
+    @property
+    def alive(self) -> bool:
+        """Whether the child still runs."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End the child; idempotent."""
         if self._process.poll() is None:
@@ -64,11 +71,43 @@ class Worker:
                 pipe.close()
 
 
+_SPARE: list[Worker] = []
+_SPARE_LOCK = threading.Lock()
+
+
+def prepare(size: int) -> None:
+    """Start children ahead of their first job: they import while the caller does something else."""
+    with _SPARE_LOCK:
+        _SPARE.extend(Worker() for _ in range(size - len(_SPARE)))
+
+
+def _take() -> Worker:
+    with _SPARE_LOCK:
+        while _SPARE:
+            worker = _SPARE.pop()
+            if worker.alive:
+                return worker
+            worker.close()
+    return Worker()
+
+
+@atexit.register
+def dismiss() -> None:
+    """End the children that wait for work."""
+    with _SPARE_LOCK:
+        while _SPARE:
+            _SPARE.pop().close()
+
+
+os.register_at_fork(after_in_child=_SPARE.clear)  # a forked child must not talk to its parent's workers
+
+
 class WorkerPool:
-    """Several children fed from one queue; a context manager, so that Ctrl-C leaves none behind."""
+    """Several children fed from one queue. Used as a context manager: they are kept for the next build after good work and
+    ended after an error or Ctrl-C."""
 
     def __init__(self, size: int) -> None:
-        self._workers = [Worker() for _ in range(size)]
+        self._workers = [_take() for _ in range(size)]
 
     def map(self, function: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Results in order as they become available; WorkerDied is returned in a result's place, not raised."""
@@ -82,6 +121,7 @@ class WorkerPool:
                 return worker.call(function, *job)
             except WorkerDied as death:
                 worker.close()
+                self._workers.remove(worker)
                 worker = Worker()
                 self._workers.append(worker)
                 return death
@@ -102,7 +142,11 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is not None:
+            self.close()
+            return
+        with _SPARE_LOCK:
+            _SPARE.extend(self._workers)
 
 
 def _cause(code: int) -> str:
@@ -140,7 +184,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     for name, arguments in _messages(requests):
         try:
             answer: tuple[bool, Any] = (True, _resolve(name)(*arguments))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  raised again in the parent
             answer = (False, error)
         _write(answers, answer)
 
