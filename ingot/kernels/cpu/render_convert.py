@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ingot.ir.elementwise import FLOATS, INTEGERS, SATURATING
+from ingot.ir.expression import Literal
 from ingot.kernels.cpu.llvm import Function, Value, bits_of, element_of, lanes_of, vector
 from ingot.kernels.cpu.math import at_least, at_most
 from ingot.kernels.cpu.render import SUB_BYTE, Site, register_element, render
@@ -87,7 +90,7 @@ def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Va
     if site.dtype not in INTEGERS:
         return _saturated(f, f.binary("fdiv", *(_real(f, site, v, i) for i, v in enumerate((x, scale)))), site)
     exact = "double" if _wide(site) else "float"
-    ratio = f.binary("fdiv", *(f.cast("fpext", _real(f, site, v, i), exact) for i, v in enumerate((x, scale))))
+    ratio = _ratio(f, site, *(f.cast("fpext", _real(f, site, v, i), exact) for i, v in enumerate((x, scale))))
     integer = "i64" if exact == "double" else "i32"
     shift = f.cast("sext" if is_signed(site.dtype) else "zext", zero, integer)
     offset = f.cast("sitofp", shift, exact)
@@ -95,6 +98,23 @@ def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Va
     clipped = _clipped(f, ratio, low - offset, high - offset)
     rounded = f.intrinsic(_lrint(clipped, integer), vector(integer, lanes_of(x.type)), clipped)
     return f.cast("trunc", rounded + shift, element_of(zero.type))
+
+
+def _ratio(f: Function, site: Site, x: Value, scale: Value) -> Value:
+    """x / scale. By a known scale: the product with its reciprocal, corrected by the remainder, which rounds as a division
+    does (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990) at a tenth of its
+    time; bounds in between keep infinities from becoming NaN."""
+    known = site.instruction.operands[1]
+    if not isinstance(known, Literal) or element_of(x.type) != "float":
+        return f.binary("fdiv", x, scale)
+    number = np.float32(known.value)
+    with np.errstate(all="ignore"):
+        inverse = np.float32(1) / number
+    if not (np.isfinite(inverse) and abs(inverse) > np.finfo(np.float32).tiny and abs(number) > 1e-30):
+        return f.binary("fdiv", x, scale)
+    rough = _clipped(f, x * float(inverse), f.constant(x.type, -1e5), f.constant(x.type, 1e5))
+    remainder = f.fma(f.constant(x.type, -float(number)), rough, x)
+    return f.fma(remainder, float(inverse), rough)
 
 
 def _wide(site: Site) -> bool:
