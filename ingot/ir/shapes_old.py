@@ -7,7 +7,8 @@ from collections.abc import Callable
 import onnx_ir
 from onnx_shape_inference import ShapeInferenceContext, registry
 
-Dim = int | onnx_ir.SymbolicDim
+from ingot.ir.shapes_sizes import slice_dims
+
 registry.collect()  # theirs first: the last registration counts
 
 _UNCHANGED = {"Max": 8, "Min": 8, "Mean": 8, "Sum": 8, "GRU": 7, "LSTM": 7, "RNN": 7, "Gemm": 7, "Dropout": 7,
@@ -44,17 +45,9 @@ def infer_slice(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
     starts, ends = (list(node.attributes[name].as_ints()) for name in ("starts", "ends"))
     given = node.attributes.get("axes")
     dims = list(x.shape.dims)
-    for axis, start, end in zip(given.as_ints() if given else range(len(starts)), starts, ends, strict=False):
-        dims[axis] = _span(context, dims[axis], start, end)
+    axes = given.as_ints() if given else range(len(starts))
+    slice_dims(context, dims, axes, starts, ends, [1] * len(starts))
     context.set_shape_and_dtype(node.outputs[0], onnx_ir.Shape(dims), x.dtype)
-
-
-def _span(context: ShapeInferenceContext, dim: Dim, start: int, end: int) -> Dim:
-    if isinstance(dim, int):
-        return len(range(*slice(start, end).indices(dim)))
-    if start == 0 and end >= 2**31 - 1:
-        return dim
-    return context.new_symbolic_dim()
 
 
 @registry.register("", "TopK", since_version=1)

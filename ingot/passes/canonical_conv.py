@@ -222,10 +222,13 @@ def global_lp_pool(op: Builder) -> Result:
 @canonical("MaxUnpool")
 def max_unpool(op: Builder) -> Result:
     """Values scattered into zeros at flat places"""
-    target, source = known(shape(op.y)), known(shape(op.x()))
-    if target is None or source is None:
-        return reject("its input or output shape is symbolic", "build for static shapes")
+    source = known(shape(op.x()))
+    if source is None:
+        return reject("its input shape is symbolic", "build for static shapes")
     pooled = _unpooled_shape(op, source)
+    target = known(shape(op.y)) if op.given(2) else pooled
+    if target is None:
+        return reject("its output shape varies at run time", "make the input 'output_shape' a constant")
     zeros = op.Expand(op.constant(np.zeros(1, numpy_dtype(op.dtype))), shape=[math.prod(pooled)])
     places, values = (op.view(value, [math.prod(source)]) for value in (op.x(1), op.x()))
     result = op.view(op.ScatterElements(zeros, places, values, axis=0), pooled)

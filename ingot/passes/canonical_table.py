@@ -134,9 +134,14 @@ class Builder(rewrite.Builder):
         return result
 
     def view(self, x: ir.Value, wanted: Sequence[Extent]) -> ir.Value:
-        """x in another shape; x itself where it has it."""
+        """x in another shape; x itself where it has it. A constant is reshaped now."""
         target = tuple(simplified(extent) for extent in wanted)
-        result: ir.Value = x if shape_of(x) == target else self.View(x, shape=target)
+        if shape_of(x) == target:
+            return x
+        array, sizes = constant_of(x), known(target)
+        if array is not None and sizes is not None:
+            return self.constant(array.reshape(sizes), x)
+        result: ir.Value = self.View(x, shape=target)
         return result
 
     def cast(self, x: ir.Value, dtype: str) -> ir.Value:
@@ -144,8 +149,13 @@ class Builder(rewrite.Builder):
         return x if dtype_of(x) == dtype else self.pointwise(f"Cast %0 -> {dtype}", x)
 
     def transpose(self, x: ir.Value, perm: Sequence[int]) -> ir.Value:
-        """x with permuted axes; x itself where nothing moves."""
-        result: ir.Value = x if list(perm) == sorted(perm) else self.Transpose(x, perm=list(perm))
+        """x with permuted axes; x itself where nothing moves. A constant is transposed now."""
+        if list(perm) == sorted(perm):
+            return x
+        array = constant_of(x)
+        if array is not None:
+            return self.constant(np.transpose(array, perm), x)
+        result: ir.Value = self.Transpose(x, perm=list(perm))
         return result
 
     def expand(self, x: ir.Value, wanted: Sequence[Extent]) -> ir.Value:
