@@ -28,9 +28,9 @@ def attention(query_BHSD: Array, key_BGTD: Array, value_BGTE: Array, mask: Array
     H is a multiple of G: consecutive query heads share a key head. mask broadcasts to [B,H,S,T]; it is added, or where
     bool, False forbids. causal: query s sees the keys t <= s + T - S. A query that sees no key gives 0.
     """
-    batch, heads, queries, _ = query_BHSD.shape
+    batch, heads, queries, depth = query_BHSD.shape
     groups, keys = key_BGTD.shape[1:3]
-    query = wide(query_BHSD).reshape(batch, groups, heads // groups, queries, -1)
+    query = wide(query_BHSD).reshape(batch, groups, heads // groups, queries, depth)
     scores = np.matmul(query, np.swapaxes(wide(key_BGTD), -1, -2)[:, :, None]) * query.dtype.type(scale)
     scores = scores.reshape(batch, heads, queries, keys)
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
@@ -39,7 +39,7 @@ def attention(query_BHSD: Array, key_BGTD: Array, value_BGTE: Array, mask: Array
         scores = np.where(np.tri(queries, keys, keys - queries, dtype=bool), scores, -np.inf)
     weights = _softmax(scores).reshape(batch, groups, heads // groups, queries, keys)
     result = np.matmul(weights.astype(query.dtype), wide(value_BGTE)[:, :, None])
-    return narrowed(result.reshape(batch, heads, queries, -1), query_BHSD.dtype.name)
+    return narrowed(result.reshape(batch, heads, queries, value_BGTE.shape[3]), query_BHSD.dtype.name)
 
 
 def _masked(scores: Array, mask: Array | None) -> Array:

@@ -205,7 +205,7 @@ def emit_item(
 
             f.loop(0, f.divide(last - first + (tile.rows - 1), tile.rows), one)
 
-        _for_rows(f, gemm, rows, tiles)
+        for_rows(f, gemm, rows, tiles)
 
     if gemm.one_block:
         block(0, steps, None)
@@ -234,7 +234,7 @@ def _emit_tile(f: PhaseFunction, gemm: Gemm, tile: Tile, left: Left, right: Valu
     f.when(last, lambda: finish(f, tile, row, None, slot))
 
 
-def _for_rows(f: PhaseFunction, gemm: Gemm, rows: Index, emit: Callable[[Tile], None]) -> None:
+def for_rows(f: PhaseFunction, gemm: Gemm, rows: Index, emit: Callable[[Tile], None]) -> None:
     """Emit for the largest tile that has no more rows than there are."""
 
     def choose(tiles: Sequence[Tile]) -> None:
