@@ -122,11 +122,11 @@ def _native_variant(
         symbols = typical_symbols(model, config)
         price = tuner.prices(module, isa, symbols, config, log)
         choice = choose.choose(module, price, symbols)
-    with log.stage(f"compile {isa.name}"):
-        code = Code(isa)
+    with log.stage(f"compile {isa.name}"), emit.Compilation(isa, log) as compilation:
+        code = Code(isa, compilation)
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
-        image, exported = emit.compile_image(code.texts, isa, log)
+        image, exported = compilation.image()
     weights = memoryview(code.weight_bytes())
     variant = Variant("cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, weights)
     return Compiled(variant, isa, module, choice.candidates)

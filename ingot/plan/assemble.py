@@ -14,6 +14,7 @@ from ingot.errors import BuildError
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
 from ingot.kernels.cpu.build import PLACEHOLDER, KernelBuilder
 from ingot.kernels.cpu.compile import kernel_name
+from ingot.kernels.cpu.emit import Compilation
 from ingot.kernels.cpu.driver import Call, parallel_phases, segment_text
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.layout import physical_shape
@@ -31,10 +32,10 @@ _SERIAL_BYTES, _SERIAL_FLOPS = 32 << 10, 200_000
 
 @dataclass(eq=False)
 class Code:
-    """What all plans of a variant share: kernel and segment texts by symbol, and the weights section."""
+    """What all plans of a variant share: kernels and segments being compiled, and the weights section."""
 
     isa: Isa | None
-    texts: dict[str, str] = field(default_factory=dict)
+    compilation: Compilation | None = None
     weights: list[Array] = field(default_factory=list)
     size: int = 0
     segments: int = 0
@@ -58,6 +59,11 @@ class Code:
             section[offset : offset + data.nbytes] = data.reshape(-1).view(np.uint8) if data.size else 0
             offset = align(offset + data.nbytes + 64)
         return section
+
+    def add_text(self, name: str, text: str) -> None:
+        """Have a module compiled."""
+        assert self.compilation is not None
+        self.compilation.add(name, text)
 
     def next_segment(self) -> str:
         """A fresh segment symbol."""
@@ -102,7 +108,7 @@ def _items(module: Module, choices: Mapping[Work, Candidate], code: Code) -> lis
         if layout == home:
             return (tensor, layout)
         if (root, layout) not in made:
-            items.append(_reorder(root, home, layout, code.isa))
+            items.append(_reorder(root, home, layout, code))
             made.add((root, layout))
         return (tensor, layout)
 
@@ -113,7 +119,7 @@ def _items(module: Module, choices: Mapping[Work, Candidate], code: Code) -> lis
             want(captured, "plain")
         outputs = tuple((t, _layout(ports.outputs, i)) for i, t in enumerate(work.outputs))
         homes.update({t: layout for t, layout in outputs})
-        items.append(_item(work, inputs, outputs, choices.get(work), code.isa))
+        items.append(_item(work, inputs, outputs, choices.get(work), code))
     for tensor in module.outputs:
         want(tensor, "plain")
     return items
@@ -124,28 +130,31 @@ def _layout(layouts: Sequence[str], index: int) -> str:
 
 
 def _item(
-    work: Work, inputs: tuple[Ref | None, ...], outputs: tuple[Ref, ...], candidate: Candidate | None, isa: Isa | None
+    work: Work, inputs: tuple[Ref | None, ...], outputs: tuple[Ref, ...], candidate: Candidate | None, code: Code
 ) -> Item:
     item = Item(work, inputs, outputs, candidate)
-    if candidate is not None and work.node is not None and isa is not None:
+    if candidate is not None and work.node is not None and code.isa is not None:
         item.node = with_layouts(work.node, candidate.ports)
-        item.build = KernelBuilder(item.node, isa)
+        item.build = KernelBuilder(item.node, code.isa)
         candidate.kernel.generate(item.build, item.node, **candidate.tactic)
+        text = item.build.text()
+        item.symbol = kernel_name(text, code.isa)
+        code.add_text(item.symbol, text.replace(PLACEHOLDER, item.symbol))
     return item
 
 
-def _reorder(tensor: Tensor, source: str, target: str, isa: Isa | None) -> Item:
+def _reorder(tensor: Tensor, source: str, target: str, code: Code) -> Item:
     port = tensor.port()
     node = Node(
         "Reorder", (replace(port, layout=source),), (replace(port, layout=target),),
         {"layout_from": source, "layout_to": target}, name=f"{tensor.name}:{target}",
     )  # fmt: skip
     ports = Ports((source,), (target,))
-    found = next((c for c in candidates(node, "cpu", isa)), None)
+    found = next((c for c in candidates(node, "cpu", code.isa)), None)
     if found is None:
         raise BuildError(f"no kernel brings {tensor.name!r} from layout {source} to {target}; this is a bug in Ingot")
     work = Work("native", node.name, "Reorder", (), (tensor,), (tensor,), node)
-    return _item(work, ((tensor, source),), ((tensor, target),), replace(found, ports=ports), isa)
+    return _item(work, ((tensor, source),), ((tensor, target),), replace(found, ports=ports), code)
 
 
 # -- assembly
@@ -274,7 +283,7 @@ class _Assembly:
             if steps:
                 symbol = self.code.next_segment()
                 assert self.code.isa is not None
-                self.code.texts[symbol] = segment_text(symbol, calls, self.code.isa)
+                self.code.add_text(symbol, segment_text(symbol, calls, self.code.isa))
                 segments.append(NativeSegment(symbol, parallel_phases(calls), tuple(steps)))
                 steps.clear()
                 calls.clear()
@@ -320,11 +329,8 @@ class _Assembly:
 
     # -- native calls --
     def _calls(self, item: Item, position: int, number: int) -> list[Call]:
-        build, isa = item.build, self.code.isa
-        assert build is not None and isa is not None
-        text = build.text()
-        name = kernel_name(text, isa)
-        self.code.texts.setdefault(name, text.replace(PLACEHOLDER, name))
+        build, name = item.build, item.symbol
+        assert build is not None
         temporaries = [self._new_storage(Storage("arena", t, 0, position, position)) for t in build.temporaries]
         constants = [self._weight(c) for c in build.constants]
         place: dict[str, Callable[[int], int]] = {

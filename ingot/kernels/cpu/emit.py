@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
 
-from ingot.kernels.cpu.compile import compile_object
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.link import link
 from ingot.kernels.cpu.support import support_text
-from ingot.kernels.cpu.workers import WorkerDied, WorkerPool
+from ingot.kernels.cpu.workers import WorkerPool
 from ingot.report import BuildLog
 from ingot.runtime.cpu import usable_threads
 
-_WORTH_A_PROCESS = 1_000_000  # characters of IR
 
+class Compilation:
+    """Objects of one image, compiled in children while further texts are being generated. A context manager."""
 
-def compile_image(texts: Mapping[str, str], isa: Isa, log: BuildLog) -> tuple[bytes, dict[str, int]]:
-    """The code section and the entry points a runtime needs."""
-    jobs = [*(texts[name] for name in sorted(texts)), support_text(isa.attributes)]
-    image, exported = link(compile_objects(jobs, isa, log))
-    return image, {n: a for n, a in exported.items() if n.startswith(("ingot_", "segment"))}
+    def __init__(self, isa: Isa, log: BuildLog) -> None:
+        self.isa, self._log = isa, log
+        self._pool = WorkerPool(usable_threads())
+        self._objects: dict[str, Future[bytes]] = {}
 
+    def add(self, name: str, text: str) -> None:
+        """Compile a module under a name, unless that name is known."""
+        if name not in self._objects:
+            self._objects[name] = self._pool.submit("ingot.kernels.cpu.compile:compile_object", text, self.isa)
 
-def compile_objects(texts: list[str], isa: Isa, log: BuildLog) -> list[bytes]:
-    """One object per text, in order."""
-    objects: list[bytes] = []
-    if sum(map(len, texts)) < _WORTH_A_PROCESS or usable_threads() == 1:
-        for text in texts:
-            objects.append(compile_object(text, isa))
-            log.advance("compile", len(objects) / len(texts))
-        return objects
-    with WorkerPool(usable_threads()) as pool:
-        for result in pool.map("ingot.kernels.cpu.compile:compile_object", [(text, isa) for text in texts]):
-            if isinstance(result, WorkerDied):
-                raise result
-            objects.append(result)
-            log.advance("compile", len(objects) / len(texts))
-    return objects
+    def image(self) -> tuple[bytes, dict[str, int]]:
+        """The code section, linked in order of names, and the entry points a runtime needs."""
+        self.add("ingot", support_text(self.isa.attributes))
+        objects = []
+        for name in sorted(self._objects):
+            objects.append(self._objects[name].result())
+            self._log.advance("compile", len(objects) / len(self._objects))
+        image, exported = link(objects)
+        return image, {n: a for n, a in exported.items() if n.startswith(("ingot_", "segment"))}
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -108,31 +108,40 @@ class WorkerPool:
 
     def __init__(self, size: int) -> None:
         self._workers = [_take() for _ in range(size)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="ingot-worker")
+
+    def submit(self, function: str, *arguments: Any) -> Future[Any]:
+        """The function's result, later; it raises what the child raised, or WorkerDied."""
+        return self._threads.submit(self._run, function, arguments)
 
     def map(self, function: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Results in order as they become available; WorkerDied is returned in a result's place, not raised."""
-        idle: SimpleQueue[Worker] = SimpleQueue()
-        for worker in self._workers:
-            idle.put(worker)
-
-        def run(job: tuple[Any, ...]) -> Any:
-            worker = idle.get()
+        futures = [self.submit(function, *job) for job in jobs]
+        for future in futures:
             try:
-                return worker.call(function, *job)
+                yield future.result()
             except WorkerDied as death:
-                worker.close()
-                self._workers.remove(worker)
-                worker = Worker()
-                self._workers.append(worker)
-                return death
-            finally:
-                idle.put(worker)
+                yield death
 
-        with ThreadPoolExecutor(len(self._workers)) as threads:
-            yield from threads.map(run, jobs)
+    def _run(self, function: str, arguments: tuple[Any, ...]) -> Any:
+        worker = self._idle.get()
+        try:
+            return worker.call(function, *arguments)
+        except WorkerDied:
+            worker.close()
+            self._workers.remove(worker)
+            worker = Worker()
+            self._workers.append(worker)
+            raise
+        finally:
+            self._idle.put(worker)
 
     def close(self) -> None:
         """End all children."""
+        self._threads.shutdown(cancel_futures=True, wait=False)
         for worker in self._workers:
             worker.close()
 
@@ -145,6 +154,7 @@ class WorkerPool:
         if kind is not None:
             self.close()
             return
+        self._threads.shutdown()
         with _SPARE_LOCK:
             _SPARE.extend(self._workers)
 
