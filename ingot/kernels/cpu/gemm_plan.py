@@ -18,7 +18,9 @@ _RUN_ROWS = 192
 _RUN_PRODUCTS = 1 << 14  # products of vectors that make an item worth its start
 GIGAHERTZ = 2.6
 _LATENCY = 4
-_BYTES_PER_MICROSECOND = 10_000
+_BYTES_PER_MICROSECOND = 20_000
+_FIRST_CACHE = 40_000  # bytes of weights that stay there while tiles pass
+_SECOND_CACHE_BYTES_PER_CYCLE = 128  # over what the arithmetic hides
 
 
 def known(extent: Extent) -> int:
@@ -73,7 +75,10 @@ def cost(dot: Dot, tile: Tile, rows: Extent, columns: Extent, steps: Extent, dep
     height = min(tile.rows, m)
     sums = height * tile.vectors
     widening = tile.vectors if dot.right != dot.left else 0
-    step = max((sums + widening) / 2, (height + 2 * tile.vectors) / 2, _LATENCY if sums else 0)
+    step = max((sums + widening) / 2, (height + 2 * tile.vectors) / 2, _LATENCY)
+    step_bytes = tile.vectors * dot.right_bytes
+    if tiles > 1 and min(depth, k) * step_bytes > _FIRST_CACHE:
+        step += step_bytes / _SECOND_CACHE_BYTES_PER_CYCLE
     blocks = -(-k // depth)
     cycles = panels * tiles * (k * step + 40 + blocks * (20 + 2 * sums))
     moved = weights / _BYTES_PER_MICROSECOND

@@ -12,7 +12,7 @@ from ingot.kernels import kernel
 from ingot.kernels.cpu import math
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.isa import Isa
-from ingot.kernels.cpu.llvm import Index, Value, lanes_of, vector
+from ingot.kernels.cpu.llvm import Index, Value, lanes_of
 from ingot.kernels.cpu.pointwise import dot, nothing, unravel
 from ingot.kernels.cpu.pointwise_dims import (
     BYTES_PER_MICROSECOND,
@@ -27,21 +27,17 @@ from ingot.kernels.cpu.reduce_kinds import (
     Combine,
     Kind,
     accumulator,
-    across,
-    combined,
     finished,
     finite_or_zero,
-    identity,
     main_dtype,
-    together,
 )
-from ingot.kernels.cpu.render import MEMORY, load, register_element
+from ingot.kernels.cpu.render import MEMORY, load
 from ingot.kernels.cpu.render_convert import convert
 from ingot.kernels.cpu.results import Results, can_finish, put, results_of, row_of
+from ingot.kernels.cpu.rows import UNROLL, Fold, closed, continued, each, fold_of, opened, spread
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, ceil_div, product
 
-UNROLL = 4
 ROW_CYCLES = 40
 GRAIN = 16384  # elements read in a chunk worth taking
 
@@ -116,13 +112,9 @@ class Job:
     source: Handle
     results: Results
 
-    def start(self, f: PhaseFunction, combine: Combine, lanes: int) -> Value:
-        """The result of combining nothing."""
-        return f.constant(vector(register_element(self.total), lanes), identity(combine, self.total))
-
 
 @dataclass(frozen=True)
-class Fold:
+class Pass:
     """One pass over elements: what becomes of each (in the given column part), how they combine."""
 
     job: Job
@@ -135,74 +127,34 @@ class Fold:
         x = load(f, job.dtype, f.pointer(job.source), offset * size_of(job.dtype), lanes, mask)
         return self.change(f, convert(f, x, job.dtype, job.total), part)
 
-    def add(self, f: PhaseFunction, total: Value, x: Value) -> Value:
-        """Both combined."""
-        return combined(f, self.combine, self.job.total, total, x)
 
-
-def evaluated(f: PhaseFunction, job: Job, run: Callable[[Fold], list[Value]]) -> list[Value]:
+def evaluated(f: PhaseFunction, job: Job, run: Callable[[Pass], list[Value]]) -> list[Value]:
     """The finished results of one pass, or of two where the largest elements are found first and subtracted."""
     kind, count = job.kind, f.index(1)
     for extent, _ in job.axes.reduced:
         count = count * f.extent(extent)
     if not kind.shifted:
-        totals = run(Fold(job, kind.combine, lambda f, x, part: kind.prepare(f, x, job.total)))
+        totals = run(Pass(job, kind.combine, lambda f, x, part: kind.prepare(f, x, job.total)))
         return [finished(f, kind, job.dtype, total, count, None) for total in totals]
-    peaks = [finite_or_zero(f, peak) for peak in run(Fold(job, "max", lambda f, x, part: x))]
-    totals = run(Fold(job, kind.combine, lambda f, x, part: math.exp(f, x - _spread(f, peaks[part], x))))
+    peaks = [finite_or_zero(f, peak) for peak in run(Pass(job, "max", lambda f, x, part: x))]
+    totals = run(Pass(job, kind.combine, lambda f, x, part: math.exp(f, x - spread(f, peaks[part], lanes_of(x.type)))))
     return [finished(f, kind, job.dtype, t, count, peak) for t, peak in zip(totals, peaks, strict=True)]
-
-
-def _spread(f: PhaseFunction, peak: Value, like: Value) -> Value:
-    return peak if peak.type == like.type else f.splat(peak, lanes_of(like.type))
 
 
 # rows
 
 
-def fold_row(f: PhaseFunction, fold: Fold, base: Index) -> Value:
+def fold_row(f: PhaseFunction, fold: Pass, base: Index) -> Value:
     """All elements of the reduced axes as one scalar; the last axis is contiguous."""
     job = fold.job
     *outer, (length, _) = job.axes.reduced
     size = f.extent(length)
-    parts = UNROLL if not isinstance(size, int) or size >= 2 * UNROLL * job.lanes else 1
-    start = [job.start(f, fold.combine, job.lanes)] * parts + [job.start(f, fold.combine, 1)] * (not job.masked)
+    run = fold_of(fold.combine, job.total, job.lanes, job.masked, size)
 
-    def run(offset: Index, *carried: Value) -> tuple[Value, ...]:
-        vectors, rest = carried[:parts], carried[parts:]
-        done: Index = 0
-        if parts > 1:
-            done = f.index(f.divide(size, job.lanes * parts)) * (job.lanes * parts)
-            vectors = f.loop(0, done, lambda i, *v: _side_by_side(f, fold, i + offset, v), vectors, job.lanes * parts)
-        whole = f.index(f.divide(size, job.lanes)) * job.lanes
-        first = f.loop(done, whole, lambda i, v: _side_by_side(f, fold, i + offset, (v,)), vectors[:1], job.lanes)
-        return _tail(f, fold, offset, whole, size, (*first, *vectors[1:]), rest)
+    def body(offset: Index, *partial: Value) -> tuple[Value, ...]:
+        return continued(f, run, size, partial, lambda i, lanes, mask: fold.read(f, i + offset, lanes, mask))
 
-    result = nest(f, outer, base, start, run)
-    total = across(f, fold.combine, job.total, together(f, fold.combine, job.total, result[:parts]))
-    return total if job.masked else fold.add(f, total, result[parts])
-
-
-def _side_by_side(f: PhaseFunction, fold: Fold, offset: Index, totals: Sequence[Value]) -> list[Value]:
-    lanes = fold.job.lanes
-    return [fold.add(f, total, fold.read(f, offset + k * lanes, lanes)) for k, total in enumerate(totals)]
-
-
-def _tail(f: PhaseFunction, fold: Fold, offset: Index, whole: Value, size: Index, vectors: Sequence[Value],
-          rest: Sequence[Value]) -> tuple[Value, ...]:  # fmt: skip
-    """What is left of a run after whole vectors: under a mask, or one by one into the scalar in `rest`."""
-    lanes = fold.job.lanes
-    if isinstance(size, int) and size % lanes == 0:
-        return (*vectors, *rest)
-    if rest:
-        single = f.loop(whole, size, lambda i, total: (fold.add(f, total, fold.read(f, i + offset, 1)),), rest)
-        return (*vectors, *single)
-
-    def last() -> tuple[Value, ...]:
-        mask = f.first_lanes(f.index(size) - whole, lanes)
-        return (f.select(mask, fold.add(f, vectors[0], fold.read(f, whole + offset, lanes, mask)), vectors[0]),)
-
-    return (*f.when(f.compare("slt", whole, size), last, unchanged=vectors[:1]), *vectors[1:])
+    return closed(f, run, nest(f, outer, base, opened(f, run), body))
 
 
 def _emit_row(f: PhaseFunction, job: Job, item: Value) -> None:
@@ -219,16 +171,17 @@ def offset_of(f: PhaseFunction, axes: Axes, row: Index) -> Index:
 # columns
 
 
-def fold_columns(f: PhaseFunction, fold: Fold, base: Index, lanes: int, parts: int, mask: Value | None) -> list[Value]:
+def fold_columns(f: PhaseFunction, fold: Pass, base: Index, lanes: int, parts: int, mask: Value | None) -> list[Value]:
     """`parts` vectors of neighbouring columns, each lane its own result."""
-    start = [fold.job.start(f, fold.combine, lanes)] * parts
+    job = fold.job
+    run = Fold(fold.combine, job.total, lanes, job.masked)
 
-    def run(offset: Index, *totals: Value) -> list[Value]:
+    def body(offset: Index, *totals: Value) -> list[Value]:
         return [
-            fold.add(f, total, fold.read(f, offset + k * lanes, lanes, mask, k)) for k, total in enumerate(totals)
+            run.add(f, total, fold.read(f, offset + k * lanes, lanes, mask, k)) for k, total in enumerate(totals)
         ]  # fmt: skip
 
-    return list(nest(f, fold.job.axes.reduced, base, start, run))
+    return list(nest(f, job.axes.reduced, base, [run.nothing(f, lanes)] * parts, body))
 
 
 def _emit_columns(f: PhaseFunction, job: Job, row: Index, column: Index, lanes: int, parts: int,
@@ -305,8 +258,3 @@ def reduce_any(build: KernelBuilder, node: Node) -> None:
 
     items = product((rows, blocks))
     build.phase(items, body if items != 0 else nothing, GRAIN // (width * typical(job.axes.count) + 1))
-
-
-def each(f: PhaseFunction, begin: Value, end: Value, item: Callable[[Value], None]) -> None:
-    """item(i) for every work item."""
-    f.loop(begin, end, item)

@@ -19,11 +19,12 @@ from ingot.kernels.cpu.pointwise_dims import (
     traffic,
     typical,
 )
-from ingot.kernels.cpu.reduce import GRAIN, ROW_CYCLES, Axes, axes_of, each, offset_of
+from ingot.kernels.cpu.reduce import GRAIN, ROW_CYCLES, Axes, axes_of, offset_of
 from ingot.kernels.cpu.reduce_kinds import halves, identity
 from ingot.kernels.cpu.render import MEMORY, load, register_element
 from ingot.kernels.cpu.render_convert import convert
 from ingot.kernels.cpu.results import Results, can_finish, put, results_of, row_of
+from ingot.kernels.cpu.rows import column_block, each
 from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div, product
 
@@ -173,17 +174,6 @@ def _emit_columns(f: PhaseFunction, search: Search, row: Index, column: Index, l
     put(f, search.results, row_of(f, search.results, row, lanes), column, f.cast("sext", best[1], "i64"), lanes, mask)
 
 
-def _emit_block(f: PhaseFunction, search: Search, row: Index, column: Value) -> None:
-    assert search.axes.columns is not None
-    size, lanes = f.extent(search.axes.columns), search.lanes
-    if isinstance(size, int) and size % lanes == 0:
-        _emit_columns(f, search, row, column, lanes, None)
-    elif search.masked:
-        _emit_columns(f, search, row, column, lanes, f.first_lanes(size - column, lanes))
-    else:
-        f.loop(column, f.minimum(column + lanes, size), lambda c: _emit_columns(f, search, row, c, 1, None))
-
-
 def _applies(node: Node, isa: Isa) -> bool:
     if node.attributes["kind"] not in KINDS or node.input(0).dtype not in MEMORY:
         return False
@@ -219,9 +209,14 @@ def reduce_index(build: KernelBuilder, node: Node) -> None:
     blocks = ceil_div(columns, search.lanes)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        count = f.extent(blocks)
-        each(f, begin, end, lambda i: _emit_block(
-            f, search, f.divide(i, count), f.index(f.remainder(i, count)) * search.lanes))  # fmt: skip
+        count, size = f.extent(blocks), f.extent(columns)
+
+        def block(index: Value) -> None:
+            row, column = f.divide(index, count), f.index(f.remainder(index, count)) * search.lanes
+            column_block(f, size, column, search.lanes, search.masked,
+                         lambda c, lanes, mask: _emit_columns(f, search, row, c, lanes, mask))  # fmt: skip
+
+        each(f, begin, end, block)
 
     items = product((rows, blocks))
     build.phase(items, body if items != 0 else nothing, grain // search.lanes)
