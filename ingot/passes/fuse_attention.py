@@ -156,7 +156,8 @@ def _problem(output: ir.Node, parts: Parts) -> Rejection | None:
         return reject("query, weights or value are transposed", output)
     if attribute(parts.scores, "epilogue") or attribute(output, "epilogue"):
         return reject("the products have epilogues of their own", parts.scores)
-    if len({shape and shape[: rank - 2] for shape in shapes}) != 1:
+    query, key, value = (shape[: rank - 2] for shape in shapes if shape is not None)
+    if key != value or (key != query and (rank != 4 or key != (query[0], 1))):
         return reject("query, key and value have not the same batch and heads", parts.scores)
     return None
 

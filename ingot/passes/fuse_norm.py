@@ -119,27 +119,18 @@ def _is_channels(added: _Sizes, shape: Shape) -> bool:
     return len(added) in (rank - 1, rank) and aligned[1] == shape[1] and are_ones([*aligned[:1], *aligned[2:]])
 
 
-@rewrite(lambda op, x: op.View(op.Norm(op.View(x, capture="grouped"), capture="norm")))
-def group_norm_plain(op: Builder, x: ir.Value, grouped: ir.Value, norm: ir.Value) -> Result:
+@rewrite(lambda op, x, scale, bias: op.View(
+    op.Norm(op.View(x, capture="grouped"), op.optional(scale), op.optional(bias), capture="norm")))  # fmt: skip
+def group_norm(op: Builder, x: ir.Value, scale: ir.Value | None, bias: ir.Value | None, grouped: ir.Value,
+               norm: ir.Value) -> Result:  # fmt: skip
     """View(Norm(View(x, [N, G, …]))) => Norm(x) by groups"""
-    return _group_norm(op, x, grouped, norm)
-
-
-@rewrite(lambda op, x, ones, zeros: op.View(op.Norm(op.View(x, capture="grouped"), ones, zeros, capture="norm")))
-def group_norm(op: Builder, x: ir.Value, grouped: ir.Value, norm: ir.Value, ones: ir.Value, zeros: ir.Value) -> Result:
-    """View(Norm(View(x, [N, G, …]), 1, 0)) => Norm(x) by groups"""
-    scale, bias = constant_of(ones), constant_of(zeros)
-    if scale is None or bias is None or not np.all(scale == 1) or np.any(bias):
-        return reject("the norm inside has a scale or bias of its own", norm)
-    return _group_norm(op, x, grouped, norm)
-
-
-def _group_norm(op: Builder, x: ir.Value, grouped: ir.Value, norm: ir.Value) -> Result:
     node, shape, inner = norm.producer(), shape_of(x), shape_of(grouped)
     assert node is not None
     kind, axis = attribute(node, "kind"), attribute(node, "axis")
     if (kind != "instance" and (kind, axis) != ("layer", 2)) or attribute(node, "epilogue"):
         return None
+    if scale is not None or bias is not None:
+        return reject("the norm inside has a scale or bias of its own", norm)
     if shape is None or inner is None or shape_of(op.root.outputs[0]) != shape or not _splits_channels(shape, inner):
         return reject("the views do not split the channels into groups", grouped)
     return op.Norm(x, kind="group", groups=inner[1], epsilon=attribute(node, "epsilon"))
@@ -166,4 +157,4 @@ def _unless(value: ir.Value | None, number: float) -> ir.Value | None:
     return None if array is not None and np.all(array == number) else value
 
 
-NORM = Table("norms", (layer_norm, rms_norm, unit_norm, norm_scale, norm_bias, group_norm_plain, group_norm))
+NORM = Table("norms", (layer_norm, rms_norm, unit_norm, norm_scale, norm_bias, group_norm))

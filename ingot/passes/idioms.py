@@ -101,40 +101,42 @@ def hard_sigmoid(op: Builder, x: ir.Value) -> Result:
 # softmax
 
 
-def _shifted(op: Operators, x: Any) -> Pattern:
-    return op.either(op.Sub(x, op.Reduce(x, kind="max", capture="peak")), x)
-
-
-def _softmax_pattern(op: Operators, x: Any) -> Pattern:
-    powers = op.Exp(_shifted(op, x))
+def _normalised(op: Operators, x: Any) -> Pattern:
+    powers = op.Exp(x)
     sums = op.Reduce(powers, kind="sum", capture="sums")
     return op.either(op.Div(powers, sums), op.Mul(powers, op.Reciprocal(sums)))
 
 
-@rewrite(_softmax_pattern)
-def softmax(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value | None) -> Result:
-    """exp(x - max(x)) / sum(exp(x - max(x))) => Softmax(x)"""
-    return _softmax(op, x, sums, peak, 0)
+@rewrite(_normalised)
+def softmax(op: Builder, x: ir.Value, sums: ir.Value) -> Result:
+    """exp(x) / sum(exp(x)) => Softmax(x)"""
+    axis = _single_axis(sums)
+    return reject("the sum is not along one kept axis", sums) if axis is None else op.Softmax(x, axis=axis)
 
 
-def _shifted_sums(op: Operators, x: Any) -> Pattern:
-    """sum(exp(x - max(x)))"""
-    return op.Reduce(op.Exp(op.Sub(x, op.Reduce(x, kind="max", capture="peak"))), kind="sum", capture="sums")
+@rewrite(lambda op, x: op.Sub(x, op.Reduce(x, kind="logsumexp", capture="sums")))
+def log_softmax_of_sum(op: Builder, x: ir.Value, sums: ir.Value) -> Result:
+    """x - log(sum(exp(x))) => Softmax(x) with log"""
+    axis = _single_axis(sums)
+    return reject("the sum is not along one kept axis", sums) if axis is None else op.Softmax(x, axis=axis, log=1)
 
 
-@rewrite(lambda op, x: op.Sub(op.Sub(x, op.Reduce(x, kind="max")), op.Log(_shifted_sums(op, x))))
-def log_softmax_primitives(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value | None) -> Result:
-    """x - max(x) - log(sum(exp(x - max(x)))) => Softmax(x) with log"""
-    return _softmax(op, x, sums, peak, 1)
+@rewrite(lambda op, x: op.Softmax(op.Sub(x, op.shared(op.Reduce(x, kind="max", capture="peak"))), capture="whole"))
+def shifted_softmax(op: Builder, x: ir.Value, peak: ir.Value, whole: ir.Value) -> Result:
+    """Softmax(x - max(x)) => Softmax(x), which does that by itself"""
+    node = maker(whole, "Softmax")
+    if node is None or _single_axis(peak) != attribute(node, "axis"):
+        return reject("the maximum is along another axis", peak)
+    return op.Softmax(x, **changed(node))
 
 
-def _softmax(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value | None, log: int) -> Result:
-    reduces = [maker(value, "Reduce") for value in (sums, peak) if value is not None]
-    axes = {attribute(node, "axes") for node in reduces if node is not None}
-    kept = all(node is not None and attribute(node, "keepdims") for node in reduces)
-    if len(axes) != 1 or not kept or len(over := axes.pop()) != 1:
-        return reject("the sums are not along one kept axis", sums)
-    return op.Softmax(x, axis=over[0], log=log)
+def _single_axis(reduced: ir.Value) -> int | None:
+    """The one axis of a plain Reduce that keeps it."""
+    node = maker(reduced, "Reduce")
+    if node is None or not attribute(node, "keepdims") or attribute(node, "epilogue"):
+        return None
+    axes = attribute(node, "axes")
+    return int(axes[0]) if len(axes) == 1 else None
 
 
 # reductions
@@ -171,7 +173,9 @@ def log_sum_exp(op: Builder, x: ir.Value, sums: ir.Value) -> Result:
     return _reduced(op, x, sums, "logsumexp")
 
 
-@rewrite(lambda op, x: op.Add(op.Log(_shifted_sums(op, x)), op.Reduce(x, kind="max", capture="added")))
+@rewrite(lambda op, x: op.Add(
+    op.Reduce(op.Sub(x, op.Reduce(x, kind="max", capture="peak")), kind="logsumexp", capture="sums"),
+    op.Reduce(x, kind="max", capture="added")))  # fmt: skip
 def stable_log_sum_exp(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value, added: ir.Value) -> Result:
     """log(sum(exp(x - max(x)))) + max(x) => Reduce(x; logsumexp)"""
     nodes = [maker(value, "Reduce") for value in (sums, peak, added)]
@@ -182,6 +186,6 @@ def stable_log_sum_exp(op: Builder, x: ir.Value, sums: ir.Value, peak: ir.Value,
 
 ACTIVATIONS = (gelu, gelu_tanh, sigmoid, silu, softplus, hard_swish, hard_swish_gated, hard_sigmoid)
 REDUCTIONS = (
-    softmax, log_softmax_primitives, sum_of_squares, l2_norm, l1_norm, stable_log_sum_exp, log_sum_exp,
+    softmax, log_softmax_of_sum, shifted_softmax, sum_of_squares, l2_norm, l1_norm, stable_log_sum_exp, log_sum_exp,
 )  # fmt: skip
 IDIOMS = Table("idioms", ACTIVATIONS + REDUCTIONS)

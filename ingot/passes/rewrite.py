@@ -117,6 +117,8 @@ class Builder:
 
     def make(self, op: str, *inputs: ir.Value | None, _outputs: int = 1, **attributes: Any) -> Any:
         """A canonical node's output (a tuple of several), with the dtype and shape of the operator's definition."""
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         node = make_node(op, inputs, attributes, outputs=_outputs)
         self.nodes.append(node)
         return node.outputs[0] if _outputs == 1 else tuple(node.outputs)

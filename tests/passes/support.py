@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,11 +162,10 @@ def assert_same(result: Rewritten, rtol: float = 1e-4, atol: float = 1e-5, seed:
             np.testing.assert_allclose(found[name], array, rtol=rtol, atol=atol, err_msg=name)
 
 
-def rewritten_same(net: Net, inputs: Mapping[str, tuple[str, Shape]], *outputs: str, **sizes: int) -> Rewritten:
+def rewritten_same(
+    net: Net, inputs: Mapping[str, tuple[str, Shape]], *outputs: str, rtol: float = 1e-4, **sizes: int
+) -> Rewritten:
     """The model through the pipeline, after comparing what it computes."""
     result = rewritten(model_of(net, inputs, *outputs))
-    assert_same(result, **sizes)
+    assert_same(result, rtol, rtol / 10, **sizes)
     return result
-
-
-Build = Callable[[Net], Sequence[str]]

@@ -16,7 +16,11 @@ Inputs = dict[str, tuple[str, Shape]]
 
 
 def qkv(heads: int = H, batch: int | str = B) -> Inputs:
-    return {"q": ("float32", (batch, H, S, D)), "k": ("float32", (batch, heads, T, D)), "v": ("float32", (batch, heads, T, D))}
+    return {
+        "q": ("float32", (batch, H, S, D)),
+        "k": ("float32", (batch, heads, T, D)),
+        "v": ("float32", (batch, heads, T, D)),
+    }
 
 
 def transposed(net: Net, k: str, rank: int = 4) -> str:
@@ -201,9 +205,16 @@ def test_a_fill_that_does_not_forbid_is_no_mask() -> None:
     assert any("does not forbid" in reason for reason in result.reasons("allowed attention"))
 
 
-def test_broadcast_heads_are_not_attention() -> None:
+def test_one_key_head_that_is_broadcast() -> None:
     net = Net()
     result = rewritten_same(net, qkv(1), context(net, scores(net)))
+    assert result.operators == {"Attention": 1}
+
+
+def test_a_broadcast_batch_is_not_attention() -> None:
+    net = Net()
+    inputs: Inputs = {**qkv(), "q": ("float32", (1, H, S, D))}
+    result = rewritten_same(net, inputs, context(net, scores(net)))
     assert result.operators["Attention"] == 0
     assert any("same batch and heads" in reason for reason in result.reasons("attention"))
 
