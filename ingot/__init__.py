@@ -1,4 +1,4 @@
-"""Ingot compiles trained models into verified inference engines and runs them. Public names load on first use (PEP 562)."""
+"""Ingot compiles trained models into verified inference engines and runs them. Public names load on first use."""
 
 from __future__ import annotations
 

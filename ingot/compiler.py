@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import onnx_ir
 
 from ingot import passes
@@ -109,7 +110,7 @@ def _isas(config: BuildConfig) -> list[Isa]:
 def _host_variant(source: onnx_ir.Model, config: BuildConfig) -> Variant:
     code = Code(None)
     plan = plan_memory(assemble(lower(source, None), {}, code), profile_bounds(source, config))
-    return Variant("host", "", (), plan_bytes(plan), weights=memoryview(code.weight_bytes()))
+    return Variant("host", "", (), plan_bytes(plan), weights=code.weight_bytes().data)
 
 
 def _native_variant(
@@ -127,7 +128,7 @@ def _native_variant(
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
         image, exported = compilation.image()
-    weights = memoryview(code.weight_bytes())
+    weights = code.weight_bytes().data
     variant = Variant("cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, weights)
     return Compiled(variant, isa, module, choice.candidates)
 
@@ -154,8 +155,8 @@ def _check_memory(plan: Plan, config: BuildConfig) -> None:
     planned = max((m.bytes for m in plan.memory), default=0)
     if config.memory_limit is not None and planned > config.memory_limit:
         raise BuildError(
-            f"a run needs {planned / 2**20:.1f} MiB of activations, the limit is {config.memory_limit / 2**20:.1f} MiB; "
-            "lower the profile's largest shapes or raise the limit"
+            f"a run needs {planned / 2**20:.1f} MiB of activations, the limit is "
+            f"{config.memory_limit / 2**20:.1f} MiB: lower the profile's largest shapes or raise the limit"
         )
 
 
@@ -264,7 +265,7 @@ def digest(model: onnx_ir.Model) -> str:
         tensor = value.const_value
         sha.update(f"{value.name}:{tensor.dtype if tensor else ''}:{tensor.shape if tensor else ''};".encode())
         if tensor is not None and tensor.dtype != onnx_ir.DataType.STRING:
-            sha.update(memoryview(tensor.numpy()).cast("B") if tensor.size else b"")
+            sha.update(tensor.numpy().reshape(-1).view(np.uint8).data if tensor.size else b"")
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
         sha.update(onnx_ir.to_proto(node).SerializeToString(deterministic=True))
     for value in (*model.graph.inputs, *model.graph.outputs):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,8 @@ def size_of(dtype: str) -> int:
     return SIZES[dtype]
 
 
-@lru_cache(maxsize=None)
-def numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
+@cache
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """numpy dtype of a name; imports ml_dtypes for those numpy itself lacks."""
     if name in HOST_ONLY:
         return np.dtype(object)

@@ -71,7 +71,7 @@ def test_every_flipped_bit_is_noticed(engine: ingot.Engine, tmp_path: Path) -> N
 def test_a_truncated_file_is_refused(engine: ingot.Engine, tmp_path: Path, keep: int) -> None:
     data = engine.to_bytes()
     (tmp_path / "short.engine").write_bytes(data[:keep])
-    with pytest.raises(EngineError, match="short.engine"):
+    with pytest.raises(EngineError, match=r"short\.engine"):
         ingot.Engine.load(tmp_path / "short.engine").verified()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import size_of
-from ingot.ir.expression import Expression
+from ingot.ir.expression import IDENTITY, Expression
 from ingot.plan.extent import Extent, product
 
 
@@ -50,7 +50,7 @@ class Node:
     inputs: tuple[Port | None, ...]
     outputs: tuple[Port, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    epilogue: Expression = Expression(())
+    epilogue: Expression = IDENTITY
     name: str = ""
     origins: tuple[str, ...] = ()
 

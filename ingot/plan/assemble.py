@@ -14,8 +14,8 @@ from ingot.errors import BuildError
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
 from ingot.kernels.cpu.build import PLACEHOLDER, KernelBuilder
 from ingot.kernels.cpu.compile import kernel_name
-from ingot.kernels.cpu.emit import Compilation
 from ingot.kernels.cpu.driver import Call, parallel_phases, segment_text
+from ingot.kernels.cpu.emit import Compilation
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node
@@ -44,7 +44,8 @@ class Code:
     def add_weight(self, array: Array) -> int:
         """Offset of the array's bytes in the weights section; equal bytes are stored once."""
         data = np.ascontiguousarray(array)
-        key = hashlib.sha1(data.view(np.uint8).reshape(-1) if data.size else b"").digest() + str(data.nbytes).encode()
+        content = data.reshape(-1).view(np.uint8).data if data.size else b""
+        key = hashlib.sha1(content).digest() + str(data.nbytes).encode()
         if key not in self._offsets:
             self._offsets[key] = self.size
             self.weights.append(data)
@@ -118,7 +119,7 @@ def _items(module: Module, choices: Mapping[Work, Candidate], code: Code) -> lis
         for captured in (t for group in work.captures for t in group):
             want(captured, "plain")
         outputs = tuple((t, _layout(ports.outputs, i)) for i, t in enumerate(work.outputs))
-        homes.update({t: layout for t, layout in outputs})
+        homes.update(outputs)
         items.append(_item(work, inputs, outputs, choices.get(work), code))
     for tensor in module.outputs:
         want(tensor, "plain")

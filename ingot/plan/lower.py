@@ -189,7 +189,8 @@ class _Lowering:
             return "the target is host"
         odd = next((t for t in (*inputs, *outputs) if t is not None and not t.native), None)
         if odd is not None:
-            return f"{odd.name!r} is {'a tensor of unknown rank' if odd.dtype in SIZES else odd.dtype}, native code takes numbers"
+            kind = "a tensor of unknown rank" if odd.dtype in SIZES else odd.dtype
+            return f"{odd.name!r} is {kind}, native code takes numbers"
         if node.domain != "ingot":
             return node.metadata_props.get(REJECTED, "this operator has no native form")
         ports = ", ".join(f"{t.dtype}{list(t.shape or ())}" for t in inputs if t is not None)

@@ -148,7 +148,7 @@ def to_json(plan: Plan) -> str:
 def from_json(text: str | bytes) -> Plan:
     """Inverse of to_json; EngineError when the text is not a plan."""
     try:
-        return decode(Plan, json.loads(text))  # type: ignore[no-any-return]
+        return decode(Plan, json.loads(text))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineError(f"the plan inside the engine cannot be read ({error}); rebuild the engine") from None
 

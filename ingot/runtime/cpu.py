@@ -103,7 +103,7 @@ class Team:
             known["stamps"] = 0
         if known["stamps"] != stamps:
             known["block"][_STAMPS : _STAMPS + 8].view(np.uint64)[0] = known["stamps"] = stamps
-        return known["address"]  # type: ignore[no-any-return]
+        return known["address"]
 
     def close(self) -> None:
         """Let the workers return; idempotent."""

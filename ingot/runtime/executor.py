@@ -97,7 +97,7 @@ class Executor:
 def _run_control(frame: Frame, segment: ControlSegment, nested: Sequence[Executor]) -> None:
     captures = [frame.arguments(c) for c in segment.captures]
     bodies = [
-        lambda *own, e=executor, c=captured: e.run([*own, *c], frame.symbols)  # type: ignore[misc]
+        lambda *own, e=executor, c=captured: e.run([*own, *c], frame.symbols)
         for executor, captured in zip(nested, captures, strict=True)
     ]
     arguments = frame.arguments(segment.step.inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ingot.plan.extent import evaluate
@@ -60,7 +61,7 @@ def _time_native(frame: Frame, segment: NativeSegment, action: Any) -> list[Step
     code = frame.executor.code
     assert code is not None
     rate = code.ticks_per_microsecond
-    spans = [(int(b) - int(a)) / rate for a, b in zip(stamps[:-1], stamps[1:], strict=True)]
+    spans = [(int(b) - int(a)) / rate for a, b in pairwise(stamps)]
     return [_step_time(frame, step, span) for step, span in zip(segment.steps, spans, strict=True)]
 
 

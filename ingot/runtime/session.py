@@ -161,7 +161,8 @@ class Session:
         array = np.asarray(x)
         if array.dtype != self._dtypes[position]:
             raise InputError(
-                f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; convert it with .astype({spec.dtype!r})"
+                f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; "
+                f"convert it with .astype({spec.dtype!r})"
             )
         return np.ascontiguousarray(array).reshape(array.shape)
 

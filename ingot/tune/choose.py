@@ -49,7 +49,8 @@ def choose(module: Module, price: Price, symbols: Mapping[str, int]) -> Choice:
     current = {w: min(o, key=lambda option: option.microseconds) for w, o in options.items()}
     relaxation = _Relaxation(module, current, symbols)
     for _ in range(_SWEEPS):
-        if not any([relaxation.improve(w, options[w]) for w in works if len(options[w]) > 1]):
+        improved = [relaxation.improve(w, options[w]) for w in works if len(options[w]) > 1]
+        if True not in improved:
             break
     choice = Choice({w: o.candidate for w, o in current.items()}, sum(o.microseconds for o in current.values()))
     for work in module.works:

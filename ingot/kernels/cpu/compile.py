@@ -37,13 +37,12 @@ def compile_object(text: str, isa: Isa, level: int = 2) -> bytes:
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     _optimise(module, machine, text, level)
-    return machine.emit_object(module)  # type: ignore[no-any-return]
+    return machine.emit_object(module)
 
 
 def _optimise(module: Any, machine: Any, text: str, level: int) -> None:
     """Kernels come out of the generators as they should be; LLVM's middle end took two thirds of the time and gained
-    nothing
-    measurable (convolutions of ResNet-50: 165–185 GFLOP/s with and without). Stack variables alone need it."""
+    nothing measurable (convolutions of ResNet-50: 165–185 GFLOP/s with and without). Stack variables alone need it."""
     if "alloca" not in text:
         return
     options = llvm.create_pipeline_tuning_options(speed_level=level)
@@ -57,7 +56,7 @@ def assembly(text: str, isa: Isa, level: int = 2) -> str:
     machine = _machine(isa.name, level)
     module = llvm.parse_assembly(text)
     _optimise(module, machine, text, level)
-    return machine.emit_assembly(module)  # type: ignore[no-any-return]
+    return machine.emit_assembly(module)
 
 
 def kernel_name(text: str, isa: Isa) -> str:

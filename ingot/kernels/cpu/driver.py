@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Function, Index, Value, module
@@ -39,7 +40,6 @@ class Call:
     grain: int
     serial: bool
     stamp: int | None = None
-    stamp: int | None = None
 
 
 def parallel_phases(calls: Sequence[Call]) -> int:
@@ -56,7 +56,7 @@ def segment_text(symbol: str, calls: Sequence[Call], isa: Isa) -> str:
     for position, call in enumerate(calls):
         declared[call.symbol] = _declaration(call)
         if call.serial:
-            f.when(f.compare("eq", f["thread"], 0), lambda call=call: _emit_call(f, call, 0, _count(f, call)))  # type: ignore[misc]
+            f.when(f.compare("eq", f["thread"], 0), partial(_emit_call, f, call, 0, _count(f, call)))
             pending = True
         else:
             if pending:
@@ -85,7 +85,7 @@ def _stamp(f: Function, slot: int) -> None:
 def _barrier(f: Function) -> None:
     f.when(
         f.compare("ne", f["team"], 1),
-        lambda: f.emit("call void @ingot_barrier(ptr %sync, i64 %team)"),  # type: ignore[func-returns-value]
+        lambda: f.emit("call void @ingot_barrier(ptr %sync, i64 %team)"),
     )
 
 

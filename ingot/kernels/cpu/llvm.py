@@ -105,7 +105,7 @@ class Function:
     _block: str = "entry"
 
     def __getitem__(self, name: str) -> Value:
-        return Value(self, dict((n, t) for t, n in self.arguments)[name], f"%{name}")
+        return Value(self, {n: t for t, n in self.arguments}[name], f"%{name}")
 
     def text(self) -> str:
         """The finished definition."""

@@ -101,9 +101,9 @@ def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Va
 
 
 def _ratio(f: Function, site: Site, x: Value, scale: Value) -> Value:
-    """x / scale. By a known scale: the product with its reciprocal, corrected by the remainder, which rounds as a division
-    does (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990) at a tenth of its
-    time; bounds in between keep infinities from becoming NaN."""
+    """x / scale. By a known scale: the product with its reciprocal, corrected by the remainder, which rounds as a
+    division does (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990) at a
+    tenth of its time; bounds in between keep infinities from becoming NaN."""
     known = site.instruction.operands[1]
     if not isinstance(known, Literal) or element_of(x.type) != "float":
         return f.binary("fdiv", x, scale)

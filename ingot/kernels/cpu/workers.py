@@ -1,8 +1,7 @@
 """Child processes that compile and time kernels: `python -m ingot.kernels.cpu.workers`, pickles over pipes.
 
 Plain children rather than multiprocessing, so that a user's script needs no `if __name__ == "__main__"`; a child may
-die
-without taking the build with it.
+die without taking the build with it.
 """
 
 from __future__ import annotations
@@ -103,8 +102,8 @@ os.register_at_fork(after_in_child=_SPARE.clear)  # a forked child must not talk
 
 
 class WorkerPool:
-    """Several children fed from one queue. Used as a context manager: they are kept for the next build after good work and
-    ended after an error or Ctrl-C."""
+    """Several children fed from one queue. A context manager: after good work they are kept for the next build,
+    after an error or Ctrl-C they are ended."""
 
     def __init__(self, size: int) -> None:
         self._workers = [_take() for _ in range(size)]
@@ -185,7 +184,7 @@ def _resolve(name: str) -> Callable[..., Any]:
     import importlib
 
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
