@@ -127,8 +127,8 @@ def _native_variant(
         code = Code(isa, compilation)
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
+        weights = code.weight_bytes().data  # while the last kernels compile
         image, exported = compilation.image()
-    weights = code.weight_bytes().data
     variant = Variant("cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, weights)
     return Compiled(variant, isa, module, choice.candidates)
 

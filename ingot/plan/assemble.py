@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,25 +38,26 @@ class Code:
     weights: list[Array] = field(default_factory=list)
     size: int = 0
     segments: int = 0
-    _offsets: dict[bytes, int] = field(default_factory=dict)
+    _offsets: dict[tuple[bytes, int], list[tuple[int, Array]]] = field(default_factory=dict)
 
     def add_weight(self, array: Array) -> int:
         """Offset of the array's bytes in the weights section; equal bytes are stored once."""
-        data = np.ascontiguousarray(array)
-        content = data.reshape(-1).view(np.uint8).data if data.size else b""
-        key = hashlib.sha1(content).digest() + str(data.nbytes).encode()
-        if key not in self._offsets:
-            self._offsets[key] = self.size
-            self.weights.append(data)
-            self.size = align(self.size + data.nbytes + 64)
-        return self._offsets[key]
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        alike = self._offsets.setdefault((data[:64].tobytes(), data.size), [])
+        for offset, known in alike:
+            if np.array_equal(known, data):
+                return offset
+        alike.append((self.size, data))
+        self.weights.append(data)
+        self.size = align(self.size + data.nbytes + 64)
+        return alike[-1][0]
 
     def weight_bytes(self) -> Array:
         """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each."""
         section = np.zeros(self.size, np.uint8)
         offset = 0
         for data in self.weights:
-            section[offset : offset + data.nbytes] = data.reshape(-1).view(np.uint8) if data.size else 0
+            section[offset : offset + data.size] = data
             offset = align(offset + data.nbytes + 64)
         return section
 

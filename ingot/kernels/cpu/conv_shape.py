@@ -127,8 +127,10 @@ def pack_weights(weight: Array, shape: Direct) -> Array:
     """w[O, I/g, *K] → [panel][I/block][*K][block][vectors·lanes], zeros where channels do not exist."""
     taps, blocks = math.prod(shape.kernel), shape.input_blocks
     rows = shape.panels_per_group * shape.width
-    padded = np.zeros((shape.groups, rows, blocks * shape.block, taps), weight.dtype)
-    padded[:, : shape.outputs, : shape.inputs] = weight.reshape(shape.groups, shape.outputs, shape.inputs, taps)
+    padded = weight.reshape(shape.groups, shape.outputs, shape.inputs, taps)
+    if (rows, blocks * shape.block) != (shape.outputs, shape.inputs):
+        padded = np.zeros((shape.groups, rows, blocks * shape.block, taps), weight.dtype)
+        padded[:, : shape.outputs, : shape.inputs] = weight.reshape(shape.groups, shape.outputs, shape.inputs, taps)
     split = padded.reshape(shape.panels, shape.width, blocks, shape.block, taps)
     return np.ascontiguousarray(split.transpose(0, 2, 4, 3, 1))
 
