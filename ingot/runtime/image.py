@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from ingot.errors import DeviceError
+from ingot.runtime.machine import cpu_features
 
 _PROT_READ, _PROT_EXEC = 1, 4
 
@@ -23,6 +24,7 @@ class Image:
     """Position-independent code mapped readable and executable; `address(symbol)` gives entry points."""
 
     def __init__(self, code: bytes | memoryview, symbols: Mapping[str, int]) -> None:
+        cpu_features()  # tile registers are there only for those who asked
         size = max(len(code), 1)
         self._map = mmap.mmap(-1, size + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map[: len(code)] = bytes(code)
