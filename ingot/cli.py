@@ -22,16 +22,27 @@ class Verb:
 
 
 VERBS = {
-    "build": Verb("ingot.tools.build_engine", "compile a model into a verified engine", "ingot build model.onnx -o model.engine"),
+    "build": Verb(
+        "ingot.tools.build_engine", "compile a model into a verified engine",
+        "ingot build model.onnx -o model.engine",
+    ),
     "trtexec": Verb(
-        "ingot.tools.trtexec", "build and time with trtexec's flags and report", "ingot trtexec --onnx=model.onnx --shapes=x:1x3x224x224"
+        "ingot.tools.trtexec", "build and time with trtexec's flags and report",
+        "ingot trtexec --onnx=model.onnx --shapes=x:1x3x224x224",
     ),
     "compare": Verb(
-        "ingot.tools.compare", "engine, reference and onnxruntime side by side", "ingot compare model.onnx --runners engine,reference"
+        "ingot.tools.compare", "engine, reference and onnxruntime side by side",
+        "ingot compare model.onnx --runners engine,reference",
     ),
-    "inspect": Verb("ingot.tools.inspect", "what a model or an engine holds, what runs natively", "ingot inspect engine model.engine"),
+    "inspect": Verb(
+        "ingot.tools.inspect", "what a model or an engine holds, what runs natively",
+        "ingot inspect engine model.engine",
+    ),
     "report": Verb("ingot.tools.html_report", "one page about an engine", "ingot report model.engine -o report.html"),
-    "explain": Verb("ingot.tools.explain", "which fusions fired where, and why others did not", "ingot explain model.onnx"),
+    "explain": Verb(
+        "ingot.tools.explain", "which fusions fired where, and why others did not",
+        "ingot explain model.onnx",
+    ),
 }  # fmt: skip
 
 

@@ -60,8 +60,9 @@ class Difference:
     def as_json(self) -> dict[str, Any]:
         """Rounded to two digits, so that the same build gives the same bytes."""
         return {
-            "output": self.output, "shapes": {k: list(v) for k, v in self.shapes.items()}, "largest": _two(self.largest),
-            "relative": _two(self.relative), "cosine": round(self.cosine, 6), "passed": self.passed,
+            "output": self.output, "shapes": {k: list(v) for k, v in self.shapes.items()},
+            "largest": _two(self.largest), "relative": _two(self.relative), "cosine": round(self.cosine, 6),
+            "passed": self.passed,
         }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def _fault(work: Work, candidate: Candidate, isa: Isa, config: BuildConfig) -> s
     assert work.node is not None
     node = bind(work.node, {})
     rng = np.random.default_rng(config.seed)
-    feeds = [p and (draw(rng, p.dtype, _sizes(p), 2) if p.constant is None else p.constant) for p in node.inputs]
+    feeds = [None if p is None else _feed(rng, p) for p in node.inputs]
     key = "expression" if node.op == "Pointwise" else "epilogue"
     stated = {**node.attributes, **({key: expressions.format(node.epilogue)} if node.epilogue else {})}
     wanted = meaning(node.op)(*feeds, **stated)
@@ -134,8 +135,8 @@ def _fault(work: Work, candidate: Candidate, isa: Isa, config: BuildConfig) -> s
     return "" if all(d.passed for d in found) else f"differs from {node.op}'s meaning by {worst.largest:.2e}"
 
 
-def _sizes(port: Port) -> tuple[int, ...]:
-    return tuple(int(d) for d in port.shape)
+def _feed(rng: np.random.Generator, port: Port) -> np.ndarray[Any, Any]:
+    return draw(rng, port.dtype, tuple(int(d) for d in port.shape), 2) if port.constant is None else port.constant
 
 
 def _runnable(engine: Engine) -> bool:
@@ -145,9 +146,9 @@ def _runnable(engine: Engine) -> bool:
 def _complaint(failed: Sequence[Difference], config: BuildConfig) -> str:
     worst = max(failed, key=lambda d: d.relative if d.relative == d.relative else math.inf)
     return (
-        f"output {worst.output!r} differs from the reference by {worst.largest:.2e} ({worst.relative:.2e} of its largest "
-        f"magnitude, cosine {worst.cosine:.6f}) at shapes {dict(worst.shapes)}; no engine was made. Find the layer with "
-        "`ingot compare --bisect`, or widen the tolerance with --atol/--rtol if this is expected"
+        f"output {worst.output!r} differs from the reference by {worst.largest:.2e} ({worst.relative:.2e} of its "
+        f"largest magnitude, cosine {worst.cosine:.6f}) at shapes {dict(worst.shapes)}; no engine was made. Find the "
+        "layer with `ingot compare --bisect`, or widen the tolerance with --atol/--rtol if this is expected"
     )
 
 

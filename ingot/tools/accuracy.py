@@ -38,7 +38,9 @@ def closeness(mine: Array, wanted: Array, atol: float, rtol: float) -> Closeness
         norms = float(np.linalg.norm(a) * np.linalg.norm(b))
         cosine = float(np.dot(a, b)) / norms if norms else float(not noise)
         return Closeness(
-            float(gap.max(initial=0)), float(gap.mean()) if gap.size else 0.0, float(np.median(gap)) if gap.size else 0.0,
+            float(gap.max(initial=0)),
+            float(gap.mean()) if gap.size else 0.0,
+            float(np.median(gap)) if gap.size else 0.0,
             float((gap / np.maximum(np.abs(b), 1e-30)).max(initial=0)), cosine,
             10 * float(np.log10(power / noise)) if noise and power else float("inf" if not noise else "-inf"),
             int((gap > atol + rtol * np.abs(b)).sum()), gap.size,
@@ -79,7 +81,7 @@ def _judge(
     a, b = mine.astype(np.float64), wanted.astype(np.float64)
     gap = np.abs(a - b)
     if algorithm == "l0":
-        gap = gap > atol + rtol * np.abs(b)  # type: ignore[assignment]
+        gap = gap > atol + rtol * np.abs(b)
     value = _ALGORITHMS[algorithm](gap, b)
     default = 0.0 if algorithm == "l0" else atol + rtol * float(np.abs(b).max(initial=0))
     limit = float(flags.get("accuracyThreshold", default))

@@ -199,9 +199,9 @@ def _print(
     for r in rows:
         s = r.statistics
         print(
-            f"{'PASSED' if r.passed else 'FAILED'} {r.output}: {r.runner} against {r.against}: largest {s.largest:.3e}, "
-            f"mean {s.mean:.3e}, cosine {s.cosine:.7f}, SNR {s.signal_to_noise:.1f} dB, {s.mismatched} of {s.elements} "
-            f"outside atol {arguments.atol:g} + rtol {arguments.rtol:g}"
+            f"{'PASSED' if r.passed else 'FAILED'} {r.output}: {r.runner} against {r.against}: largest {s.largest:.3e}"
+            f", mean {s.mean:.3e}, cosine {s.cosine:.7f}, SNR {s.signal_to_noise:.1f} dB, {s.mismatched} of "
+            f"{s.elements} outside atol {arguments.atol:g} + rtol {arguments.rtol:g}"
         )
     for line in invalid:
         print(f"FAILED {line}")
@@ -259,7 +259,8 @@ def _differing(
         if report:
             s = row.statistics
             print(
-                f"{'PASSED' if row.passed else 'FAILED'} {name}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, SNR {s.signal_to_noise:.1f} dB"
+                f"{'PASSED' if row.passed else 'FAILED'} {name}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, "
+                f"SNR {s.signal_to_noise:.1f} dB"
             )
         if not row.passed:
             found.append(name)

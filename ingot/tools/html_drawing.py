@@ -47,9 +47,10 @@ def _box(place: tuple[int, int], node: Node) -> str:
     name, label, _, step = node
     text = label if len(label) <= 34 else label[:33] + "…"
     title = f"{name} ({label})" + ("" if step is None else f", step {step}")
+    x, y = place
     return (
-        f'<g><title>{escape(title)}</title><rect x="{place[0]}" y="{place[1]}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" '
-        f'fill="{step_colour(step)}" stroke="#7c879b"/><text x="{place[0] + 8}" y="{place[1] + 16}">{escape(text)}</text></g>'
+        f'<g><title>{escape(title)}</title><rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" '
+        f'fill="{step_colour(step)}" stroke="#7c879b"/><text x="{x + 8}" y="{y + 16}">{escape(text)}</text></g>'
     )
 
 
@@ -61,7 +62,8 @@ def memory_svg(boxes: Sequence[Box], steps: int, total: int, width: int = 1120, 
         x, w = first * across, max((last - first + 1) * across - 1, 1)
         y, h = height - (offset + size) * up, max(size * up - 0.5, 0.5)
         drawn.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{step_colour(index)}" stroke="#7c879b" '
-            f'stroke-width=".5"><title>{escape(name)}: {size} bytes, steps {first} to {last}</title></rect>'
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{step_colour(index)}" '
+            f'stroke="#7c879b" stroke-width=".5">'
+            f"<title>{escape(name)}: {size} bytes, steps {first} to {last}</title></rect>"
         )
     return f'<svg width="{width}" height="{height}" role="img" aria-label="memory over time">{"".join(drawn)}</svg>'

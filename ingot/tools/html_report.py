@@ -105,9 +105,11 @@ def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#1c2330;background:#fff}
 h1{font-size:1.5rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d9dee7}
-table{border-collapse:collapse;width:100%;font-size:13px} th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #edf0f5}
+table{border-collapse:collapse;width:100%;font-size:13px}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #edf0f5}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .bar{height:.7rem;border-radius:2px;display:inline-block}
-.scroll{overflow:auto;max-height:560px;border:1px solid #d9dee7;border-radius:6px} .two{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.scroll{overflow:auto;max-height:560px;border:1px solid #d9dee7;border-radius:6px}
+.two{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
 .muted{color:#657086} .good{color:#137a3f} .bad{color:#b3261e} svg text{font:11px system-ui,sans-serif}
 .figures{display:flex;gap:2.5rem;flex-wrap:wrap;margin:1rem 0} .figures b{display:block;font-size:1.3rem}
 """
@@ -145,7 +147,8 @@ def _head(name: str, engine: ingot.Engine, figures: Mapping[str, Any]) -> str:
     variants = ", ".join(f"{v.target} {v.isa}".strip() for v in engine.variants)
     specs = "; ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in (*engine.inputs, *engine.outputs))
     note = f'<p class="bad">{escape(figures["note"])}</p>' if figures["note"] else ""
-    return f'<h1>{escape(name)}</h1><p class="muted">{escape(variants)} · {escape(specs)}</p><div class="figures">{shown}</div>{note}'
+    line = f'<p class="muted">{escape(variants)} · {escape(specs)}</p>'
+    return f'<h1>{escape(name)}</h1>{line}<div class="figures">{shown}</div>{note}'
 
 
 def _graphs(engine: ingot.Engine, plan: Plan, times: Sequence[StepTime]) -> str:
@@ -166,7 +169,8 @@ def _graphs(engine: ingot.Engine, plan: Plan, times: Sequence[StepTime]) -> str:
         ]
     )
     return (
-        f'<div class="two"><div><p>{len(outline)} nodes of the model; a colour is a step</p><div class="scroll">{before}</div></div>'
+        f'<div class="two"><div><p>{len(outline)} nodes of the model; a colour is a step</p>'
+        f'<div class="scroll">{before}</div></div>'
         f'<div><p>{len(steps)} steps of the engine</p><div class="scroll">{after}</div></div></div>'
     )
 
@@ -197,7 +201,8 @@ def _times(plan: Plan, figures: Mapping[str, Any]) -> str:
 
 def _memory(plan: Plan, symbols: Mapping[str, int]) -> str:
     if not plan.memory:
-        return '<p class="muted">Sizes depend on the inputs and are placed at run time; give the build a profile to see them.</p>'
+        hint = "Sizes depend on the inputs and are placed at run time; give the build a profile to see them."
+        return f'<p class="muted">{hint}</p>'
     memory = plan.memory[0]
     bounds = {**symbols, **memory.bounds}
     boxes = []
@@ -216,12 +221,14 @@ def _evidence(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return '<p class="bad">This engine was not verified when it was built.</p>'
     cells = "".join(
-        f"<tr><td>{escape(str(r['output']))}</td><td>{escape(str(r['shapes']))}</td><td class='n'>{r['largest']:.1e}</td>"
-        f"<td class='n'>{r['relative']:.1e}</td><td class='n'>{r['cosine']:.6f}</td>"
+        f"<tr><td>{escape(str(r['output']))}</td><td>{escape(str(r['shapes']))}</td>"
+        f"<td class='n'>{r['largest']:.1e}</td><td class='n'>{r['relative']:.1e}</td>"
+        f"<td class='n'>{r['cosine']:.6f}</td>"
         f"<td class='{'good' if r['passed'] else 'bad'}'>{'passed' if r['passed'] else 'FAILED'}</td></tr>"
         for r in rows
     )
-    head = "<tr><th>output</th><th>shapes</th><th class='n'>largest difference</th><th class='n'>relative</th><th class='n'>cosine</th><th></th></tr>"
+    figures = "".join(f"<th class='n'>{name}</th>" for name in ("largest difference", "relative", "cosine"))
+    head = f"<tr><th>output</th><th>shapes</th>{figures}<th></th></tr>"
     return f"<p>Beside the reference on the model as it was imported.</p><table>{head}{cells}</table>"
 
 

@@ -59,7 +59,9 @@ def _engine(path: str, steps: bool) -> dict[str, Any]:
     engine = ingot.Engine.load(path).verified()
     details = engine.details
     return {
-        "inputs": [f"{s.name}: {s.dtype}{list(s.shape)}" + (f" {s.min}..{s.max}" if s.min else "") for s in engine.inputs],
+        "inputs": [
+            f"{s.name}: {s.dtype}{list(s.shape)}" + (f" {s.min}..{s.max}" if s.min else "") for s in engine.inputs
+        ],
         "outputs": [f"{s.name}: {s.dtype}{list(s.shape)}" for s in engine.outputs],
         "model": details.get("model"), "toolchain": details.get("toolchain"), "config": details.get("config"),
         "evidence": details.get("evidence"), "notices": details.get("notices"),

@@ -63,7 +63,7 @@ def measure(runs: Sequence[Run], settings: Settings, clock: Callable[[], float] 
     def stream(number: int) -> None:
         try:
             _stream(runs[number], settings, clock, begin, samples[number])
-        except BaseException as error:  # handed to the caller's thread below
+        except BaseException as error:  # noqa: BLE001  handed to the caller's thread below
             failures.append(error)
 
     if len(runs) == 1:

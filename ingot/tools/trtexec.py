@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,12 @@ def _config(flags: Flags) -> BuildConfig:
     if "errorOnTimingCacheMiss" in flags and not cache:
         raise ConfigError("--errorOnTimingCacheMiss needs --timingCacheFile=<file>")
     tolerance = {k: float(flags[k]) for k in ("atol", "rtol") if k in flags}
-    return BuildConfig(
+    config = BuildConfig(
         profiles=(profile or _default_profile(flags),) if profile or _dynamic(flags) else (),
         level=int(setting(flags, "builderOptimizationLevel")), timing_cache=cache, memory_limit=memory_limit(flags),
-        timing_cache_only="errorOnTimingCacheMiss" in flags, **tolerance,
+        timing_cache_only="errorOnTimingCacheMiss" in flags,
     )  # fmt: skip
+    return replace(config, **tolerance)
 
 
 def _symbolic_inputs(flags: Flags) -> dict[str, tuple[int | str, ...]]:

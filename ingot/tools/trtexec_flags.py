@@ -20,7 +20,7 @@ class Flag:
 
 
 _GPU = "concerns GPUs; nothing on the CPU"
-_WIDER = "engines are built in the model's own precision here; reduced precision is chosen with `ingot build --budget` when it lands"
+_WIDER = "engines are built in the model's own precision here"
 
 FLAGS: Mapping[str, Flag] = {
     # model and build

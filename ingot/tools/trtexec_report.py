@@ -108,10 +108,10 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"=== Profile ({rows[0]['count']} iterations) ===",
         "   Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer",
     ]
-    for row in rows[1:]:
-        lines.append(
-            f"{row['timeMs']:11.2f} {row['averageMs']:12.4f} {row['medianMs']:12.4f} {row['percentage']:9.1f}   {row['name']}"
-        )
+    lines += [
+        f"{r['timeMs']:11.2f} {r['averageMs']:12.4f} {r['medianMs']:12.4f} {r['percentage']:9.1f}   {r['name']}"
+        for r in rows[1:]
+    ]
     total = sum(row["timeMs"] for row in rows[1:])
     average = sum(row["averageMs"] for row in rows[1:])
     return [*lines, f"{total:11.2f} {average:12.4f} {sum(r['medianMs'] for r in rows[1:]):12.4f} {100.0:9.1f}   Total"]

@@ -79,8 +79,8 @@ def test_matmul_integer(a: str, b: str, constants: list[int]) -> None:
 def test_qlinear_matmul(constants: list[int], per_column: bool) -> None:
     b_scale = scale(0.02, 0.03, 0.01, 0.05) if per_column else scale(0.02)
     b_zero = np.array([1, 2, 3, 4] if per_column else 2, np.int8)
-    inputs = [values((3, 6), "uint8"), scale(0.05), np.array(3, np.uint8), values((6, 4), "int8", seed=1), b_scale, b_zero,
-              scale(0.02), np.array(100, np.uint8)]  # fmt: skip
+    a = [values((3, 6), "uint8"), scale(0.05), np.array(3, np.uint8)]
+    inputs = [*a, values((6, 4), "int8", seed=1), b_scale, b_zero, scale(0.02), np.array(100, np.uint8)]
     check("QLinearMatMul", inputs, version=10, constants=constants)
 
 

@@ -118,8 +118,8 @@ def test_layer_norm(axis: int, bias: bool, outputs: int) -> None:
 def test_layer_norm_broadcasts_its_scale() -> None:
     x = values((2, 3, 4))
     for constants in ([], [1, 2]):
-        check("LayerNormalization", [x, values((4,), seed=1), values((1,), seed=2)], version=17, constants=constants, axis=1,
-              rtol=1e-4, atol=1e-5)  # fmt: skip
+        inputs = [x, values((4,), seed=1), values((1,), seed=2)]
+        check("LayerNormalization", inputs, version=17, constants=constants, axis=1, rtol=1e-4, atol=1e-5)
     check_symbolic("LayerNormalization", [x, values((4,), seed=1)], {0: ["N", "S", 4]}, version=17, constants=[1])
 
 

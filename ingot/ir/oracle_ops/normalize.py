@@ -60,8 +60,10 @@ def hardmax_13(x: np.ndarray, *, axis: int = -1) -> np.ndarray:
 
 
 @meaning("BatchNormalization")
-def batch_normalization(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, *,
-                        epsilon: float = 1e-5, momentum: float = 0.9, is_test: int = 1, spatial: int = 1) -> np.ndarray:  # fmt: skip
+def batch_normalization(
+    x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, *,
+    epsilon: float = 1e-5, momentum: float = 0.9, is_test: int = 1, spatial: int = 1,
+) -> np.ndarray:  # fmt: skip
     """Before opset 14 as in inference, whatever the unused momentum says."""
     shape = (-1, *[1] * (x.ndim - 2)) if spatial else x.shape[1:]
     scale, bias, mean, variance = (v.reshape(shape) for v in (scale, bias, mean, variance))
@@ -69,8 +71,10 @@ def batch_normalization(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean
 
 
 @meaning("BatchNormalization", since=14)
-def batch_normalization_14(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, *,
-                           epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0) -> object:  # fmt: skip
+def batch_normalization_14(
+    x: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray, *,
+    epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0,
+) -> object:  # fmt: skip
     """In training the statistics are the batch's, and the running ones follow them."""
     if not training_mode:
         return batch_normalization(x, scale, bias, mean, variance, epsilon=epsilon)
