@@ -90,6 +90,8 @@ def _print_sum(expression: sympy.Expr) -> str:
     for term in sorted(expression.args, key=lambda term: (term.could_extract_minus_sign(), term.is_number, str(term))):
         negative = term.could_extract_minus_sign()
         part = _print(-term if negative else term)
+        if negative and re.search("//|%", part):
+            part = f"({part})"  # a minus sign binds tighter than a quotient
         text += ("-" if negative else "+" if text else "") + part
     return text
 

@@ -20,7 +20,7 @@ from ingot.passes.fuse_attention import ATTENTION
 from ingot.passes.fuse_conv import CONVOLUTION
 from ingot.passes.fuse_epilogue import EPILOGUES
 from ingot.passes.fuse_heads import HEADS
-from ingot.passes.fuse_linear import LINEAR, WEIGHTS
+from ingot.passes.fuse_linear import LINEAR, VIEWS, WEIGHTS
 from ingot.passes.fuse_norm import NORM
 from ingot.passes.fuse_pointwise import CHAINS, UNARY
 from ingot.passes.fuse_quant import QUANT
@@ -70,7 +70,7 @@ def _remove_dead(model: ir.Model, state: State) -> int:
 
 
 TABLES = (
-    SIMPLIFY, IDIOMS, NORM, ATTENTION, QUANT, CONVOLUTION, LINEAR, UNARY, EPILOGUES, WEIGHTS, HEADS, CHAINS,
+    SIMPLIFY, IDIOMS, NORM, ATTENTION, QUANT, CONVOLUTION, LINEAR, UNARY, EPILOGUES, WEIGHTS, VIEWS, HEADS, CHAINS,
 )  # fmt: skip
 
 
@@ -114,6 +114,7 @@ PIPELINE: tuple[Pass, ...] = (
     rewriting(UNARY),
     rewriting(EPILOGUES),
     rewriting(WEIGHTS),
+    rewriting(VIEWS),
     rewriting(SIMPLIFY),
     rewriting(HEADS, option="merge_heads"),
     rewriting(CHAINS),

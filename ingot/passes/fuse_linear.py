@@ -182,5 +182,6 @@ def _at_most(op: Builder, vector: ir.Value, rank: int) -> ir.Value:
     return vector if len(sizes) <= rank else op.View(vector, shape=sizes[-1:])
 
 
-LINEAR = Table("linear", (linear, view_above_linear))
+LINEAR = Table("linear", (linear,))
+VIEWS = Table("views", (view_above_linear,))
 WEIGHTS = Table("weights", (scaled_weight, scaled_input))

@@ -111,7 +111,7 @@ def _config(flags: Flags) -> BuildConfig:
     cache = None if "noBuilderCache" in flags else flags.get("timingCacheFile")
     if "errorOnTimingCacheMiss" in flags and not cache:
         raise ConfigError("--errorOnTimingCacheMiss needs --timingCacheFile=<file>")
-    tolerance = {k: float(flags[k]) for k in ("atol", "rtol") if k in flags}
+    tolerance: dict[str, Any] = {k: float(flags[k]) for k in ("atol", "rtol") if k in flags}
     config = BuildConfig(
         profiles=(profile or _default_profile(flags),) if profile or _dynamic(flags) else (),
         level=int(setting(flags, "builderOptimizationLevel")), timing_cache=cache, memory_limit=memory_limit(flags),

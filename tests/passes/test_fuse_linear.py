@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -24,11 +26,17 @@ def epilogue(result: Rewritten, op: str) -> str:
 # Linear
 
 
-@pytest.mark.parametrize("bias", [(6,), (1, 6), (1,), (1, 1, 6)])
+@pytest.mark.parametrize("bias", [(6,), (1, 6), (1, 1, 6)])
 def test_a_product_and_a_bias(bias: tuple[int, ...]) -> None:
     net = Net()
     result = rewritten_same(net, X, net.node("Add", net.draw(*bias), product(net)), N=3)
-    assert result.operators == {"Linear": 1} and epilogue(result, "Linear") == "Add %0 %1 -> float32"
+    assert result.operators == {"Linear": 1} and epilogue(result, "Linear") == "Add %1 %0 -> float32"
+
+
+def test_a_product_and_one_number() -> None:
+    net = Net()
+    result = rewritten_same(net, X, net.node("Add", product(net), net.draw(1)), N=3)
+    assert result.operators == {"Linear": 1} and re.fullmatch(r"Add %0 [\d.]+ -> float32", epilogue(result, "Linear"))
 
 
 def test_a_transposed_constant() -> None:

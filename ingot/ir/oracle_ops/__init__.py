@@ -4,14 +4,16 @@ from ingot.ir.oracle_ops import (
     control,
     convolution,
     elementwise,
+    gather,
     microsoft,
     microsoft_attention,
+    normalize,
     pool,
     quantize,
     recurrent,
 )
 from ingot.ir.oracle_ops.table import Value, find, meaning
 
-FAMILIES = (control, convolution, elementwise, microsoft, microsoft_attention, pool, quantize, recurrent)
+FAMILIES = (control, convolution, elementwise, gather, microsoft, microsoft_attention, normalize, pool, quantize, recurrent)
 
 __all__ = ["FAMILIES", "Value", "find", "meaning"]

@@ -18,6 +18,7 @@ from ingot.kernels.cpu.llvm import Function, Index, Value
 from ingot.plan.extent import Extent, ceil_div
 
 LINE = 64
+SECOND_CACHE = 2  # LLVM's word for how near a prefetch shall bring a line
 SMALL_ROWS = (4, 1)  # tiles for run-time row counts below the main tile's
 UNROLLED_PRODUCTS = 64
 
@@ -60,7 +61,7 @@ class Gemm:
     steps: Extent
     depth: int
     run: int
-    prefetch: int = 0
+    far: bool = False  # whether packed weights come from memory: each tile then fetches its share of the next block
 
     @property
     def width(self) -> int:
@@ -86,6 +87,10 @@ class Gemm:
     def panel_bytes(self) -> Extent:
         """Packed weights of a panel."""
         return self.steps * self.step_bytes if isinstance(self.steps, int) else f"({self.steps})*{self.step_bytes}"
+
+    def bytes_ahead(self, tile: Tile) -> int:
+        """How much of the next block a tile fetches per iteration, so that the tiles of an item fetch all of it."""
+        return -(-tile.unroll * self.step_bytes // self.run) if self.far else 0
 
     @property
     def one_block(self) -> bool:
@@ -124,27 +129,31 @@ def zeros(f: PhaseFunction, dot: Dot, tile: Tile) -> Sums:
 
 
 def multiply(f: Function, gemm: Gemm, tile: Tile, left: Left, right: Value, steps: Index,
-             sums: Sequence[Value]) -> Sums:  # fmt: skip
-    """Sums plus the products of `steps` steps from the given addresses on."""
+             sums: Sequence[Value], ahead: Value | None = None) -> Sums:  # fmt: skip
+    """Sums plus the products of `steps` steps from the given addresses on; fetches `gemm.bytes_ahead` from `ahead`."""
     unroll = tile.unroll
     whole = f.divide(steps, unroll)
     bases = _row_bases(f, left, tile.rows)
 
     def advance(count: int) -> Callable[..., list[Value]]:
+        share = gemm.bytes_ahead(tile) if ahead is not None and count == unroll else 0
+
         def body(_: Value, *state: Value) -> list[Value]:
-            pointers, weights, inner = state[: len(bases)], state[len(bases)], list(state[len(bases) + 1 :])
+            inner, (weights, far), pointers = list(state[: len(sums)]), state[len(sums) :][:2], state[len(sums) + 2 :]
+            for place in range(0, share, LINE):
+                f.prefetch(far, place, SECOND_CACHE)
             for u in range(count):
                 inner = _step(f, gemm, tile, _row_places(f, pointers, left, tile.rows, u), weights, u, inner)
             moved = [f.at(pointer, left.step * count) for pointer in pointers]
-            return [*moved, f.at(weights, gemm.step_bytes * count), *inner]
+            return [*inner, f.at(weights, gemm.step_bytes * count), f.at(far, share), *moved]
 
         return body
 
-    state = f.loop(0, whole, advance(unroll), [*bases, right, *sums])
+    state = f.loop(0, whole, advance(unroll), [*sums, right, right if ahead is None else ahead, *bases])
     rest = f.remainder(steps, unroll)
     if rest != 0 and not (isinstance(gemm.steps, int) and gemm.steps % unroll == gemm.depth % unroll == 0):
         state = f.loop(0, rest, advance(1), state)
-    return list(state[len(bases) + 1 :])
+    return list(state[: len(sums)])
 
 
 def _step(f: Function, gemm: Gemm, tile: Tile, places: Sequence[tuple[Value, Index]], weights: Value, number: int,
@@ -152,9 +161,6 @@ def _step(f: Function, gemm: Gemm, tile: Tile, places: Sequence[tuple[Value, Ind
     dot, vectors = gemm.dot, tile.vectors
     offset = number * gemm.step_bytes
     panel = [dot.weights(f, weights, offset + j * dot.right_bytes) for j in range(vectors)]
-    if gemm.prefetch:
-        for line in range(-(-offset // LINE) * LINE, offset + gemm.step_bytes, LINE):
-            f.prefetch(weights, line + gemm.prefetch)
     out = list(sums)
     for r, (pointer, place) in enumerate(places):
         value = dot.broadcast(f, pointer, place)
@@ -187,12 +193,11 @@ def _row_places(f: Function, bases: Sequence[Value], left: Left, rows: int, step
 
 
 def emit_item(
-    f: PhaseFunction, gemm: Gemm, left: Left, panel: Panel, group: Value, slots: Value, start: Start, finish: Finish
+    f: PhaseFunction, gemm: Gemm, left: Left, panel: Panel, first: Value, last: Index, slots: Value, start: Start,
+    finish: Finish,
 ) -> None:  # fmt: skip
-    """All tiles of an item: `left` at row 0, `group` counts items along the rows, `slots` is scratch for the sums."""
+    """Tiles that cover rows [first, last): `left` at row 0, `slots` is scratch for their sums."""
     rows, steps = f.extent(gemm.rows), f.extent(gemm.steps)
-    first = group * (gemm.run * gemm.tile.rows)
-    last = f.minimum(first + gemm.run * gemm.tile.rows, rows)
 
     def block(begin: Index, count: Index, place: tuple[Value, Value] | None) -> None:
         right = panel(f, begin, count)
@@ -201,9 +206,10 @@ def emit_item(
             def one(t: Value) -> None:
                 row = f.index(f.minimum(first + t * tile.rows, f.index(rows) - tile.rows))
                 slot = f.at(slots, t * gemm.bytes_of(tile))
-                _emit_tile(f, gemm, tile, left.moved(f, row, begin), right, count, row, slot, place, start, finish)
+                far = _share_ahead(f, gemm, tile, right, count, t)
+                _emit_tile(f, gemm, tile, left.moved(f, row, begin), right, count, row, slot, far, place, start, finish)
 
-            f.loop(0, f.divide(last - first + (tile.rows - 1), tile.rows), one)
+            f.loop(0, f.divide(f.index(last) - first + (tile.rows - 1), tile.rows), one)
 
         for_rows(f, gemm, rows, tiles)
 
@@ -221,15 +227,23 @@ def emit_item(
     f.loop(0, blocks, numbered)
 
 
+def _share_ahead(f: Function, gemm: Gemm, tile: Tile, right: Value, count: Index, number: Value) -> Value | None:
+    """Where the part begins of the block behind the one at `right` that tile `number` fetches."""
+    if not gemm.far:
+        return None
+    share = f.index(f.divide(count, tile.unroll)) * gemm.bytes_ahead(tile)
+    return f.at(right, f.index(count) * gemm.step_bytes + number * share)
+
+
 def _emit_tile(f: PhaseFunction, gemm: Gemm, tile: Tile, left: Left, right: Value, count: Index, row: Value,
-               slot: Value, place: tuple[Value, Value] | None, start: Start, finish: Finish) -> None:  # fmt: skip
+               slot: Value, far: Value | None, place: tuple[Value, Value] | None, start: Start, finish: Finish) -> None:  # fmt: skip
     """One tile over one block of K; `place` says whether it is the first and whether it is the last of several."""
     if place is None:
-        finish(f, tile, row, multiply(f, gemm, tile, left, right, count, start(f, tile, row)), slot)
+        finish(f, tile, row, multiply(f, gemm, tile, left, right, count, start(f, tile, row), far), slot)
         return
     first, last = place
     f.when(first, lambda: store_sums(f, gemm, tile, slot, start(f, tile, row)))
-    sums = multiply(f, gemm, tile, left, right, count, load_sums(f, gemm, tile, slot))
+    sums = multiply(f, gemm, tile, left, right, count, load_sums(f, gemm, tile, slot), far)
     store_sums(f, gemm, tile, slot, sums)
     f.when(last, lambda: finish(f, tile, row, None, slot))
 

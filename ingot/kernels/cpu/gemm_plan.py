@@ -16,6 +16,8 @@ TYPICAL = 64  # rows, where only the run knows
 _ITEMS = 48  # work items that keep 16 threads busy
 _RUN_ROWS = 192
 _RUN_PRODUCTS = 1 << 14  # products of vectors that make an item worth its start
+_KEPT_BYTES = 1 << 21  # of x, beside the weights that pass
+_KEPT_ROWS = 512
 GIGAHERTZ = 2.6
 _LATENCY = 4
 _BYTES_PER_MICROSECOND = 20_000
@@ -65,6 +67,21 @@ def run_for(rows: Extent, tile: Tile, panels: Extent, steps: Extent, batch: int 
     fair = -(-tiles // parts)
     worthwhile = -(-_RUN_PRODUCTS // (tile.rows * tile.vectors * max(known(steps), 1)))
     return max(1, min(max(fair, worthwhile), tiles, -(-_RUN_ROWS // tile.rows)))
+
+
+def group_for(rows: Extent, tile: Tile, row_bytes: int) -> int:
+    """Tiles that pass a panel of weights one after the other: as many rows of x as stay in the second-level cache."""
+    limit = max(1, min(_KEPT_BYTES // max(row_bytes, 1), _KEPT_ROWS) // tile.rows)
+    if isinstance(rows, str):
+        return max(1, min(limit, _RUN_ROWS // tile.rows))
+    tiles = max(-(-rows // tile.rows), 1)
+    return -(-tiles // -(-tiles // limit))
+
+
+def grain_for(tile: Tile, steps: int, run: int) -> int:
+    """Tiles below which a thread's chunk is not worth its start, or reading the weights."""
+    worthwhile = -(-_RUN_PRODUCTS // (tile.rows * tile.vectors * max(steps, 1)))
+    return max(worthwhile, -(-run // 4))
 
 
 def cost(dot: Dot, tile: Tile, rows: Extent, columns: Extent, steps: Extent, depth: int,

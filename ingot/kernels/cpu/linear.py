@@ -13,14 +13,13 @@ from ingot.kernels.cpu.gemm import Gemm, Left, Sums, Tile, emit_item, zeros
 from ingot.kernels.cpu.gemm_dot import SHORT, Dot, bfloat16_dot, dot_for, vnni_dot
 from ingot.kernels.cpu.gemm_epilogue import can_finish, epilogue_of, finish_tile
 from ingot.kernels.cpu.gemm_pack import Array, byte_shift, column_corrections, pack_panels
-from ingot.kernels.cpu.gemm_plan import cost, depths_for, run_for, tiles_for
+from ingot.kernels.cpu.gemm_plan import cost, depths_for, grain_for, group_for, tiles_for
 from ingot.kernels.cpu.gemm_prepare import needs_preparation, prepared
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
 
-PREFETCH = 4096
 Choose = Callable[[str, Isa], "Dot | None"]
 
 
@@ -135,23 +134,27 @@ class _Product:
 
 
 def _emit(build: KernelBuilder, node: Node, chosen: _Product) -> None:
-    """epilogue(x[M, K] @ w[K, N]): a work item is a run of tiles of one panel of weights."""
+    """epilogue(x[M, K] @ w[K, N]): a work item is a tile, and all tiles of a panel of weights follow each other."""
     dot, tile, rows = chosen.dot, chosen.tile, rows_of(node)
     depth, columns = weight_of(node).shape
     panels, steps = chosen.packed.shape[:2]
-    gemm = Gemm(dot, tile, rows, columns, steps, chosen.depth, run_for(rows, tile, panels, steps), PREFETCH)
+    run = group_for(rows, tile, steps * dot.left_bytes)
+    gemm = Gemm(dot, tile, rows, columns, steps, chosen.depth, run, far=True)
     x, pitch, totals = _left(build, node, dot, depth, bool(chosen.row_factor))
     packed = build.pack(chosen.packed)
     corrections = None if chosen.columns is None or not chosen.columns.any() else build.pack(chosen.columns)
     epilogue = epilogue_of(build, node, dot.result, dot.lanes)
     slots = build.scratch(gemm.slot_bytes)
+    height = run * tile.rows
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
         left = Left(f.pointer(x), f.extent(pitch) * size_of(dot.left), dot.left_bytes)
 
-        def item(index: Value) -> None:
-            group, panel = f.index(f.divide(index, panels)), f.remainder(index, panels)
+        def visit(number: Value) -> None:
+            group, panel = f.index(f.divide(number, panels)), f.remainder(number, panels)
             weights = f.at(f.pointer(packed), panel * (steps * gemm.step_bytes))
+            first = group * height + f.maximum(begin - number * run, 0) * tile.rows
+            last = f.minimum(group * height + f.minimum(end - number * run, run) * tile.rows, f.extent(rows))
 
             def block(f: PhaseFunction, first: Index, count: Index) -> Value:
                 return f.at(weights, first * gemm.step_bytes)
@@ -162,11 +165,11 @@ def _emit(build: KernelBuilder, node: Node, chosen: _Product) -> None:
             def finish(f: PhaseFunction, tile: Tile, row: Value, sums: Sums | None, slot: Value) -> None:
                 finish_tile(f, gemm, epilogue, tile, row, panel, sums, slot)
 
-            emit_item(f, gemm, left, block, group, f.at(f.scratch, slots), start, finish)
+            emit_item(f, gemm, left, block, first, f.maximum(first, last), f.at(f.scratch, slots), start, finish)
 
-        f.loop(begin, end, item)
+        f.loop(f.divide(begin, run), f.divide(end + (run - 1), run), visit)
 
-    build.phase(product((gemm.groups, panels)), body)
+    build.phase(product((gemm.groups, panels, run)), body, grain_for(tile, steps, run))
 
 
 def _left(build: KernelBuilder, node: Node, dot: Dot, depth: int, sums: bool) -> tuple[Handle, Extent, Handle | None]:

@@ -307,10 +307,10 @@ class Function:
         element = element_of(type_)
         return {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16"}.get(element, element)
 
-    def prefetch(self, pointer: Value, offset: Index = 0) -> None:
-        """Ask for the cache line at pointer + offset."""
+    def prefetch(self, pointer: Value, offset: Index = 0, locality: int = 3) -> None:
+        """Ask for the cache line at pointer + offset: into the first-level cache (3) or the second (2)."""
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.emit(f"call void @llvm.prefetch.p0(ptr {self.at(pointer, offset).text}, i32 0, i32 3, i32 1)")
+        self.emit(f"call void @llvm.prefetch.p0(ptr {self.at(pointer, offset).text}, i32 0, i32 {locality}, i32 1)")
 
     def local(self, type_: str, count: int = 1, align: int = 64) -> Value:
         """Stack memory of the function, allocated once at entry."""

@@ -122,6 +122,8 @@ def matmul(build: KernelBuilder, node: Node, rows: int, vectors: int, depth: int
             matrix = f.index(f.divide(f.divide(index, panels), groups))
             group, panel = f.index(f.remainder(f.divide(index, panels), groups)), f.index(f.remainder(index, panels))
             left, block = left_of(f, matrix), right_of(f, matrix, panel)
+            first = group * (gemm.run * tile.rows)
+            last = f.minimum(first + gemm.run * tile.rows, height)
 
             def start(f: PhaseFunction, tile: Tile, row: Value) -> Sums:
                 return zeros(f, dot, tile)
@@ -129,7 +131,7 @@ def matmul(build: KernelBuilder, node: Node, rows: int, vectors: int, depth: int
             def finish(f: PhaseFunction, tile: Tile, row: Value, sums: Sums | None, slot: Value) -> None:
                 finish_tile(f, gemm, epilogue, tile, matrix * height + row, panel, sums, slot)
 
-            emit_item(f, gemm, left, block, group, f.at(f.scratch, slots), start, finish)
+            emit_item(f, gemm, left, block, first, last, f.at(f.scratch, slots), start, finish)
 
         f.loop(begin, end, item)
 
