@@ -236,7 +236,8 @@ def _share_ahead(f: Function, gemm: Gemm, tile: Tile, right: Value, count: Index
 
 
 def _emit_tile(f: PhaseFunction, gemm: Gemm, tile: Tile, left: Left, right: Value, count: Index, row: Value,
-               slot: Value, far: Value | None, place: tuple[Value, Value] | None, start: Start, finish: Finish) -> None:  # fmt: skip
+               slot: Value, far: Value | None, place: tuple[Value, Value] | None, start: Start,
+               finish: Finish) -> None:  # fmt: skip
     """One tile over one block of K; `place` says whether it is the first and whether it is the last of several."""
     if place is None:
         finish(f, tile, row, multiply(f, gemm, tile, left, right, count, start(f, tile, row), far), slot)
