@@ -19,6 +19,7 @@ from ingot.plan.extent import Extent, ceil_div
 
 LINE = 64
 SECOND_CACHE = 2  # LLVM's word for how near a prefetch shall bring a line
+NEAR_BYTES = 4096  # how far ahead to fetch weights that a single tile uses
 SMALL_ROWS = (4, 1)  # tiles for run-time row counts below the main tile's
 UNROLLED_PRODUCTS = 64
 
@@ -143,6 +144,7 @@ def multiply(f: Function, gemm: Gemm, tile: Tile, left: Left, right: Value, step
             for place in range(0, share, LINE):
                 f.prefetch(far, place, SECOND_CACHE)
             for u in range(count):
+                _keep_loads_below(f)
                 inner = _step(f, gemm, tile, _row_places(f, pointers, left, tile.rows, u), weights, u, inner)
             moved = [f.at(pointer, left.step * count) for pointer in pointers]
             return [*inner, f.at(weights, gemm.step_bytes * count), f.at(far, share), *moved]
@@ -154,6 +156,11 @@ def multiply(f: Function, gemm: Gemm, tile: Tile, left: Left, right: Value, step
     if rest != 0 and not (isinstance(gemm.steps, int) and gemm.steps % unroll == gemm.depth % unroll == 0):
         state = f.loop(0, rest, advance(1), state)
     return list(state[: len(sums)])
+
+
+def _keep_loads_below(f: Function) -> None:
+    """No load moves up past this point: weights of a later step would take registers that the sums need."""
+    f.emit('call void asm sideeffect "", "~{memory}"()')
 
 
 def _step(f: Function, gemm: Gemm, tile: Tile, places: Sequence[tuple[Value, Index]], weights: Value, number: int,
@@ -231,6 +238,8 @@ def _share_ahead(f: Function, gemm: Gemm, tile: Tile, right: Value, count: Index
     """Where the part begins of the block behind the one at `right` that tile `number` fetches."""
     if not gemm.far:
         return None
+    if gemm.run == 1:
+        return f.at(right, NEAR_BYTES)
     share = f.index(f.divide(count, tile.unroll)) * gemm.bytes_ahead(tile)
     return f.at(right, f.index(count) * gemm.step_bytes + number * share)
 
