@@ -5,7 +5,17 @@ against the meaning; a host step runs it. Inputs of 16-bit floats are accumulate
 An epilogue's `%0` is the accumulator, not yet rounded to the inputs' type.
 """
 
-from ingot.ir import ops_attention, ops_convolution, ops_linear, ops_move, ops_reduce, ops_resize, ops_rnn, ops_search
+from ingot.ir import (
+    ops_attention,
+    ops_control,
+    ops_convolution,
+    ops_linear,
+    ops_move,
+    ops_reduce,
+    ops_resize,
+    ops_rnn,
+    ops_search,
+)
 from ingot.ir.ops_table import (
     OPS,
     Attribute,
@@ -22,7 +32,7 @@ from ingot.ir.ops_table import (
 
 DOMAIN = "ingot"
 FAMILIES = (
-    ops_attention, ops_convolution, ops_linear, ops_move, ops_reduce, ops_resize, ops_rnn, ops_search,
+    ops_attention, ops_control, ops_convolution, ops_linear, ops_move, ops_reduce, ops_resize, ops_rnn, ops_search,
 )  # fmt: skip
 
 __all__ = [

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ingot.ir.shapes import infer
 from ingot.passes import canonical, fold
-from ingot.passes.branches import inline_branches
+from ingot.passes.branches import inline_branches, seal_branches
 from ingot.passes.common import graphs_of, remove_dead, share
 from ingot.passes.fuse_attention import ATTENTION
 from ingot.passes.fuse_conv import CONVOLUTION
@@ -97,10 +97,15 @@ def _inline_branches(model: ir.Model, state: State) -> int:
     return total
 
 
+def _seal_branches(model: ir.Model, state: State) -> int:
+    return seal_branches(model)
+
+
 PIPELINE: tuple[Pass, ...] = (
     Pass("decided branches", _inline_branches),
     Pass("fold", _fold_but_weights),
     Pass("canonicalise", _canonicalise),
+    Pass("impossible branches", _seal_branches),
     Pass("fold", _fold_but_weights),
     Pass("common subexpressions", _share),
     rewriting(SIMPLIFY),

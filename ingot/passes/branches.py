@@ -1,11 +1,13 @@
-"""`If` with a condition that is known: the branch taken becomes part of the graph around it, the other one goes."""
+"""`If` with a condition that is known: the branch taken becomes part of the graph around it, the other one goes. A
+branch that cannot work for the allowed shapes becomes one Unreachable node."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from ingot.ir.graph import constant_of, fresh_name, make_node
+from ingot.ir.graph import constant_of, fresh_name, is_shape_known, make_node, type_of
 from ingot.ir.provenance import origins, set_origins
+from ingot.passes.canonical import IMPOSSIBLE
 
 
 def inline_branches(model: ir.Model) -> int:
@@ -65,3 +67,44 @@ def _own_node(value: ir.Value, branch: ir.Graph) -> ir.Value:
     node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
     branch.append(node)
     return node.outputs[0]
+
+
+# branches that cannot be taken
+
+
+def seal_branches(model: ir.Model) -> int:
+    """Replace, in place, every branch that holds a node no input of the allowed shapes can run; their number."""
+    count = 0
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.op_type != "If" or node.domain not in ("", "ai.onnx") or not all(map(is_shape_known, node.outputs)):
+            continue
+        for key in ("then_branch", "else_branch"):
+            branch = node.attributes[key].as_graph()
+            broken = next((inner for inner in branch if IMPOSSIBLE in inner.metadata_props), None)
+            if broken is not None:
+                _seal(node, branch, _reason(node, key, broken))
+                count += 1
+    return count
+
+
+def _reason(node: ir.Node, key: str, broken: ir.Node) -> str:
+    return (
+        f"the {key.replace('_', ' ')} of {node.name!r} cannot run with inputs of these shapes: in {broken.name!r} "
+        f"({broken.op_type}) {broken.metadata_props[IMPOSSIBLE]}"
+    )
+
+
+def _seal(node: ir.Node, branch: ir.Graph, reason: str) -> None:
+    types = [type_of(value) for value in node.outputs]
+    known = [kind for kind in types if kind is not None]
+    shapes = ["|".join(map(str, kind.shape)) for kind in known]
+    names = [value.name for value in branch.outputs]
+    branch.outputs.clear()
+    branch.remove(list(branch), safe=False)
+    branch.initializers.clear()
+    stated = {"reason": reason, "dtypes": [kind.dtype for kind in known], "shapes": shapes}
+    sealed = make_node("Unreachable", [], stated, outputs=len(known), name=f"{node.name}:unreachable")
+    for value, name in zip(sealed.outputs, names, strict=True):
+        value.name = name
+    branch.append(sealed)
+    branch.outputs.extend(sealed.outputs)

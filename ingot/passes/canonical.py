@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ingot.errors import GraphError
 from ingot.ir.graph import DOMAIN, dtype_name, is_canonical, is_shape_known, make_node, replace_node, shape
 from ingot.ir.provenance import origins
 from ingot.ir.shapes import is_data_dependent, known_elements
@@ -43,6 +44,7 @@ FAMILIES = (
     canonical_signal,
 )
 _HOST = "it has no canonical form"
+IMPOSSIBLE = "ingot.impossible"  # metadata of a node whose inputs have shapes it cannot take
 _CONTROL = ("If", "Loop", "Scan")
 
 
@@ -75,7 +77,7 @@ def canonicalise(model: ir.Model) -> Report:
     for node in [node for graph in graphs_of(model.graph) for node in graph]:
         if is_canonical(node):
             continue
-        outcome = _canonicalise_node(node, model.opset_imports)
+        outcome = _canonicalise_node(node, model.opset_imports, nested=node.graph is not model.graph)
         if outcome is None:
             replaced += 1
         else:
@@ -105,14 +107,14 @@ def _remaining(node: ir.Node, why: Reject) -> Remaining:
     return Remaining(node.name or "", name, origins(node), why.reason, why.remedy)
 
 
-def _canonicalise_node(node: ir.Node, opsets: dict[str, int]) -> Reject | None:
+def _canonicalise_node(node: ir.Node, opsets: dict[str, int], nested: bool) -> Reject | None:
     """Replaces the node, or says why not."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     function = sizes if _is_shape_arithmetic(node) else TABLE.get((domain, node.op_type))
     if function is None:
         return reject(_HOST)
     problem = _untyped(node)
-    return problem or _replaced(node, function, node.version or opsets.get(domain, 1))
+    return problem or _replaced(node, function, node.version or opsets.get(domain, 1), nested)
 
 
 def _is_shape_arithmetic(node: ir.Node) -> bool:
@@ -154,11 +156,15 @@ def _is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _replaced(node: ir.Node, function: Function, version: int) -> Reject | None:
+def _replaced(node: ir.Node, function: Function, version: int, nested: bool) -> Reject | None:
     op = Builder(node, version)
     try:
         result = function(op)
-    except (ValueError, IndexError) as error:  # a branch never taken may hold shapes that its operators do not allow
+    except (ValueError, IndexError, GraphError) as error:
+        if isinstance(error, GraphError) and not nested:
+            raise
+        # a branch never taken may hold shapes that its operators do not allow
+        node.metadata_props[IMPOSSIBLE] = str(error)
         return reject(f"its shapes are not what the operator allows ({error})")
     if isinstance(result, Reject):
         return result

@@ -23,6 +23,7 @@ from ingot.plan.extent import Extent, product, symbols_of
 from ingot.plan.lower import Module, Tensor, Work, host_node
 from ingot.plan.packing import align
 from ingot.plan.plan import ControlSegment, HostSegment, NativeSegment, Plan, Segment, Step, Storage, Value
+from ingot.runtime.buffers import aligned_bytes
 
 Array = np.ndarray[Any, Any]
 Ref = tuple[Tensor, str]
@@ -54,7 +55,7 @@ class Code:
 
     def weight_bytes(self) -> Array:
         """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each."""
-        section = np.zeros(self.size, np.uint8)
+        section = aligned_bytes(self.size)
         offset = 0
         for data in self.weights:
             section[offset : offset + data.size] = data

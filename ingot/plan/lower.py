@@ -146,6 +146,8 @@ class _Lowering:
         if node.domain == "ingot" and node.op_type == "View" and self._is_alias(inputs, outputs):
             outputs[0].alias = inputs[0]
             return None
+        if node.domain == "ingot" and node.op_type == "Unreachable":
+            return Work("control", node.name or "", node.op_type, origins(node), (), outputs, settings=attributes(node))
         if node.op_type in CONTROL and node.domain in ("", "ai.onnx"):
             return self._control(node, inputs, outputs, known)
         return self._native(node, inputs, outputs) or self._host(node, inputs, outputs, known)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.errors import InputError
 from ingot.plan.plan import ControlSegment
 
 Body = Callable[..., list[Any]]
@@ -15,6 +16,11 @@ Body = Callable[..., list[Any]]
 def run(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Body]) -> list[Any]:
     """Outputs of the control step; bodies take their own inputs only (captures are bound)."""
     return _TABLE[segment.step.op](segment, arguments, bodies)
+
+
+def _unreachable(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Body]) -> list[Any]:
+    """A branch that the build found impossible for the allowed shapes."""
+    raise InputError(str(segment.attributes["reason"]))
 
 
 def _if(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Body]) -> list[Any]:
@@ -74,4 +80,5 @@ _TABLE: dict[str, Callable[[ControlSegment, Sequence[Any], Sequence[Body]], list
     "If": _if,
     "Loop": _loop,
     "Scan": _scan,
+    "Unreachable": _unreachable,
 }

@@ -18,7 +18,7 @@ from ingot.errors import ConfigError, InputError
 from ingot.plan.extent import evaluate
 from ingot.plan.plan import ControlSegment, NativeSegment, Plan, TensorSpec
 from ingot.runtime import profiler
-from ingot.runtime.buffers import Array
+from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Team, usable_threads
 from ingot.runtime.executor import Executor, Shapes
 from ingot.runtime.machine import cpu_features, describe
@@ -41,9 +41,19 @@ _LOADING = threading.Lock()
 def _loaded(variant: Variant) -> _Loaded:
     with _LOADING:
         if variant not in _LOADED:
-            weights = np.frombuffer(variant.weights, np.uint8) if len(variant.weights) else np.zeros(64, np.uint8)
-            _LOADED[variant] = _Loaded(NativeCode(variant.code, variant.symbols) if variant.code else None, weights)
+            code = NativeCode(variant.code, variant.symbols) if variant.code else None
+            _LOADED[variant] = _Loaded(code, _aligned(variant.weights))
         return _LOADED[variant]
+
+
+def _aligned(data: bytes | memoryview) -> Array:
+    """Weights as they are, or a copy where they do not begin at a cache line (a mapped file always does)."""
+    weights = np.frombuffer(data, np.uint8) if len(data) else np.zeros(0, np.uint8)
+    if weights.size and address_of(weights) % 64 == 0:
+        return weights
+    copy = aligned_bytes(weights.size)
+    copy[:] = weights
+    return copy
 
 
 class Session:

@@ -14,6 +14,8 @@ from ingot.ir.oracle_ops import (
 )
 from ingot.ir.oracle_ops.table import Value, find, meaning
 
-FAMILIES = (control, convolution, elementwise, gather, microsoft, microsoft_attention, normalize, pool, quantize, recurrent)
+FAMILIES = (
+    control, convolution, elementwise, gather, microsoft, microsoft_attention, normalize, pool, quantize, recurrent,
+)  # fmt: skip
 
 __all__ = ["FAMILIES", "Value", "find", "meaning"]
