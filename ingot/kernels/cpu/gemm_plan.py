@@ -14,6 +14,7 @@ _FEW_ROWS = {32: ((1, 8), (2, 8), (3, 8), (4, 6)), 16: ((1, 8), (2, 6), (3, 4))}
 _BLOCKS = (384, 768)  # steps of K
 TYPICAL = 64  # rows, where only the run knows
 _ITEMS = 48  # work items that keep 16 threads busy
+_CHUNKS = 16  # worth cutting panels for
 _RUN_ROWS = 192
 _RUN_PRODUCTS = 1 << 14  # products of vectors that make an item worth its start
 _KEPT_BYTES = 1 << 21  # of x, beside the weights that pass
@@ -77,10 +78,11 @@ def group_for(rows: Extent, tile: Tile, row_bytes: int) -> int:
     return -(-tiles // -(-tiles // limit))
 
 
-def grain_for(tile: Tile, steps: int, run: int) -> int:
-    """Tiles below which a thread's chunk is not worth its start, or reading the weights."""
+def grain_for(tile: Tile, steps: int, run: int, panels: Extent, groups: Extent) -> int:
+    """Tiles below which a thread's chunk is not worth its start: a panel's, or fewer where there are few panels."""
     worthwhile = -(-_RUN_PRODUCTS // (tile.rows * tile.vectors * max(steps, 1)))
-    return max(worthwhile, -(-run // 4))
+    parts = -(-_CHUNKS // max(known(panels) * (groups if isinstance(groups, int) else 1), 1))
+    return max(worthwhile, -(-run // parts))
 
 
 def cost(dot: Dot, tile: Tile, rows: Extent, columns: Extent, steps: Extent, depth: int,

@@ -169,7 +169,7 @@ def _emit(build: KernelBuilder, node: Node, chosen: _Product) -> None:
 
         f.loop(f.divide(begin, run), f.divide(end + (run - 1), run), visit)
 
-    build.phase(product((gemm.groups, panels, run)), body, grain_for(tile, steps, run))
+    build.phase(product((gemm.groups, panels, run)), body, grain_for(tile, steps, run, panels, gemm.groups))
 
 
 def _left(build: KernelBuilder, node: Node, dot: Dot, depth: int, sums: bool) -> tuple[Handle, Extent, Handle | None]:
