@@ -30,6 +30,7 @@ class Dot:
     lanes: int
     product: Product
     group: int = 1
+    cycles: float = 0.5  # a product takes of a core, others of its kind following
 
     @property
     def sums(self) -> str:
@@ -71,7 +72,7 @@ def dot_for(dtype: str, isa: Isa) -> Dot | None:
     if dtype in NARROW:
         return Dot("float32", dtype, "float32", isa.lanes, _fused)
     if dtype in SHORT:
-        return Dot("int16", "int16", "int32", isa.lanes, _pairs_of_words, 2)
+        return Dot("int16", "int16", "int32", isa.lanes, _pairs_of_words, 2, 0.5 if isa.has("avx512_vnni") else 1.0)
     if dtype in WORDS:
         return Dot(dtype, dtype, dtype, lanes_for(dtype, isa), _integer)
     return None
@@ -84,7 +85,9 @@ def vnni_dot(isa: Isa) -> Dot:
 
 def bfloat16_dot(isa: Isa) -> Dot:
     """Pairs of bfloat16 into float32 (AVX512-BF16); subnormal numbers count as zero."""
-    return Dot("bfloat16", "bfloat16", "float32", isa.lanes, _pairs_of_bfloat16, 2)
+    # Processors that multiply bfloat16 by tiles do it slowly by vectors (Sapphire Rapids: half of float32's speed).
+    cycles = 2.0 if isa.has("amx_bf16") else 0.5
+    return Dot("bfloat16", "bfloat16", "float32", isa.lanes, _pairs_of_bfloat16, 2, cycles)
 
 
 def lanes_for(dtype: str, isa: Isa) -> int:

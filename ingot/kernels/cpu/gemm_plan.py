@@ -93,7 +93,7 @@ def cost(dot: Dot, tile: Tile, rows: Extent, columns: Extent, steps: Extent, dep
     height = min(tile.rows, m)
     sums = height * tile.vectors
     widening = tile.vectors if dot.right != dot.left else 0
-    step = max((sums + widening) / 2, _LATENCY) + (height + tile.vectors) * _CYCLES_PER_LOAD
+    step = max(sums * dot.cycles + widening / 2, _LATENCY) + (height + tile.vectors) * _CYCLES_PER_LOAD
     blocks = -(-k // depth)
     cycles = panels * tiles * (k * step + 40 + blocks * (20 + 2 * sums))
     moved = weights / _BYTES_PER_MICROSECOND
