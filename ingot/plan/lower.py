@@ -219,7 +219,9 @@ class _Lowering:
             captures.append(tuple(held[v] for v in live))
         settings = {k: _plain(a) for k, a in node.attributes.items() if k not in keys}
         if node.op_type in ("Loop", "Scan"):
-            settings |= _scan_kinds(node, bodies[0])
+            batched = node.op_type == "Scan" and self.opsets.get("", 9) < 9
+            settings |= {"batched": 1} if batched else {}
+            settings |= _scan_kinds(node, bodies[0], batched)
         return Work(
             "control", node.name or "", node.op_type, origins(node), inputs, outputs,
             bodies=tuple(bodies), captures=tuple(captures), settings=settings,
@@ -272,12 +274,12 @@ def _captured(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
     return list(found)
 
 
-def _scan_kinds(node: onnx_ir.Node, body: Module) -> dict[str, Any]:
+def _scan_kinds(node: onnx_ir.Node, body: Module, batched: bool) -> dict[str, Any]:
     """dtype and element shape of each scan output, for loops that run zero times."""
     carried = (
         len(node.inputs) - 2
         if node.op_type == "Loop"
-        else len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+        else len(node.inputs) - node.attributes["num_scan_inputs"].as_int() - batched
     )
     skip = carried + 1 if node.op_type == "Loop" else carried
     scans = body.outputs[skip:]

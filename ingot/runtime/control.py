@@ -46,12 +46,34 @@ def _loop(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Bo
 
 
 def _scan(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Body]) -> list[Any]:
-    """arguments: (*states, *sequences)."""
+    """arguments: (*states, *sequences); before opset 9 (lengths or None, *states, *sequences) with a batch axis."""
+    if not segment.attributes.get("batched"):
+        return _scan_one(segment, arguments, bodies)
+    lengths, *batched = arguments
+    count = int(segment.attributes["num_scan_inputs"])
+    results = []
+    for index in range(len(batched[0])):
+        mine = [x[index] for x in batched]
+        if lengths is not None:
+            mine[-count:] = [x[: int(lengths[index])] for x in mine[-count:]]
+        results.append(_scan_one(segment, mine, bodies))
+    longest = max(len(x[0]) for x in batched[-count:])
+    scans = len(batched) - count
+    return [np.stack([y if i < scans else _lengthened(y, longest) for y in group])
+            for i, group in enumerate(zip(*results, strict=True))]  # fmt: skip
+
+
+def _lengthened(y: Any, length: int) -> Any:
+    """Zeros after the last step."""
+    return np.concatenate([y, np.zeros((length - len(y), *y.shape[1:]), y.dtype)])
+
+
+def _scan_one(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Body]) -> list[Any]:
     settings = segment.attributes
     sequences = int(settings["num_scan_inputs"])
     states, inputs = list(arguments[: len(arguments) - sequences]), list(arguments[len(arguments) - sequences :])
     in_axes = settings.get("scan_input_axes") or [0] * sequences
-    backward = settings.get("scan_input_directions") or [0] * sequences
+    backward = settings.get("scan_input_directions") or settings.get("directions") or [0] * sequences
     moved = [
         np.moveaxis(x, axis, 0)[:: -1 if back else 1] for x, axis, back in zip(inputs, in_axes, backward, strict=True)
     ]

@@ -63,6 +63,7 @@ class Team:
         self.size, self._code, self._phases = size, code, phases
         self._lock = threading.Lock()
         self._alone = threading.local()
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self._start()
         _TEAMS.add(self)
 
@@ -73,9 +74,9 @@ class Team:
 
     def _hire(self) -> None:
         for number in range(1, self.size):
-            arguments = (address_of(self._sync), number)
-            self._workers.append(threading.Thread(target=self._code.worker, args=arguments, daemon=True))
+            self._workers.append(threading.Thread(target=_work, args=(self._code, self._sync, number), daemon=True))
             self._workers[-1].start()
+        self._finalizer = weakref.finalize(self, _dismiss, self._code, self._sync, os.getpid())
 
     def run(
         self, function: int, pointers: int, extents: int, scratch: int, stride: int, phases: int, stamps: int = 0
@@ -108,8 +109,8 @@ class Team:
     def close(self) -> None:
         """Let the workers return; idempotent."""
         workers, self._workers = self._workers, []
-        if workers and self._process == os.getpid():
-            self._code.stop(address_of(self._sync))
+        if workers and self._finalizer is not None and self._process == os.getpid():
+            self._finalizer()
             for worker in workers:
                 worker.join()
             self._start()
@@ -119,6 +120,17 @@ class Team:
         self._lock = threading.Lock()
         self._retired = self._sync  # a worker of the parent may be writing to its own copy; keep ours apart
         self._start()
+
+
+def _work(code: NativeCode, sync: Array, number: int) -> None:
+    """A worker's life. It keeps the code it runs and the memory it waits on alive until it has returned."""
+    code.worker(address_of(sync), number)
+
+
+def _dismiss(code: NativeCode, sync: Array, process: int) -> None:
+    """Tell the workers to return: a session that is forgotten without being closed must not leave them waiting."""
+    if process == os.getpid():
+        code.stop(address_of(sync))
 
 
 _TEAMS: weakref.WeakSet[Team] = weakref.WeakSet()

@@ -1,5 +1,6 @@
 """Sessions: what is refused and how, buffers, threads, futures, forks."""
 
+import gc
 import os
 import threading
 
@@ -165,3 +166,17 @@ def test_unknown_devices_and_thread_counts() -> None:
         ingot.Session(engine, "abacus")
     with pytest.raises(ConfigError, match="threads"):
         ingot.Session(engine, "host", threads=0)
+
+
+def test_a_forgotten_session_ends_its_threads() -> None:
+    engine = ingot.build(model(), level=0)
+    before = set(threading.enumerate())
+    session = ingot.Session(engine, threads=3)
+    session.run(feeds(200_000))
+    hired = set(threading.enumerate()) - before
+    assert len(hired) == 2
+    del session
+    gc.collect()
+    for thread in hired:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in hired)
