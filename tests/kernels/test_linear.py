@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from ingot.dtypes import numpy_dtype
 from ingot.kernels import candidates
-from ingot.kernels.cpu.isa import BEST_FIRST
+from ingot.kernels.cpu.build import KernelBuilder
+from ingot.kernels.cpu.compile import assembly
+from ingot.kernels.cpu.isa import AVX512, BEST_FIRST
 from ingot.kernels.cpu.standalone import Standalone
 from ingot.kernels.node import Node, Port
 from ingot.runtime.machine import cpu_features
@@ -74,6 +76,25 @@ def test_no_columns() -> None:
 def test_depth_in_blocks(rows: int, columns: int) -> None:
     x, weight = drawn(3, (rows, 1027), "float32"), drawn(4, (1027, columns), "float32")
     run(x, weight, [drawn(5, (rows, columns), "float32")], RELU.format("float32"), limit=4)
+
+
+@pytest.mark.parametrize("rows", [1023, 1100])
+def test_more_rows_than_pass_a_panel_at_once(rows: int) -> None:
+    x, weight = drawn(3, (rows, 9), "float32"), drawn(4, (9, 70), "float32")
+    run(x, weight, [drawn(5, (rows, 70), "float32")], RELU.format("float32"))
+
+
+@pytest.mark.parametrize(("rows", "tactic"), [(126, "rows=14, vectors=2"), (128, "rows=8, vectors=3")])
+def test_sums_stay_in_registers(rows: int, tactic: str) -> None:
+    """Compiling needs no such machine, so this holds for AVX-512 wherever it runs."""
+    x, weight = drawn(1, (rows, 64), "float32"), drawn(2, (64, 96), "float32")
+    node, _ = node_of("Linear", [x, weight], constants=[1])
+    candidate = next(c for c in candidates(node, "cpu", AVX512) if tactic in c.label)
+    build = KernelBuilder(node, AVX512)
+    candidate.kernel.generate(build, node, **candidate.tactic)
+    lines = assembly(build.text(), AVX512).splitlines()
+    assert sum("vfmadd" in line for line in lines) >= 24
+    assert not [line for line in lines if "zmm" in line and "rsp" in line]
 
 
 @pytest.mark.parametrize("epilogue", [
