@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -117,7 +118,7 @@ def _native_variant(
     model: onnx_ir.Model, isa: Isa, config: BuildConfig, log: BuildLog, banned: frozenset[str]
 ) -> Compiled:
     with log.stage(f"lower {isa.name}"):
-        module = lower(model, isa, banned=banned)
+        module = lower(model, isa, banned=banned, exact=config.exact)
         _note_host_works(module, log)
     with log.stage(f"tune {isa.name}"):
         symbols = typical_symbols(model, config)
@@ -127,6 +128,7 @@ def _native_variant(
         code = Code(isa, compilation)
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
+        _note_approximations(choice.candidates, log)
         weights = code.weight_bytes().data  # while the last kernels compile
         image, exported = compilation.image()
     variant = Variant("cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, weights)
@@ -141,6 +143,13 @@ def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
     assert model is not None
     works = list(lower(model, native_isa() or BY_NAME["avx2"]).all_works())
     return sum(w.kind == "native" for w in works), [w for w in works if w.kind == "host"]
+
+
+def _note_approximations(choices: Mapping[Work, Candidate], log: BuildLog) -> None:
+    kernels = [candidate.kernel for candidate in choices.values() if candidate.kernel.tolerance]
+    for (name, tolerance), count in Counter((k.name, k.tolerance) for k in kernels).items():
+        said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; --exact forbids it"
+        log.note("approximation", name, said)
 
 
 def _note_host_works(module: Module, log: BuildLog) -> None:

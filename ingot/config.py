@@ -41,12 +41,11 @@ class BuildConfig:
     """Options of `build`.
 
     target: "cpu" or "host" (every step on the oracle). variants: ISA names to hold, best first; default the best of
-    this
-    machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. verify:
-    compare with
-    the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of measured
-    times; timing_cache_only: refuse to measure what it lacks.
-    memory_limit: bytes the build may plan for one arena. seed: of generated verification inputs.
+    this machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. exact: no
+    kernel that adds an error of its own to float32 (products in bfloat16 parts, 2^-15; noted in the report). verify:
+    compare with the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of
+    measured times; timing_cache_only: refuse to measure what it lacks. memory_limit: bytes the build may plan for one
+    arena. seed: of generated verification inputs.
     """
 
     target: str = "cpu"
@@ -54,6 +53,7 @@ class BuildConfig:
     level: int = 3
     variants: Sequence[str] = ()
     threads: int | None = None
+    exact: bool = False
     verify: bool = True
     atol: float | None = None
     rtol: float | None = None

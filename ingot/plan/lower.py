@@ -95,9 +95,11 @@ class Module:
                 yield from body.all_works()
 
 
-def lower(model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: frozenset[str] = frozenset()) -> Module:
-    """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use."""
-    lowering = _Lowering(isa, target, dict(model.opset_imports), banned)
+def lower(model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: frozenset[str] = frozenset(),
+          exact: bool = False) -> Module:  # fmt: skip
+    """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use;
+    `exact`: nor those with a tolerance of their own."""
+    lowering = _Lowering(isa, target, dict(model.opset_imports), banned, exact)
     return lowering.module(model.graph, {})
 
 
@@ -107,6 +109,7 @@ class _Lowering:
     target: str
     opsets: Mapping[str, int]
     banned: frozenset[str] = frozenset()
+    exact: bool = False
     names: int = 0
 
     def module(self, graph: onnx_ir.Graph, scope: dict[onnx_ir.Value, Tensor]) -> Module:
@@ -165,10 +168,13 @@ class _Lowering:
             return None
         used = _without_unused_tail(node, outputs)
         described = kernel_node(node, inputs, used)
-        choices = tuple(c for c in candidates(described, self.target, self.isa) if c.label not in self.banned)
+        choices = tuple(c for c in candidates(described, self.target, self.isa) if self._allowed(c))
         if not choices:
             return None
         return Work("native", node.name or "", node.op_type, origins(node), inputs, used, described, choices)
+
+    def _allowed(self, candidate: Candidate) -> bool:
+        return candidate.label not in self.banned and not (self.exact and candidate.kernel.tolerance)
 
     def _host(
         self,

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants", default="", help="instruction sets to hold, e.g. avx512_vnni,avx2; default: this machine's best"
     )
     parser.add_argument("--timingCacheFile", help="file of measured times, read and extended")
+    parser.add_argument("--exact", action="store_true", help="no kernel that rounds float32 more coarsely")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with the reference")
     parser.add_argument("--atol", type=float, help="absolute tolerance of the comparison")
     parser.add_argument("--rtol", type=float, help="relative tolerance of the comparison")
@@ -58,6 +59,7 @@ def config_from(arguments: argparse.Namespace) -> BuildConfig:
     return BuildConfig(
         target=arguments.target, profiles=(profile,) if profile else (), level=arguments.level,
         variants=tuple(filter(None, arguments.variants.split(","))), verify=not arguments.no_verify,
+        exact=arguments.exact,
         atol=arguments.atol, rtol=arguments.rtol, timing_cache=arguments.timingCacheFile, memory_limit=limit,
     )  # fmt: skip
 

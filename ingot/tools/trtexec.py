@@ -115,7 +115,7 @@ def _config(flags: Flags) -> BuildConfig:
     config = BuildConfig(
         profiles=(profile or _default_profile(flags),) if profile or _dynamic(flags) else (),
         level=int(setting(flags, "builderOptimizationLevel")), timing_cache=cache, memory_limit=memory_limit(flags),
-        timing_cache_only="errorOnTimingCacheMiss" in flags,
+        timing_cache_only="errorOnTimingCacheMiss" in flags, exact="noTF32" in flags,
     )  # fmt: skip
     return replace(config, **tolerance)
 

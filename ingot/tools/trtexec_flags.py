@@ -44,7 +44,7 @@ FLAGS: Mapping[str, Flag] = {
     "refitFromOnnx": Flag("file", "weights are part of the engine"),
     "versionCompatible": Flag("", "an engine says which format it has; another one is refused in a sentence"),
     "sparsity": Flag("choice:disable,enable,force", "structured sparsity has no CPU kernel"),
-    "noTF32": Flag("", "fp32 is fp32 on the CPU"),
+    "noTF32": Flag(),
     "stronglyTyped": Flag("", "always so: the model's types are kept"),
     "tacticSources": Flag("text", "all CPU kernels are generated; there are no library tactics to switch"),
     "timingCacheFile": Flag("file"),

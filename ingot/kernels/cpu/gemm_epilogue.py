@@ -115,8 +115,9 @@ def columns_of(f: PhaseFunction, gemm: Gemm, epilogue: RowEpilogue, panel: Index
 
 
 def finish_tile(f: PhaseFunction, gemm: Gemm, epilogue: RowEpilogue, tile: Tile, row: Index, panel: Index,
-                sums: Sums | None, slot: Value) -> None:  # fmt: skip
-    """Apply the epilogue to the tile at output row `row` and store it; its sums are given or in `slot`."""
+                sums: Sums | None, slot: Value, rows: Index | None = None) -> None:  # fmt: skip
+    """Apply the epilogue to the tile at output row `row` and store it, or its first `rows`; its sums are given or in
+    `slot`."""
     columns = columns_of(f, gemm, epilogue, panel)
     common = [[_column_value(f, epilogue, extra, columns, j) for extra in epilogue.extras] for j in range(tile.vectors)]
     if sums is not None and (tile.rows == 1 or rendered_lines(epilogue) * len(sums) <= INLINE_LIMIT):
@@ -133,7 +134,7 @@ def finish_tile(f: PhaseFunction, gemm: Gemm, epilogue: RowEpilogue, tile: Tile,
         part = [f.load(gemm.dot.sums, place, j * size) for j in range(tile.vectors)]
         _finish_row(f, epilogue, row + r, columns, part, common)
 
-    f.loop(0, tile.rows, one)
+    f.loop(0, tile.rows if rows is None else rows, one)
 
 
 def _column_value(f: PhaseFunction, epilogue: RowEpilogue, extra: Extra, columns: Columns, j: int) -> Value | None:

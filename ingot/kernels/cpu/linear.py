@@ -160,7 +160,7 @@ def _emit(build: KernelBuilder, node: Node, chosen: _Product) -> None:
                 return f.at(weights, first * gemm.step_bytes)
 
             def start(f: PhaseFunction, tile: Tile, row: Value) -> Sums:
-                return _start(f, gemm, tile, row, panel, corrections, totals, chosen.row_factor)
+                return start_sums(f, gemm, tile, row, panel, corrections, totals, chosen.row_factor)
 
             def finish(f: PhaseFunction, tile: Tile, row: Value, sums: Sums | None, slot: Value) -> None:
                 finish_tile(f, gemm, epilogue, tile, row, panel, sums, slot)
@@ -181,8 +181,8 @@ def _left(build: KernelBuilder, node: Node, dot: Dot, depth: int, sums: bool) ->
     return made.handle, made.pitch, made.row_sums
 
 
-def _start(f: PhaseFunction, gemm: Gemm, tile: Tile, row: Value, panel: Index, columns: Handle | None,
-           totals: Handle | None, factor: int) -> Sums:  # fmt: skip
+def start_sums(f: PhaseFunction, gemm: Gemm, tile: Tile, row: Value, panel: Index, columns: Handle | None,
+               totals: Handle | None, factor: int) -> Sums:  # fmt: skip
     """Sums before the first product: zero, or the corrections for zero points."""
     dot, vectors = gemm.dot, tile.vectors
     if columns is None and totals is None:

@@ -1,0 +1,101 @@
+"""Rows in the order tile registers load them: [16 rows together][step of K][part][row][64 bytes].
+
+A tile lies in one piece, so loads stream; the rows of a last, incomplete group hold anything, which no result shows.
+float32 becomes 32 high bfloat16 parts and their 32 low ones, int8 becomes uint8 by adding 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, ROWS, TILE_BYTES, TileDot
+from ingot.kernels.cpu.llvm import Function, Index, Value, vector
+from ingot.plan.extent import Extent, ceil_div, product
+
+_LANES = 16
+_FLOATS, _WORDS, _BITS = (vector(t, _LANES) for t in ("float", "i16", "i32"))
+_GRAIN_BYTES = 16384
+
+
+@dataclass(frozen=True)
+class TileRows:
+    """Packed rows, the bytes of a group of 16, and an int32 sum per row where they were asked for."""
+
+    handle: Handle
+    group_bytes: int
+    row_sums: Handle | None
+
+
+def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: TileDot, sums: bool = False) -> TileRows:
+    """Input `index`, [rows, depth], packed for `dot`; unsigned sums of the packed bytes of each row if wanted."""
+    dtype = build.node.input(index).dtype
+    steps = -(-depth // dot.depth)
+    group_bytes = steps * dot.parts * TILE_BYTES
+    source, target = build.input(index), build.temporary(product((ceil_div(rows, ROWS), group_bytes)))
+    totals = build.temporary(product((rows, 4))) if sums else None
+    row_size, chunk = depth * ROW_BYTES * dot.source // dot.depth, ROW_BYTES * dot.source
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        def row(r: Value) -> None:
+            place = f.index(f.divide(r, ROWS)) * group_bytes + f.index(f.remainder(r, ROWS)) * ROW_BYTES
+            read, write = f.at(f.pointer(source), r * row_size), f.at(f.pointer(target), place)
+
+            def step(k: Index, count: int, *total: Value) -> list[Value]:
+                x, y = f.at(read, f.index(k) * chunk), f.at(write, f.index(k) * (dot.parts * TILE_BYTES))
+                return _pack(f, dtype, x, y, count, total)
+
+            zero = [f.constant("<8 x i64>", 0)] if sums else []
+            total = list(f.loop(0, depth // dot.depth, lambda k, *t: step(k, dot.depth, *t), zero))
+            if depth % dot.depth:
+                total = step(steps - 1, depth % dot.depth, *total)
+            if totals is not None:
+                summed = f.intrinsic("llvm.vector.reduce.add.v8i64", "i64", *total)
+                f.store(f.cast("trunc", summed, "i32"), f.pointer(totals), r * 4)
+
+        f.loop(begin, end, row)
+
+    build.phase(rows, body, max(_GRAIN_BYTES // max(row_size, 1), 1))
+    return TileRows(target, group_bytes, totals)
+
+
+def _pack(f: Function, dtype: str, read: Value, write: Value, count: int, total: tuple[Value, ...]) -> list[Value]:
+    """One step of a row: `count` numbers, then zeros."""
+    if dtype == "float32":
+        _split(f, read, write, count)
+        return []
+    size = 2 if dtype == "bfloat16" else 1
+    lanes = ROW_BYTES // size
+    x = _loaded(f, vector(f"i{8 * size}", lanes), read, 0, count, lanes, -0x80 if dtype == "int8" else 0)
+    if dtype == "int8":
+        x = f.binary("xor", x, -0x80)
+    f.store(x, write)
+    nothing = f.constant("<64 x i8>", 0)
+    return [t + f.intrinsic("llvm.x86.avx512.psad.bw.512", "<8 x i64>", x, nothing) for t in total]
+
+
+def _split(f: Function, read: Value, write: Value, count: int) -> None:
+    """32 numbers: 64 bytes of high parts, and a tile further 64 of low ones."""
+    for half in range(2):
+        x = _loaded(f, _FLOATS, read, half * _LANES * 4, min(max(count - half * _LANES, 0), _LANES), _LANES)
+        high = _rounded(f, x)
+        f.store(high, write, half * _LANES * 2)
+        f.store(_rounded(f, x - _widened(f, high)), write, TILE_BYTES + half * _LANES * 2)
+
+
+def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,
+            other: int = 0) -> Value:  # fmt: skip
+    if there == lanes:
+        return f.load(type_, pointer, offset)
+    return f.load_masked(type_, pointer, f.first_lanes(there, lanes), offset, other)
+
+
+def _rounded(f: Function, x: Value) -> Value:
+    """The nearest bfloat16 numbers."""
+    return f.intrinsic("llvm.x86.avx512bf16.cvtneps2bf16.512", vector("bfloat", _LANES), x)
+
+
+def _widened(f: Function, x: Value) -> Value:
+    """bfloat16 to float32 by its bits."""
+    bits = f.cast("zext", f.bitcast(x, _WORDS), "i32")
+    return f.bitcast(f.binary("shl", bits, 16), _FLOATS)
