@@ -13,7 +13,7 @@ from ingot.errors import BuildError
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
 from ingot.kernels.cpu.build import PLACEHOLDER, KernelBuilder
 from ingot.kernels.cpu.compile import kernel_name
-from ingot.kernels.cpu.driver import Call, parallel_phases, segment_text
+from ingot.kernels.cpu.driver import Call, counters, segment_text
 from ingot.kernels.cpu.emit import Compilation
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.layout import physical_shape
@@ -286,7 +286,7 @@ class _Assembly:
                 symbol = self.code.next_segment()
                 assert self.code.isa is not None
                 self.code.add_text(symbol, segment_text(symbol, calls, self.code.isa))
-                segments.append(NativeSegment(symbol, parallel_phases(calls), tuple(steps)))
+                segments.append(NativeSegment(symbol, counters(calls), tuple(steps)))
                 steps.clear()
                 calls.clear()
 
@@ -373,7 +373,7 @@ def _present(ref: Ref | None) -> Ref:
 
 
 def _is_small(node: Node | None) -> bool:
-    """Work below a few microseconds is not worth a barrier."""
+    """Work below a few microseconds is not worth sharing."""
     if node is None:
         return False
     size, flops = bytes_of(node), flops_of(node)

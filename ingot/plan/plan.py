@@ -73,7 +73,8 @@ class Step:
 
 @dataclass(frozen=True)
 class NativeSegment:
-    """Steps compiled into one function of the code section; `phases` of them are shared among threads."""
+    """Steps compiled into one function of the code section; `phases` counts the cache lines of counters by which
+    threads share them (0: not worth sharing)."""
 
     kind: Literal["native"] = field(default="native", init=False)
     symbol: str

@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -180,3 +181,14 @@ def test_a_forgotten_session_ends_its_threads() -> None:
     for thread in hired:
         thread.join(5)
     assert not any(thread.is_alive() for thread in hired)
+
+
+def test_more_threads_than_cores_give_the_same() -> None:
+    """Late and interrupted threads: a phase is over when its items are, whoever did them."""
+    path = Path(__file__).parent.parent.parent / "examples" / "digits" / "digits.onnx"
+    engine = ingot.build(path, level=0)
+    image = np.random.default_rng(0).uniform(0, 16, (64, 1, 8, 8)).astype(np.float32)
+    with ingot.Session(engine, threads=1) as alone, ingot.Session(engine, threads=9) as crowd:
+        expected = alone.run({"image": image})["scores"]
+        for _ in range(300):
+            np.testing.assert_array_equal(crowd.run({"image": image})["scores"], expected)

@@ -1,6 +1,6 @@
 """`KernelBuilder`: what a CPU kernel generator writes with. A kernel is one or more phases; a phase is a function over
 a
-range of independent work items, called by as many threads as there are, with a barrier after it.
+range of independent work items, called by as many threads as there are, which ends when all items are done.
 
     @kernel("Scale", on="cpu")
     def scale_f32(build, node):

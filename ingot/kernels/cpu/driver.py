@@ -2,15 +2,15 @@
 
     void symbol(ptr pointers, ptr extents, ptr scratch, ptr sync, i64 thread, i64 team)
 
-Work is split dynamically (a lost core takes fewer chunks). Small phases run on thread 0 alone, without a barrier
-between them.
+Work is split dynamically, and a phase is over when all its items are finished, not when all threads have arrived: a
+thread that the system holds up costs what it has taken, one that sleeps costs nothing. Small phases run on one thread.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Function, Index, Value, module
@@ -42,33 +42,37 @@ class Call:
     stamp: int | None = None
 
 
-def parallel_phases(calls: Sequence[Call]) -> int:
-    """Number of work counters the segment needs."""
-    return sum(not call.serial for call in calls)
+Group = tuple[Call, ...]
+"""One parallel phase, or small ones that follow each other and that one thread runs."""
+
+
+def counters(calls: Sequence[Call]) -> int:
+    """Cache lines of counters the segment needs to be shared by a team; 0 where nothing is worth sharing."""
+    groups = _groups(calls)
+    return 2 * len(groups) if any(not call.serial for call in calls) else 0
+
+
+def _groups(calls: Sequence[Call]) -> list[Group]:
+    together = itertools.groupby(enumerate(calls), key=lambda pair: -1 if pair[1].serial else pair[0])
+    return [tuple(call for _, call in group) for _, group in together]
 
 
 def segment_text(symbol: str, calls: Sequence[Call], isa: Isa) -> str:
     """IR module of one segment function; the kernels it calls are declared."""
     f = Function(symbol, ARGUMENTS)
-    declared: dict[str, str] = {}
-    counter, pending = 0, False
-    _stamp(f, 0)
-    for position, call in enumerate(calls):
-        declared[call.symbol] = _declaration(call)
-        if call.serial:
-            f.when(f.compare("eq", f["thread"], 0), partial(_emit_call, f, call, 0, _count(f, call)))
-            pending = True
+    declared = {call.symbol: _declaration(call) for call in calls}
+    _stamp(f, f["thread"], 0)
+    for number, group in enumerate(_groups(calls)):
+        taken = f.at(f["sync"], SYNC_COUNTERS + 128 * number)
+        if group[0].serial:
+            _serial(f, group, taken)
         else:
-            if pending:
-                _barrier(f)
-            _parallel(f, call, SYNC_COUNTERS + 64 * counter)
-            counter += 1
-            pending = False
-            if position + 1 < len(calls):
-                _barrier(f)
-        if call.stamp is not None:
-            _stamp(f, call.stamp + 1)
-    runtime = ["declare void @ingot_barrier(ptr, i64)", "declare void @ingot_stamp(ptr, i64, i64)"]
+            _parallel(f, group[0], taken)
+    runtime = [
+        "declare void @ingot_await(ptr, i64)",
+        "declare void @ingot_finish(ptr, i64)",
+        "declare void @ingot_stamp(ptr, i64, i64)",
+    ]
     extra = "\n".join([*runtime, *(declared[name] for name in sorted(declared))])
     return module([f], isa.attributes, extra)
 
@@ -78,15 +82,12 @@ def _declaration(call: Call) -> str:
     return f"declare void @{call.symbol}({', '.join(types)})"
 
 
-def _stamp(f: Function, slot: int) -> None:
-    f.emit(f"call void @ingot_stamp(ptr %sync, i64 %thread, i64 {slot})")
+def _stamp(f: Function, thread: Index, slot: int) -> None:
+    f.emit(f"call void @ingot_stamp(ptr %sync, i64 {f.index(thread).text}, i64 {slot})")
 
 
-def _barrier(f: Function) -> None:
-    f.when(
-        f.compare("ne", f["team"], 1),
-        lambda: f.emit("call void @ingot_barrier(ptr %sync, i64 %team)"),
-    )
+def _alone(f: Function) -> Value:
+    return f.compare("eq", f["team"], 1)
 
 
 def _count(f: Function, call: Call) -> Index:
@@ -104,28 +105,63 @@ def _emit_call(f: Function, call: Call, begin: Index, end: Index) -> None:
     f.emit(f"call void @{call.symbol}({', '.join([*pointers, *extents, *tail])})")
 
 
-def _parallel(f: Function, call: Call, counter: int) -> None:
+def _serial(f: Function, group: Group, taken: Value) -> None:
+    """Whoever comes first runs all of the group."""
+
+    def work() -> None:
+        for call in group:
+            _emit_call(f, call, 0, _count(f, call))
+            if call.stamp is not None:
+                _stamp(f, 0, call.stamp + 1)
+
+    def shared() -> None:
+        first = f.value("i64", f"atomicrmw add ptr {taken.text}, i64 1 monotonic")
+
+        def run() -> None:
+            work()
+            f.emit(f"call void @ingot_finish(ptr {_done(f, taken).text}, i64 1)")
+
+        f.when(f.compare("eq", first, 0), run)
+        _await(f, taken, 1)
+
+    f.when(_alone(f), work, shared)
+
+
+def _parallel(f: Function, call: Call, taken: Value) -> None:
     count = _count(f, call)
 
     def shared() -> None:
         share = f.divide(count, f["team"] * CHUNKS_PER_THREAD)
         chunk = f.maximum(f.divide(f.index(share) + (call.grain - 1), call.grain), 1)
-        chunk = f.index(chunk) * call.grain
-        _chunks(f, call, counter, count, chunk)
+        _chunks(f, call, taken, count, f.index(chunk) * call.grain)
+        _await(f, taken, count)
 
-    f.when(f.compare("eq", f["team"], 1), lambda: _emit_call(f, call, 0, count), shared)
+    f.when(_alone(f), lambda: _emit_call(f, call, 0, count), shared)
+    if call.stamp is not None:
+        _stamp(f, f["thread"], call.stamp + 1)
 
 
-def _chunks(f: Function, call: Call, counter: int, count: Index, chunk: Value) -> None:
-    """while ((begin = fetch_add(counter, chunk)) < count) call(begin, min(begin + chunk, count))"""
+def _done(f: Function, taken: Value) -> Value:
+    """Where finished items are counted: the line after the one that counts those taken."""
+    return f.at(taken, 64)
+
+
+def _await(f: Function, taken: Value, count: Index) -> None:
+    """Until all items are finished. A thread that never came has taken none and is not missed."""
+    f.emit(f"call void @ingot_await(ptr {_done(f, taken).text}, i64 {f.index(count).text})")
+
+
+def _chunks(f: Function, call: Call, taken: Value, count: Index, chunk: Value) -> None:
+    """while ((begin = fetch_add(taken, chunk)) < count) call(begin, min(begin + chunk, count))"""
     tag = len(f.lines)
-    place = f.at(f["sync"], counter)
     f.emit(f"br label %take{tag}")
     f._enter(f"take{tag}")
-    begin = f.value("i64", f"atomicrmw add ptr {place.text}, i64 {chunk.text} monotonic")
+    begin = f.value("i64", f"atomicrmw add ptr {taken.text}, i64 {chunk.text} monotonic")
     condition = f.compare("slt", begin, f.index(count))
     f.emit(f"br i1 {condition.text}, label %chunk{tag}, label %taken{tag}")
     f._enter(f"chunk{tag}")
-    _emit_call(f, call, begin, f.minimum(begin + chunk, count))
+    end = f.index(f.minimum(begin + chunk, count))
+    _emit_call(f, call, begin, end)
+    f.emit(f"call void @ingot_finish(ptr {_done(f, taken).text}, i64 {(end - begin).text})")
     f.emit(f"br label %take{tag}")
     f._enter(f"taken{tag}")

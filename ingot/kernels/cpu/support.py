@@ -1,9 +1,10 @@
-"""The native side of the runtime, part of every code image: worker loop, run entry, barrier. No libc underneath.
+"""The native side of the runtime, part of every code image: worker loop, run entry, waiting. No libc underneath.
 
 The sync block (zeroed by the runtime, 64-byte aligned) is:
-      0 barrier arrivals    64 barrier generation    128 job generation    192 sleepers    256 stop flag
+    128 job generation    192 sleepers    256 stop flag
     320 function  328 pointers  336 extents  344 scratch  352 scratch stride  360 team
-    368 stamps or null      448 finished workers     512 … work counters, one 64-byte line per parallel phase
+    368 stamps or null    376 whether the job is open    448 workers inside
+    512 … two lines per group of phases: items taken, items finished
 """
 
 from __future__ import annotations
@@ -69,19 +70,23 @@ out:
   ret void
 }
 
-define void @ingot_barrier(ptr %sync, i64 %team) #0 {
-  %gp = getelementptr i8, ptr %sync, i64 64
-  %g = load atomic i64, ptr %gp acquire, align 8
-  %old = atomicrmw add ptr %sync, i64 1 acq_rel
-  %want = sub i64 %team, 1
-  %is = icmp eq i64 %old, %want
-  br i1 %is, label %last, label %wait
-last:
-  store atomic i64 0, ptr %sync monotonic, align 8
-  %x = atomicrmw add ptr %gp, i64 1 release
+; Count items as finished; wait until enough are.
+define void @ingot_finish(ptr %done, i64 %items) #0 {
+  %x = atomicrmw add ptr %done, i64 %items release
   ret void
+}
+
+define void @ingot_await(ptr %done, i64 %count) #0 {
+entry:
+  br label %look
+look:
+  %now = load atomic i64, ptr %done acquire, align 8
+  %enough = icmp sge i64 %now, %count
+  br i1 %enough, label %out, label %wait
 wait:
-  call void @wait_change(ptr %gp, i64 %g)
+  call void @wait_change(ptr %done, i64 %now)
+  br label %look
+out:
   ret void
 }
 
@@ -104,13 +109,14 @@ define internal void @enter(ptr %sync, i64 %thread) #0 {
   ret void
 }
 
-; A worker thread's whole life: park, run the job, report, until the stop flag is set.
+; A worker thread's whole life: park, run the job unless it is over already, until the stop flag is set.
 define void @ingot_worker(ptr %sync, i64 %thread) #0 {
 entry:
   %jp = getelementptr i8, ptr %sync, i64 128
   %zp = getelementptr i8, ptr %sync, i64 192
   %qp = getelementptr i8, ptr %sync, i64 256
-  %dp = getelementptr i8, ptr %sync, i64 448
+  %np = getelementptr i8, ptr %sync, i64 448
+  %op = getelementptr i8, ptr %sync, i64 376
   br label %next
 next:
   %seen = phi i64 [0, %entry], [%now, %worked]
@@ -139,10 +145,15 @@ go:
   %stop = icmp ne i64 %q, 0
   br i1 %stop, label %out, label %work
 work:
+  %b1 = atomicrmw add ptr %np, i64 1 seq_cst
+  %open = load atomic i64, ptr %op seq_cst, align 8
+  %late = icmp eq i64 %open, 0
+  br i1 %late, label %worked, label %inside
+inside:
   call void @enter(ptr %sync, i64 %thread)
-  %c = atomicrmw add ptr %dp, i64 1 acq_rel
   br label %worked
 worked:
+  %b2 = atomicrmw sub ptr %np, i64 1 seq_cst
   br label %next
 out:
   ret void
@@ -169,7 +180,7 @@ define void @ingot_stop(ptr %sync) #0 {
   ret void
 }
 
-; Run a segment: the caller is worker 0 of a team; returns when all have finished.
+; Run a segment: the caller is worker 0 of a team. Returns when all work is done and nobody is inside any more.
 define void @ingot_run(ptr %sync, ptr %f, ptr %p, ptr %e, ptr %s, i64 %stride, i64 %team, i64 %phases) #0 {
 entry:
   %alone = icmp eq i64 %team, 1
@@ -202,14 +213,15 @@ ready:
   store ptr %s, ptr %sp, align 8
   store i64 %stride, ptr %dp, align 8
   store i64 %team, ptr %tp, align 8
-  store atomic i64 0, ptr %np monotonic, align 8
+  %op = getelementptr i8, ptr %sync, i64 376
+  store atomic i64 1, ptr %op seq_cst, align 8
   call void @wake(ptr %sync)
   call void %f(ptr %p, ptr %e, ptr %s, ptr %sync, i64 0, i64 %team)
-  %others = sub i64 %team, 1
+  store atomic i64 0, ptr %op seq_cst, align 8
   br label %poll
 poll:
-  %n = load atomic i64, ptr %np acquire, align 8
-  %done = icmp uge i64 %n, %others
+  %n = load atomic i64, ptr %np seq_cst, align 8
+  %done = icmp eq i64 %n, 0
   br i1 %done, label %out, label %idle
 idle:
   call void @wait_change(ptr %np, i64 %n)
