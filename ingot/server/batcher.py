@@ -1,0 +1,251 @@
+"""Which waiting requests run together, and when. Pure: every method takes the clock; times are nanoseconds.
+
+Triton's rules are hard bounds: arrival order within a priority level, shapes never mix, the largest preferred size or
+else the largest possible, a delay only where one is configured, queue limits and timeouts. Within them, requests with
+deadlines run earliest deadline first, in the batch size whose measured latency still meets the first deadline.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ingot.server.request import Code, ServerError
+
+Latency = Callable[[Hashable, int], int]  # (shapes, rows) -> expected nanoseconds of one execution
+
+
+@dataclass(frozen=True)
+class QueuePolicy:
+    """Limits of one priority level. A timeout of 0 is none; `max_size` 0 is unlimited."""
+
+    action: Literal["REJECT", "DELAY"] = "REJECT"
+    default_timeout: int = 0
+    allow_override: bool = False
+    max_size: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Triton's dynamic_batching. `levels` 0: no priorities; level 1 comes first. `slack` is left before deadlines."""
+
+    max_rows: int = 1
+    preferred: tuple[int, ...] = ()
+    max_delay: int = 0
+    levels: int = 0
+    default_level: int = 1
+    policy: QueuePolicy = QueuePolicy()
+    policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    slack: int = 500_000
+
+    def policy_of(self, level: int) -> QueuePolicy:
+        """The queue policy of a priority level."""
+        return self.policies.get(level, self.policy)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entry:
+    """A waiting request: `rows` of the batch it fills, `shape` what must be equal within a batch."""
+
+    order: int
+    rows: int
+    shape: Hashable
+    arrived: int
+    level: int
+    deadline: int | None
+    token: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """What to do now: run `batch` (may be empty), refuse `rejected`; if both are empty, ask again at `wake`."""
+
+    batch: tuple[Entry, ...] = ()
+    rejected: tuple[Entry, ...] = ()
+    wake: int | None = None
+
+
+class Batcher:
+    """Requests waiting for one model; each level's list is kept in order of urgency."""
+
+    def __init__(self, rules: Rules, latency: Latency | None = None) -> None:
+        self.rules, self._latency = rules, latency
+        self._waiting: dict[int, list[Entry]] = {}
+        self._delayed: dict[int, list[Entry]] = {}
+        self._order = 0
+        self._deadlines = 0
+
+    def __len__(self) -> int:
+        return sum(len(entries) for queue in (self._waiting, self._delayed) for entries in queue.values())
+
+    def push(self, rows: int, shape: Hashable, token: Any, now: int, level: int = 0, timeout_us: int = 0) -> Entry:
+        """Queue a request; ServerError when its queue is full or its batch too large."""
+        rules = self.rules
+        if rows > rules.max_rows:
+            raise ServerError(
+                Code.INVALID_ARG, f"inference request batch-size must be <= {rules.max_rows}, it is {rows}"
+            )
+        level = min(level or rules.default_level, rules.levels) if rules.levels else 1
+        policy = rules.policy_of(level)
+        if policy.max_size and self._size(level) >= policy.max_size:
+            raise ServerError(Code.UNAVAILABLE, "Exceeds maximum queue size", "REJECTED")
+        entry = Entry(self._order, rows, shape, now, level, _deadline(policy, now, timeout_us), token)
+        self._order += 1
+        insort(self._waiting.setdefault(level, []), entry, key=_urgency)
+        self._deadlines += entry.deadline is not None
+        return entry
+
+    def cancel(self, entry: Entry) -> bool:
+        """Forget a waiting request; False if it is not waiting any more."""
+        before = len(self)
+        self._forget((entry,))
+        return len(self) < before
+
+    def drain(self) -> tuple[Entry, ...]:
+        """Forget and return all that wait."""
+        entries = tuple(self._in_order())
+        self._forget(entries)
+        return entries
+
+    def take(self, now: int) -> Take:
+        """The batch to run now on an instance that is free."""
+        rejected = self._expire(now) if self._deadlines else ()
+        candidates = self._in_order()
+        if not candidates:
+            return Take(rejected=rejected)
+        batch = self._largest(candidates, now)
+        preferred = self._preferred(batch)
+        wake = None if preferred else self._wait_until(batch, len(candidates), now)
+        if wake is not None and wake > now:
+            return Take((), rejected, wake)
+        chosen = preferred or batch
+        self._forget(chosen)
+        return Take(chosen, rejected)
+
+    def _size(self, level: int) -> int:
+        return len(self._waiting.get(level, ())) + len(self._delayed.get(level, ()))
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            for queue in (self._waiting, self._delayed):
+                found = queue.get(entry.level, [])
+                if entry in found:
+                    found.remove(entry)
+                    self._deadlines -= entry.deadline is not None
+
+    # -- expiry -------------------------------------------------------------------------------------------------------
+    def _expire(self, now: int) -> tuple[Entry, ...]:
+        """Refuse or set back what cannot meet its deadline any more, before it costs an execution."""
+        late = [
+            entry
+            for entries in self._waiting.values()
+            for entry in entries
+            if entry.deadline is not None and now + self._expected(entry.shape, entry.rows) > entry.deadline
+        ]
+        set_back = [entry for entry in late if self.rules.policy_of(entry.level).action == "DELAY"]
+        for entry in set_back:
+            self._waiting[entry.level].remove(entry)
+            self._delayed.setdefault(entry.level, []).append(entry)
+        rejected = tuple(entry for entry in late if entry not in set_back)
+        self._forget(rejected)
+        return rejected
+
+    def _expected(self, shape: Hashable, rows: int) -> int:
+        return self._latency(shape, rows) if self._latency else 0
+
+    # -- order --------------------------------------------------------------------------------------------------------
+    def _in_order(self) -> list[Entry]:
+        """Waiting before delayed, level before level, urgent first."""
+        return [entry for queue in (self._waiting, self._delayed) for level in sorted(queue) for entry in queue[level]]
+
+    # -- size ---------------------------------------------------------------------------------------------------------
+    def _largest(self, candidates: Sequence[Entry], now: int) -> tuple[Entry, ...]:
+        """The largest batch from the head of the order; under deadlines the start that serves most rows a second.
+
+        What is passed over is late after that batch: so only where the head's deadline makes the batch small.
+        """
+        best = self._from(candidates, 0, now)
+        if not self._latency or len(best) == len(candidates) or candidates[0].deadline is None:
+            return best
+        best_rate = self._rate(best)
+        for start in range(1, min(len(candidates), _STARTS)):
+            if candidates[start].level != candidates[0].level or _rows(best) >= self.rules.max_rows:
+                break
+            batch = self._from(candidates, start, now)
+            rate = self._rate(batch)
+            if rate > best_rate * _CLEAR_GAIN:
+                best, best_rate = batch, rate
+        return best
+
+    def _from(self, candidates: Sequence[Entry], start: int, now: int) -> tuple[Entry, ...]:
+        """Entries of the first one's shape, from `start` on, while they fit and the earliest deadline is met."""
+        head = candidates[start]
+        batch, rows, limit = [head], head.rows, head.deadline
+        for entry in candidates[start + 1 :]:
+            if entry.shape != head.shape:
+                if self._latency is None:
+                    break  # Triton: a new shape ends the batch
+                continue
+            limit = _earlier(limit, entry.deadline)
+            if rows + entry.rows > self.rules.max_rows or not self._meets(limit, head.shape, rows + entry.rows, now):
+                break
+            batch.append(entry)
+            rows += entry.rows
+        return tuple(batch)
+
+    def _meets(self, deadline: int | None, shape: Hashable, rows: int, now: int) -> bool:
+        if deadline is None or self._latency is None or now > deadline:
+            return True
+        return now + self._latency(shape, rows) + self.rules.slack <= deadline
+
+    def _rate(self, batch: Sequence[Entry]) -> float:
+        return _rows(batch) / max(self._expected(batch[0].shape, _rows(batch)), 1)
+
+    def _preferred(self, batch: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """The longest beginning whose rows are a preferred size; empty if none is."""
+        rows, chosen = 0, 0
+        if self.rules.preferred:
+            for count, entry in enumerate(batch, 1):
+                rows += entry.rows
+                chosen = count if rows in self.rules.preferred else chosen
+        return batch[:chosen]
+
+    # -- delay --------------------------------------------------------------------------------------------------------
+    def _wait_until(self, batch: Sequence[Entry], waiting: int, now: int) -> int | None:
+        """Until when a batch may wait for more; None to run at once."""
+        rows = _rows(batch)
+        if not self.rules.max_delay or len(batch) < waiting or rows >= self.rules.max_rows:
+            return None
+        until = min(entry.arrived for entry in batch) + self.rules.max_delay
+        deadlines = [entry.deadline for entry in batch if entry.deadline is not None]
+        if deadlines:
+            until = min(until, min(deadlines) - self._expected(batch[0].shape, rows) - self.rules.slack)
+        return until
+
+
+_STARTS = 64
+_CLEAR_GAIN = 1.05
+_PATIENCE = 1_000_000_000  # a request without a deadline is served as if it were due after a second: it never starves
+
+
+def _rows(batch: Sequence[Entry]) -> int:
+    return sum(entry.rows for entry in batch)
+
+
+def _earlier(first: int | None, second: int | None) -> int | None:
+    known = [deadline for deadline in (first, second) if deadline is not None]
+    return min(known, default=None)
+
+
+def _deadline(policy: QueuePolicy, now: int, timeout_us: int) -> int | None:
+    """A client's timeout counts where the policy allows it, and may then only shorten the policy's own."""
+    timeout = policy.default_timeout
+    if timeout_us and policy.allow_override:
+        timeout = min(timeout_us * 1000, timeout) if timeout else timeout_us * 1000
+    return now + timeout if timeout else None
+
+
+def _urgency(entry: Entry) -> tuple[int, int]:
+    return (entry.arrived + _PATIENCE if entry.deadline is None else entry.deadline, entry.order)

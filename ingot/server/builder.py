@@ -1,0 +1,115 @@
+"""ONNX files of a repository become engines in the server's cache: `ingot build` as a child, once per content.
+
+Engines are copied into the cache too: a file that is overwritten in place would change under its map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot.engine import Engine
+from ingot.errors import IngotError
+from ingot.runtime.machine import cpu_features
+from ingot.server.config import Config, files_of
+from ingot.server.request import Code, ServerError, invalid
+
+log = logging.getLogger("ingot.server")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Where engines are kept and what `ingot build` is told."""
+
+    cache: Path
+    arguments: tuple[str, ...] = ("--level", "1")
+
+    def engine(self, config: Config, folder: Path) -> Engine:
+        """The engine of a version's folder: mapped from the cache, built if its ONNX file was not seen before."""
+        file = _model_file(config, folder)
+        try:
+            if file.suffix == ".onnx":
+                return self._built(config, file)
+            return Engine.load(self._copied(file))
+        except IngotError as error:
+            if isinstance(error, ServerError):
+                raise
+            raise invalid(f"model '{config.name}': {error}") from error
+
+    def _copied(self, file: Path) -> Path:
+        target = self.cache / f"{digest_of([file])}.engine"
+        if not target.exists():
+            self._install(target, lambda temporary: shutil.copyfile(file, temporary))
+        return target
+
+    def _built(self, config: Config, file: Path) -> Engine:
+        shapes = _shapes(config)
+        features = ",".join(sorted(cpu_features()))
+        beside = sorted(path for path in file.parent.rglob("*") if path.is_file())
+        target = self.cache / f"{digest_of(beside, shapes, features, *self.arguments)}.engine"
+        if not target.exists():
+            self._install(target, lambda temporary: self._run(config.name, file, temporary, shapes))
+        return Engine.load(target)
+
+    def _run(self, name: str, file: Path, output: Path, shapes: str) -> None:
+        command = [sys.executable, "-m", "ingot", "build", str(file), "-o", str(output), "--quiet", *self.arguments]
+        command += ["--shapes", shapes] if shapes else []
+        log.info("model %s: building %s", name, file)
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        for line in finished.stdout.splitlines():
+            log.info("model %s: %s", name, line)
+        if finished.returncode:
+            reason = finished.stderr.strip().removeprefix("ingot: error: ")
+            raise ServerError(Code.INVALID_ARG, f"model '{name}': {file.name} cannot be built: {reason}")
+
+    def _install(self, target: Path, write: Any) -> None:
+        """Write beside, then rename: another server may share the cache."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.cache, suffix=".part")
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.replace(name, target)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _model_file(config: Config, folder: Path) -> Path:
+    names = files_of(config)
+    for name in names:
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()) and not file.is_symlink():
+            raise invalid(f"model '{config.name}': default_model_filename '{name}' leads out of the version's folder")
+        if file.is_file():
+            return file
+    raise invalid(f"model '{config.name}': {folder.name}/ holds none of {', '.join(names)}")
+
+
+def digest_of(files: Sequence[Path], *words: str) -> str:
+    """SHA-256 over the files' contents and some words."""
+    digest = hashlib.sha256("\0".join(words).encode())
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _shapes(config: Config) -> str:
+    """--shapes for a configuration that states every extent and a largest batch; empty leaves dimensions free."""
+    if not config.input or any(-1 in item.dims or not item.data_type for item in config.input):
+        return ""
+    parts = []
+    for item in config.input:
+        dims = list(item.reshape.shape) if item.HasField("reshape") else list(item.dims)
+        batch = [f"1..{config.max_batch_size}"] if config.max_batch_size else []
+        parts.append(f"{item.name}:" + "x".join([*batch, *map(str, dims)]))
+    return ",".join(parts) if config.max_batch_size else ""

@@ -1,0 +1,175 @@
+"""One loaded version of a model: its configuration, ports, scheduler, statistics; loading measures and warms it up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.engine import Engine
+from ingot.server.batcher import Batcher
+from ingot.server.config import Config, completed, instance_count, rules_of
+from ingot.server.instances import Instance, SessionInstance
+from ingot.server.latency import LatencyTable
+from ingot.server.ports import Feeds, Ports, ports_of
+from ingot.server.request import BY_CONFIG, BY_NAME, Done, Request, invalid
+from ingot.server.scheduler import Cancel, Scheduler
+from ingot.server.statistics import Statistics
+
+log = logging.getLogger("ingot.server")
+_MEASURED = 3
+_MEASURING_SECONDS = 1.0
+
+
+class Servable(Protocol):
+    """What the service asks of any loaded version, an ensemble's too."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def ports(self) -> Ports: ...
+    @property
+    def statistics(self) -> Statistics: ...
+    @property
+    def pending(self) -> int: ...
+
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """Answer through `done`; Closed if this version takes no more."""
+
+    def close(self) -> None:
+        """Answer what was accepted, then give everything back."""
+
+
+@dataclass(frozen=True, eq=False)
+class EngineModel:
+    """A version that is an engine."""
+
+    version: int
+    config: Config
+    ports: Ports
+    scheduler: Scheduler
+    statistics: Statistics = field(default_factory=Statistics)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait."""
+        return self.scheduler.pending
+
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """Queue the request."""
+        return self.scheduler.submit(request, done)
+
+    def close(self) -> None:
+        """Drain and end the instances."""
+        self.scheduler.close()
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where models run: threads per instance (None: all cores), and what makes an instance of an engine."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    make: Callable[[Engine, str, int | None], Instance] = SessionInstance
+
+
+def load_engine_model(config: Config, version: int, engine: Engine, folder: Path, placing: Placing) -> EngineModel:
+    """A version made ready: completed configuration, instances, warm-up, measured latencies."""
+    config = completed(config, engine.inputs, engine.outputs)
+    ports, rules, statistics, latency = ports_of(config, folder), rules_of(config), Statistics(), LatencyTable()
+    instances: list[Instance] = []
+    try:
+        for _ in range(instance_count(config)):
+            instances.append(placing.make(engine, placing.device, placing.threads))
+            warm_up(config, ports, instances[-1], folder)
+        measure(ports, instances[0], latency)
+    except BaseException:
+        for instance in instances:
+            instance.close()
+        raise
+    ordered = bool(config.dynamic_batching.preserve_ordering)
+    scheduler = Scheduler(ports, version, Batcher(rules, latency), instances, statistics, latency, ordered)
+    return EngineModel(version, config, ports, scheduler, statistics)
+
+
+# -- warm-up and measuring --------------------------------------------------------------------------------------------
+def warm_up(config: Config, ports: Ports, instance: Instance, folder: Path) -> None:
+    """Run the configuration's warm-up requests; a failing one fails the load."""
+    for request in config.model_warmup:
+        feeds = {
+            name: _warm_up_tensor(name, item, request.batch_size if ports.max_rows else 0, folder)
+            for name, item in request.inputs.items()
+        }
+        for _ in range(max(request.count, 1)):
+            instance.run(feeds)
+
+
+def _warm_up_tensor(name: str, item: Any, rows: int, folder: Path) -> Any:
+    kind = BY_CONFIG[item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[item.data_type].name]
+    shape = (*((rows,) if rows else ()), *item.dims)
+    if item.WhichOneof("input_data_type") == "input_data_file":
+        return _file_tensor(name, item.input_data_file, kind.numpy, shape, folder)
+    if kind.size is None:
+        return np.full(shape, b"", object)
+    if item.random_data:
+        return (
+            np.random.default_rng(0)
+            .integers(0, 2 if kind.name == "BOOL" else 128, shape)
+            .astype(numpy_dtype(kind.numpy))
+        )
+    return np.zeros(shape, numpy_dtype(kind.numpy))
+
+
+def _file_tensor(name: str, file: str, dtype: str, shape: tuple[int, ...], folder: Path) -> Any:
+    base = (folder / "warmup").resolve()
+    path = (base / file).resolve()
+    if not path.is_relative_to(base):
+        raise invalid(f"warm-up of '{name}': input_data_file '{file}' leads out of the model's warmup folder")
+    raw = path.read_bytes()
+    data = np.frombuffer(raw, numpy_dtype(dtype))
+    per_row = int(np.prod(shape[1:])) if shape else 1
+    if data.size == per_row and shape:
+        data = np.tile(data, shape[0])
+    if data.size != np.prod(shape):
+        raise invalid(f"warm-up of '{name}': '{file}' holds {len(raw)} bytes, {list(shape)} of {dtype} takes others")
+    return data.reshape(shape)
+
+
+def measure(ports: Ports, instance: Instance, latency: LatencyTable) -> None:
+    """Time executions of 1, 2, 4, … rows on zeros; a model with free extents is measured by its requests instead."""
+    shapes = {port.name: port.dims if port.inner is None else port.inner for port in ports.inputs}
+    if not ports.max_rows or any(-1 in dims for dims in shapes.values()):
+        return
+    key = tuple(port.dims for port in sorted(ports.inputs, key=lambda port: port.name))
+    end = time.monotonic() + _MEASURING_SECONDS
+    for rows in _sizes(ports.max_rows):
+        feeds = {port.name: _zeros(port.datatype, (rows, *shapes[port.name])) for port in ports.inputs}
+        latency.observe(key, rows, min(_timed(instance, feeds) for _ in range(_MEASURED)))
+        if time.monotonic() > end:
+            return
+
+
+def _sizes(most: int) -> list[int]:
+    sizes = [1]
+    while sizes[-1] * 2 < most:
+        sizes.append(sizes[-1] * 2)
+    return sizes if sizes[-1] == most else [*sizes, most]
+
+
+def _zeros(datatype: str, shape: tuple[int, ...]) -> Any:
+    kind = BY_NAME[datatype]
+    return np.full(shape, b"", object) if kind.size is None else np.zeros(shape, numpy_dtype(kind.numpy))
+
+
+def _timed(instance: Instance, feeds: Mapping[str, Any] | Feeds) -> int:
+    start = time.monotonic_ns()
+    instance.run(feeds)
+    return time.monotonic_ns() - start

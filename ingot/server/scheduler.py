@@ -1,0 +1,183 @@
+"""A batcher with a lock, and the instance threads that pull from it: gather, run, split, answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingot.errors import IngotError
+from ingot.server.batcher import Batcher, Entry
+from ingot.server.instances import Instance
+from ingot.server.latency import LatencyTable
+from ingot.server.ports import Ports, answer
+from ingot.server.request import Code, Done, Outcome, Request, ServerError
+from ingot.server.statistics import Statistics, Timing
+
+log = logging.getLogger("ingot.server")
+clock = time.monotonic_ns
+Cancel = Callable[[], bool]
+
+
+class Closed(Exception):
+    """The scheduler takes no more requests."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Job:
+    request: Request
+    done: Done
+
+
+class Scheduler:
+    """Answers every request it accepts exactly once, also those that wait when it closes."""
+
+    def __init__(
+        self, ports: Ports, version: int, batcher: Batcher, instances: Sequence[Instance], statistics: Statistics,
+        latency: LatencyTable, ordered: bool = False,
+    ) -> None:  # fmt: skip
+        self._ports, self._version, self._batcher, self._statistics = ports, version, batcher, statistics
+        self._latency, self._instances = latency, instances
+        self._ready = threading.Condition(threading.Lock())
+        self._closing = False
+        self._order: _InOrder | None = _InOrder() if ordered else None
+        self._threads = [
+            threading.Thread(target=self._serve, args=(instance,), name=f"ingot-{ports.model}-{number}", daemon=True)
+            for number, instance in enumerate(instances)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait."""
+        return len(self._batcher)
+
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """Queue a request; returns what cancels it while it waits. Closed if this version takes no more."""
+        rows, shape = self._ports.check(request)
+        job = _Job(request, done)
+        now = clock()
+        with self._ready:
+            if self._closing:
+                raise Closed
+            entry = self._batcher.push(rows, shape, job, now, request.priority, request.timeout_us)
+            self._ready.notify()
+        return lambda: self._cancel(entry)
+
+    def close(self) -> None:
+        """Take no more requests, answer those that wait, end the threads, close the instances."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for instance in self._instances:
+            instance.close()
+
+    def _cancel(self, entry: Entry) -> bool:
+        with self._ready:
+            waiting = self._batcher.cancel(entry)
+        if waiting:
+            self._finish(entry, ServerError(Code.CANCELLED, "the request was cancelled", "CANCELED"))
+        return waiting
+
+    # -- an instance thread -------------------------------------------------------------------------------------------
+    def _serve(self, instance: Instance) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
+                self._run(instance, batch)
+
+    def _next(self) -> tuple[Entry, ...] | None:
+        """The next batch; empty after refusals, None when closed and nothing waits."""
+        with self._ready:
+            take = self._batcher.take(clock())
+            while not take.batch and not take.rejected:
+                if self._closing and not len(self._batcher):
+                    return None
+                self._ready.wait(None if take.wake is None else max(take.wake - clock(), 0) / 1e9)
+                take = self._batcher.take(clock())
+            for entry in take.rejected:
+                self._latency.relax(entry.shape)
+            if self._order:
+                self._order.expect(take.batch)
+            if len(self._batcher):
+                self._ready.notify()
+        for entry in take.rejected:
+            self._finish(entry, ServerError(Code.UNAVAILABLE, "Request timeout expired", "REJECTED"))
+        return take.batch
+
+    def _run(self, instance: Instance, batch: tuple[Entry, ...]) -> None:
+        requests = [entry.token.request for entry in batch]
+        start = clock()
+        try:
+            feeds = self._ports.gather(requests)
+            gathered = clock()
+            results = instance.run(feeds)
+            computed = clock()
+            parts = self._ports.split(results, requests, [entry.rows for entry in batch])
+        except Exception as error:  # noqa: BLE001 - whatever a model raises is its requests' answer, not the server's end
+            self._fail(batch, error)
+            return
+        self._note(batch, Timing(start, gathered, computed, clock()))
+        self._answer(batch, [answer(r, self._version, part) for r, part in zip(requests, parts, strict=True)])
+
+    def _note(self, batch: Sequence[Entry], timing: Timing) -> None:
+        rows = sum(entry.rows for entry in batch)
+        with self._ready:
+            self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
+        self._statistics.executed([entry.arrived for entry in batch], rows, timing)
+
+    def _fail(self, batch: Sequence[Entry], error: Exception) -> None:
+        if not isinstance(error, IngotError):
+            log.exception("model %s failed", self._ports.model, exc_info=error)
+        failure = as_server_error(error)
+        for entry in batch:
+            self._statistics.failed(clock() - entry.arrived, failure.reason)
+        self._answer(batch, [failure] * len(batch))
+
+    def _answer(self, batch: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if self._order:
+                self._order.finish(entry, outcome)
+            else:
+                entry.token.done(outcome)
+
+    def _finish(self, entry: Entry, error: ServerError) -> None:
+        self._statistics.failed(clock() - entry.arrived, error.reason)
+        entry.token.done(error)
+
+
+class _InOrder:
+    """Lets answers out in the order in which their requests were taken (preserve_ordering)."""
+
+    def __init__(self) -> None:
+        self._expected: deque[Entry] = deque()
+        self._finished: dict[Entry, Outcome] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, batch: Sequence[Entry]) -> None:
+        """These were taken, in this order."""
+        with self._lock:
+            self._expected.extend(batch)
+
+    def finish(self, entry: Entry, outcome: Outcome) -> None:
+        """Answer whatever is next in order and has its outcome."""
+        with self._lock:
+            self._finished[entry] = outcome
+            while self._expected and self._expected[0] in self._finished:
+                first: Any = self._expected.popleft()
+                first.token.done(self._finished.pop(first))
+
+
+def as_server_error(error: Exception) -> ServerError:
+    """An exception of a model as the answer to its requests."""
+    if isinstance(error, ServerError):
+        return error
+    if isinstance(error, IngotError):
+        return ServerError(Code.INVALID_ARG, str(error), "BACKEND")
+    return ServerError(Code.INTERNAL, f"{type(error).__name__}: {error}", "BACKEND")

@@ -1,0 +1,164 @@
+"""Everything a client may ask, independent of the protocol it asks with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingot import __version__
+from ingot.server.config import Config, read_override
+from ingot.server.model import Servable
+from ingot.server.ports import Ports
+from ingot.server.repository import Repository
+from ingot.server.request import Code, Done, Outcome, Request, ServerError, invalid
+from ingot.server.scheduler import Cancel, Closed, clock
+from ingot.server.shm import Regions
+
+EXTENSIONS = (
+    "classification", "sequence", "model_repository", "model_repository(unload_dependents)", "schedule_policy",
+    "model_configuration", "system_shared_memory", "cuda_shared_memory", "binary_tensor_data", "parameters",
+    "statistics", "trace", "logging",
+)  # fmt: skip
+_REPLACED_TRIES = 8
+
+
+@dataclass
+class Service:
+    """The server without its sockets."""
+
+    repository: Repository
+    name: str = "ingot"
+    regions: Regions = field(default_factory=Regions)
+    exiting: bool = False
+    strict_readiness: bool = True
+    log_settings: dict[str, Any] = field(
+        default_factory=lambda: {"log_info": True, "log_warning": True, "log_error": True}
+    )
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    inflight: int = 0
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+    def infer(self, request: Request, done: Done) -> Cancel:
+        """Answer through `done`, exactly once; where ServerError is raised at once, `done` is not called."""
+        if self.exiting:
+            raise ServerError(Code.UNAVAILABLE, "the server is shutting down, it takes no more requests", "REJECTED")
+        with self._lock:
+            self.inflight += 1
+        try:
+            return self._submit(request, lambda outcome: self._done(done, outcome))
+        except BaseException:
+            self._left()
+            raise
+
+    def _submit(self, request: Request, done: Done) -> Cancel:
+        for _ in range(_REPLACED_TRIES):
+            servable = self.repository.find(request.model, request.version)
+            try:
+                return servable.submit(request, done)
+            except Closed:  # replaced between the look-up and now: look again
+                continue
+            except ServerError as error:
+                servable.statistics.failed(clock() - request.arrived if request.arrived else 0, error.reason)
+                raise
+        raise ServerError(Code.UNAVAILABLE, f"model '{request.model}' is being replaced; try again")
+
+    def _done(self, done: Done, outcome: Outcome) -> None:
+        self._left()
+        done(outcome)
+
+    def _left(self) -> None:
+        with self._lock:
+            self.inflight -= 1
+
+    # -- health and metadata ------------------------------------------------------------------------------------------
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return not self.exiting and (not self.strict_readiness or self.repository.ready())
+
+    def model_ready(self, name: str, version: int = 0) -> bool:
+        """Whether a version serves."""
+        try:
+            self.repository.find(name, version)
+        except ServerError:
+            return False
+        return not self.exiting
+
+    def metadata(self) -> dict[str, Any]:
+        """The server's name, version, extensions."""
+        return {"name": self.name, "version": __version__, "extensions": list(EXTENSIONS)}
+
+    def model_metadata(self, name: str, version: int = 0) -> dict[str, Any]:
+        """A model's versions, inputs and outputs."""
+        servable = self.repository.find(name, version)
+        ports = servable.ports
+        versions = [version] if version else self.repository.versions(name)
+        return {
+            "name": name,
+            "versions": [str(number) for number in versions],
+            "platform": servable.config.platform or servable.config.backend,
+            "inputs": [_tensor_metadata(ports, port) for port in ports.inputs],
+            "outputs": [_tensor_metadata(ports, port) for port in ports.outputs],
+        }
+
+    def config(self, name: str, version: int = 0) -> Config:
+        """The complete configuration."""
+        return self.repository.find(name, version).config
+
+    def statistics(self, name: str = "", version: int = 0) -> list[dict[str, Any]]:
+        """Statistics of one version, of all of a model, or of everything."""
+        chosen: list[Servable] = self.repository.serving()
+        if name:
+            self.repository.find(name, version)
+            chosen = [s for s in chosen if s.config.name == name and version in (0, s.version)]
+        return [s.statistics.as_plain(s.config.name, s.version) for s in chosen]
+
+    # -- repository ---------------------------------------------------------------------------------------------------
+    def index(self, ready_only: bool = False) -> list[dict[str, str]]:
+        """Models and their states."""
+        states = [state for state in self.repository.index() if not ready_only or state.state == "READY"]
+        return [{key: text for key, text in vars(state).items() if text or key == "name"} for state in states]
+
+    def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Load or reload; the parameter `config` overrides config.pbtxt, `file:` contents are refused."""
+        self._explicit("load")
+        for key in parameters:
+            if key != "config":
+                raise invalid(f"failed to load '{name}', parameter '{key}' is not supported; 'config' is")
+        text = parameters.get("config")
+        if text is not None and not isinstance(text, str):
+            raise invalid(f"failed to load '{name}', parameter 'config' must be a JSON text")
+        self.repository.load(name, read_override(text, name) if text else None)
+
+    def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Unload; with `unload_dependents` an ensemble's models too."""
+        self._explicit("unload")
+        dependents: list[str] = []
+        if parameters.get("unload_dependents"):
+            steps = self.repository.find(name).config.ensemble_scheduling.step
+            dependents = [step.model_name for step in steps]
+        for each in (name, *dict.fromkeys(dependents)):
+            self.repository.unload(each)
+
+    def _explicit(self, verb: str) -> None:
+        if self.repository.mode != "explicit":
+            raise ServerError(
+                Code.UNAVAILABLE, f"explicit model load / unload is not allowed if polling is enabled ({verb}); "
+                "start the server with --model-control-mode=explicit",
+            )  # fmt: skip
+
+
+def _tensor_metadata(ports: Ports, port: Any) -> dict[str, Any]:
+    return {"name": port.name, "datatype": port.datatype, "shape": list(ports.shape_of(port))}
+
+
+def version_number(text: str) -> int:
+    """A version as clients write it; empty is 0, the policy's choice."""
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) == 0:
+        raise invalid(
+            f"failed to get model version from specified version string '{text}', version should be an integer > 0"
+        )
+    return int(text)

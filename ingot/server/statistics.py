@@ -1,0 +1,118 @@
+"""What a loaded version has done: counters and durations, as the statistics extension and the metrics report them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LATENCY_BOUNDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+
+@dataclass
+class Duration:
+    """How often, and nanoseconds in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        """`count` events that took `ns` together."""
+        self.count += count
+        self.ns += ns
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The stages of one execution, nanoseconds of the monotonic clock."""
+
+    start: int
+    gathered: int
+    computed: int
+    answered: int
+
+
+@dataclass
+class Statistics:
+    """Thread-safe counters of one model version."""
+
+    durations: dict[str, Duration] = field(default_factory=lambda: defaultdict(Duration))
+    failures: Counter[str] = field(default_factory=Counter)
+    batches: dict[int, dict[str, Duration]] = field(default_factory=dict)
+    inferences: int = 0
+    executions: int = 0
+    last_inference_ms: int = 0
+    histogram: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def executed(self, arrivals: Sequence[int], rows: int, timing: Timing) -> None:
+        """One execution that answered requests which arrived at `arrivals`."""
+        spans = (
+            ("compute_input", timing.gathered - timing.start),
+            ("compute_infer", timing.computed - timing.gathered),
+            ("compute_output", timing.answered - timing.computed),
+        )
+        with self._lock:
+            self.executions += 1
+            self.inferences += rows
+            self.last_inference_ms = time.time_ns() // 1_000_000
+            batch = self.batches.setdefault(rows, {name: Duration() for name, _ in spans})
+            for name, ns in spans:
+                batch[name].add(ns)
+                self.durations[name].add(ns * len(arrivals), len(arrivals))
+            for arrived in arrivals:
+                self.durations["queue"].add(timing.start - arrived)
+                self._succeeded(timing.answered - arrived)
+
+    def succeeded(self, ns: int, rows: int = 0) -> None:
+        """A request answered without an execution of its own: an ensemble's, or one from the cache."""
+        with self._lock:
+            self.inferences += rows
+            self._succeeded(ns)
+
+    def _succeeded(self, ns: int) -> None:
+        self.durations["success"].add(ns)
+        self.histogram[bisect_left(LATENCY_BOUNDS, ns / 1e9)] += 1
+
+    def failed(self, ns: int, reason: str) -> None:
+        """A request that got an error."""
+        with self._lock:
+            self.durations["fail"].add(ns)
+            self.failures[reason] += 1
+
+    def looked_up(self, hit: bool, ns: int) -> None:
+        """One look into the response cache."""
+        with self._lock:
+            self.durations["cache_hit" if hit else "cache_miss"].add(ns)
+
+    def as_plain(self, name: str, version: int) -> dict[str, Any]:
+        """The fields of inference.ModelStatistics."""
+        names = (
+            "success",
+            "fail",
+            "queue",
+            "compute_input",
+            "compute_infer",
+            "compute_output",
+            "cache_hit",
+            "cache_miss",
+        )
+        with self._lock:
+            return {
+                "name": name,
+                "version": str(version),
+                "last_inference": self.last_inference_ms,
+                "inference_count": self.inferences,
+                "execution_count": self.executions,
+                "inference_stats": {stage: vars(self.durations[stage]) | {} for stage in names},
+                "batch_stats": [
+                    {"batch_size": rows, **{stage: vars(duration) | {} for stage, duration in stages.items()}}
+                    for rows, stages in sorted(self.batches.items())
+                ],
+            }

@@ -1,0 +1,377 @@
+"""HTTP/1.1 over asyncio and httptools: connections, bodies, limits. Knows nothing of models.
+
+A request is handed to the handler whole, as an `Exchange`. Large bodies are received straight into their final buffer.
+Answers may come from any thread; those that come together wake the event loop once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+
+log = logging.getLogger("ingot.server.http")
+Handler = Callable[["Exchange"], None]
+Part = bytes | bytearray | memoryview
+_SCRATCH = 64 << 10
+_STATUS_LINE = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take; seconds and bytes."""
+
+    body: int = 1 << 30
+    header: int = 64 << 10
+    connections: int = 10_000
+    pipelined: int = 16
+    stalled: float = 30.0
+    idle: float = 120.0
+
+
+class Exchange:
+    """One request and the way to answer it. Headers have lower-case names."""
+
+    __slots__ = ("_connection", "body", "cancel", "headers", "keep_alive", "method", "target")
+
+    def __init__(
+        self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes], keep_alive: bool
+    ) -> None:
+        self._connection, self.method, self.target, self.headers = connection, method, target, headers
+        self.keep_alive = keep_alive
+        self.body: bytes | bytearray = b""
+        self.cancel: Callable[[], Any] | None = None
+
+    def respond(self, status: int, parts: Sequence[Part] = (), headers: Mapping[bytes, bytes] | None = None) -> None:
+        """Send the answer, whole; on the event loop's thread only (elsewhere: `post`)."""
+        self._connection.respond(self, status, parts, headers or {})
+
+    def begin(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        """Begin an answer of pieces."""
+        self._connection.begin(self, status, headers)
+
+    def piece(self, data: bytes) -> None:
+        """One more piece; an empty one ends the answer."""
+        self._connection.piece(self, data)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run something on the event loop's thread soon; from any thread."""
+        self._connection.front.post(action)
+
+
+class Front:
+    """Listens, keeps the connections, carries work from other threads onto the loop."""
+
+    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+        self.handler, self.limits = handler, limits or Limits()
+        self.connections: set[Connection] = set()
+        self.closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: asyncio.Server | None = None
+        self._posted: collections.deque[Callable[[], None]] = collections.deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None, reuse: bool = False) -> int:
+        """Listen; returns the port, chosen by the system if 0 was asked for."""
+        self._loop = asyncio.get_running_loop()
+        self._server = await self._loop.create_server(
+            lambda: Connection(self), host, port, ssl=tls, reuse_port=reuse or None, backlog=1024
+        )
+        self._sweep()
+        return self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening, close idle connections; those in an exchange close after their answer."""
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in tuple(self.connections):
+            connection.close_when_idle()
+
+    def abort(self) -> None:
+        """Drop what is left."""
+        for connection in tuple(self.connections):
+            connection.drop()
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run something on the loop's thread soon; from any thread."""
+        first = not self._posted
+        self._posted.append(action)
+        if first and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._run_posted)
+
+    def _run_posted(self) -> None:
+        while self._posted:
+            try:
+                self._posted.popleft()()
+            except Exception:
+                log.exception("an answer failed")
+
+    def _sweep(self) -> None:
+        """Once a second: close what stalls or idles."""
+        now = time.monotonic()
+        for connection in tuple(self.connections):
+            connection.close_if_late(now)
+        assert self._loop is not None
+        self._sweeper = self._loop.call_later(1.0, self._sweep)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. Requests that arrive before the first is answered wait, and reading stops beyond a few."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self._transport: Any = None
+        self._scratch = memoryview(bytearray(_SCRATCH))
+        self._waiting: collections.deque[Exchange] = collections.deque()
+        self._active: Exchange | None = None
+        self._progress = time.monotonic()
+        self._paused_writing = self._closed = self._closing = False
+        self._fresh()
+
+    def _fresh(self) -> None:
+        """Ready for a next request's headers."""
+        self._parser = httptools.HttpRequestParser(self)
+        self._target, self._headers, self._header_bytes = b"", dict[bytes, bytes](), 0
+        self._exchange: Exchange | None = None
+        self._body: bytearray | None = None
+        self._length: int | None = None
+        self._filled = 0
+
+    # -- transport ----------------------------------------------------------------------------------------------------
+    def connection_made(self, transport: Any) -> None:
+        """A client came."""
+        self._transport = transport
+        if len(self.front.connections) >= self.front.limits.connections or self.front.closing:
+            transport.abort()
+            self._closed = True
+            return
+        self.front.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: what it waits for is cancelled."""
+        self._closed = True
+        self.front.connections.discard(self)
+        for exchange in (self._active, *self._waiting):
+            if exchange is not None and exchange.cancel is not None:
+                exchange.cancel()
+        self._active = None
+        self._waiting.clear()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: the rest of a large body, or the scratch buffer."""
+        if self._body is not None:
+            return memoryview(self._body)[self._filled :]
+        return self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes came."""
+        self._progress = time.monotonic()
+        if self._body is not None:
+            self._filled += nbytes
+            if self._filled == len(self._body):
+                self._complete(self._body)
+                self._fresh()
+            return
+        self._feed(self._scratch[:nbytes])
+
+    def _feed(self, data: memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
+        except _Refused as refusal:
+            self._refuse(refusal)
+        except httptools.HttpParserUpgrade:
+            self._refuse(_Refused(400, "this server has no protocol to upgrade to"))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, _Refused) else _Refused(400, "malformed request"))
+        except httptools.HttpParserError as error:
+            self._refuse(_Refused(400, f"malformed HTTP request: {error}"))
+        else:
+            self._receive_directly()
+
+    def _receive_directly(self) -> None:
+        """If a body of known length has only begun, the rest bypasses the parser."""
+        if self._exchange is None or self._length is None or self._closed:
+            return
+        begun = bytes(self._exchange.body)
+        self._body = bytearray(self._length)
+        self._body[: len(begun)] = begun
+        self._filled = len(begun)
+
+    def eof_received(self) -> bool:
+        """A client that sends no more may still be waiting for answers."""
+        self._closing = True
+        return self._active is not None or bool(self._waiting)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self._paused_writing = True
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._paused_writing = False
+        self._next()
+
+    # -- parser -------------------------------------------------------------------------------------------------------
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._target += url
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; repeated ones are joined."""
+        self._count(len(name) + len(value) + 4)
+        name = name.lower()
+        self._headers[name] = self._headers[name] + b", " + value if name in self._headers else value
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > self.front.limits.header:
+            raise _Refused(431, f"the request's headers exceed {self.front.limits.header} bytes")
+
+    def on_headers_complete(self) -> None:
+        """All headers are here; the body follows."""
+        parser, headers = self._parser, self._headers
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self.front.limits.body:
+            raise _Refused(413, f"the request's body exceeds {self.front.limits.body} bytes")
+        self._length = int(length) if length is not None else None
+        self._exchange = Exchange(self, parser.get_method(), self._target, headers, parser.should_keep_alive())
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.body = exchange.body + body if exchange.body else body
+        if len(exchange.body) > self.front.limits.body:
+            raise _Refused(413, f"the request's body exceeds {self.front.limits.body} bytes")
+        if not isinstance(exchange.body, bytearray) and self._length is None:
+            exchange.body = bytearray(exchange.body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        exchange = self._exchange
+        assert exchange is not None
+        self._target, self._headers, self._header_bytes = b"", {}, 0
+        self._exchange, self._length = None, None
+        self._accept(exchange)
+
+    # -- exchanges ----------------------------------------------------------------------------------------------------
+    def _complete(self, body: bytearray) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.body = body
+        self._accept(exchange)
+
+    def _accept(self, exchange: Exchange) -> None:
+        self._waiting.append(exchange)
+        if len(self._waiting) >= self.front.limits.pipelined:
+            self._transport.pause_reading()
+        self._next()
+
+    def _next(self) -> None:
+        if self._active is not None or not self._waiting or self._paused_writing or self._closed:
+            return
+        self._active = exchange = self._waiting.popleft()
+        if len(self._waiting) == self.front.limits.pipelined - 1:
+            self._transport.resume_reading()
+        self.front.handler(exchange)
+
+    def respond(self, exchange: Exchange, status: int, parts: Sequence[Part], headers: Mapping[bytes, bytes]) -> None:
+        """Write a whole answer, then go on with the next request."""
+        if self._closed or exchange is not self._active:
+            return
+        head = self._head(exchange, status, headers, b"content-length: %d\r\n\r\n" % sum(map(len, parts)))
+        if exchange.method == b"HEAD":
+            parts = ()
+        small = sum(map(len, parts)) < 16384
+        if small:
+            self._transport.write(b"".join((head, *parts)))
+        else:
+            self._transport.writelines((head, *parts))
+        self._finish(exchange)
+
+    def begin(self, exchange: Exchange, status: int, headers: Mapping[bytes, bytes]) -> None:
+        """Write the head of an answer of pieces."""
+        if not self._closed and exchange is self._active:
+            self._transport.write(self._head(exchange, status, headers, b"transfer-encoding: chunked\r\n\r\n"))
+
+    def piece(self, exchange: Exchange, data: bytes) -> None:
+        """Write a piece."""
+        if self._closed or exchange is not self._active:
+            return
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if not data:
+            self._finish(exchange)
+
+    def _head(self, exchange: Exchange, status: int, headers: Mapping[bytes, bytes], framing: bytes) -> bytes:
+        lines = [b"%b: %b\r\n" % pair for pair in headers.items()]
+        if not exchange.keep_alive or self.front.closing:
+            lines.append(b"connection: close\r\n")
+        return b"".join((_STATUS_LINE[status], *lines, framing))
+
+    def _finish(self, exchange: Exchange) -> None:
+        self._active = None
+        self._progress = time.monotonic()
+        if not exchange.keep_alive or self.front.closing or (self._closing and not self._waiting):
+            self._closed = True
+            self._transport.close()
+        else:
+            self._next()
+
+    def _refuse(self, refusal: _Refused) -> None:
+        """Answer what is no request, after the answers before it, and close."""
+        if self._closed:
+            return
+        self._waiting.clear()
+        body = b'{"error":"%b"}' % str(refusal).replace("\\", "/").replace('"', "'").encode()
+        if self._active is None:
+            self._transport.write(
+                b"%bcontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+                % (_STATUS_LINE[refusal.status], len(body), body)
+            )
+        self._closed = True
+        self._transport.close()
+
+    # -- closing ------------------------------------------------------------------------------------------------------
+    def close_when_idle(self) -> None:
+        """Close now, or after the answer that is being made."""
+        if self._active is None and not self._waiting:
+            self._closed = True
+            self._transport.close()
+
+    def close_if_late(self, now: float) -> None:
+        """Close a client that stalls within a request or while it is written to, or has been idle for long."""
+        limits, quiet = self.front.limits, now - self._progress
+        receiving = self._exchange is not None or bool(self._target)
+        if self._active is not None and not self._paused_writing:
+            return
+        if quiet > (limits.stalled if receiving or self._paused_writing else limits.idle):
+            self.drop()
+
+    def drop(self) -> None:
+        """Close without ceremony."""
+        self._transport.abort()
+
+
+class _Refused(Exception):
+    """Bytes that are no acceptable request."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
