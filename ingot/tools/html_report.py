@@ -15,7 +15,8 @@ import numpy as np
 import ingot
 from ingot.errors import ConfigError, EngineError, IngotError
 from ingot.plan.extent import evaluate, symbols_of
-from ingot.plan.plan import Plan
+from ingot.plan.packing import Interval, lower_bound, pack
+from ingot.plan.plan import MemoryPlan, Plan
 from ingot.runtime.profiler import StepTime
 from ingot.tools.html_drawing import graph_svg, memory_svg, step_colour
 from ingot.tools.inputs import make_feeds
@@ -200,10 +201,7 @@ def _times(plan: Plan, figures: Mapping[str, Any]) -> str:
 
 
 def _memory(plan: Plan, symbols: Mapping[str, int]) -> str:
-    if not plan.memory:
-        hint = "Sizes depend on the inputs and are placed at run time; give the build a profile to see them."
-        return f'<p class="muted">{hint}</p>'
-    memory = plan.memory[0]
+    memory = plan.memory[0] if plan.memory else _placed(plan, symbols)
     bounds = {**symbols, **memory.bounds}
     boxes = []
     for index, (storage, offset) in enumerate(zip(plan.storages, memory.offsets, strict=True)):
@@ -215,6 +213,16 @@ def _memory(plan: Plan, symbols: Mapping[str, int]) -> str:
         f"<p>One arena of {_size(memory.bytes)}, {ratio:.2f} times the most that is live at any step. "
         f"Across: steps; up: bytes.</p>{memory_svg(boxes, len(steps_of(plan)), memory.bytes)}"
     )
+
+
+def _placed(plan: Plan, symbols: Mapping[str, int]) -> MemoryPlan:
+    """Without a profile storages are placed when sizes are known: as a run of these sizes does it."""
+    here = [i for i, s in enumerate(plan.storages) if s.place == "arena" and symbols_of(s.bytes) <= symbols.keys()]
+    storages = [plan.storages[i] for i in here]
+    intervals = [Interval(evaluate(s.bytes, symbols), s.first, s.last) for s in storages]
+    offsets, total = pack(intervals)
+    placed = dict(zip(here, offsets, strict=True))
+    return MemoryPlan({}, tuple(placed.get(i) for i in range(len(plan.storages))), total, lower_bound(intervals))
 
 
 def _evidence(rows: Sequence[Mapping[str, Any]]) -> str:

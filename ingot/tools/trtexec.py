@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
 
 def help_text() -> str:
     """All flags with what they do here."""
-    lines = ["ingot trtexec --onnx=model.onnx --saveEngine=model.engine --shapes=x:1x3x224x224", ""]
+    lines = ["example: ingot trtexec --onnx=model.onnx --saveEngine=model.engine --shapes=x:1x3x224x224", ""]
     for name, flag in FLAGS.items():
         value = f"=<{flag.value.removeprefix('choice:').replace(',', '|')}>" if flag.value else ""
         default = f" (default {flag.default})" if flag.default else ""

@@ -108,6 +108,7 @@ class WorkerPool:
     def __init__(self, size: int) -> None:
         self._workers = [_take() for _ in range(size)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
+        self._lock, self._closed = threading.Lock(), False
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="ingot-worker")
@@ -131,15 +132,19 @@ class WorkerPool:
             return worker.call(function, *arguments)
         except WorkerDied:
             worker.close()
-            self._workers.remove(worker)
-            worker = Worker()
-            self._workers.append(worker)
+            with self._lock:
+                if not self._closed:
+                    self._workers.remove(worker)
+                    worker = Worker()
+                    self._workers.append(worker)
             raise
         finally:
             self._idle.put(worker)
 
     def close(self) -> None:
         """End all children."""
+        with self._lock:
+            self._closed = True
         self._threads.shutdown(cancel_futures=True, wait=False)
         for worker in self._workers:
             worker.close()
