@@ -348,6 +348,30 @@ class Function:
         self._enter(after)
         return tuple(state)
 
+    def loop_while(
+        self, condition: Callable[..., Value], body: Body, carried: Sequence[Value]
+    ) -> tuple[Value, ...]:  # fmt: skip
+        """`while condition(*carried): carried = body(*carried)`; returns the carried values after it."""
+        self._count += 1
+        tag, before = self._count, self._block
+        head, inside, after = f"head{tag}", f"body{tag}", f"done{tag}"
+        self.emit(f"br label %{head}")
+        self._enter(head)
+        slot = len(self.lines)
+        self.lines.append("")
+        state = [Value(self, v.type, f"%c{tag}_{k}") for k, v in enumerate(carried)]
+        asked = condition(*state)
+        self.emit(f"br i1 {asked.text}, label %{inside}, label %{after}")
+        self._enter(inside)
+        results = tuple(body(*state) or ())
+        self.lines[slot] = "\n".join(
+            f"  {v.text} = phi {v.type} [{a.text}, %{before}], [{b.text}, %{self._block}]"
+            for v, a, b in zip(state, carried, results, strict=True)
+        )
+        self.emit(f"br label %{head}")
+        self._enter(after)
+        return tuple(state)
+
     def when(
         self, condition: Value, then: Body, otherwise: Body | None = None, unchanged: Sequence[Value] = ()
     ) -> tuple[Value, ...]:

@@ -11,7 +11,6 @@ from ingot.kernels import kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Function, Index, Value, bits_of, lanes_of, vector
-from ingot.kernels.cpu.pointwise import nothing
 from ingot.kernels.cpu.pointwise_dims import (
     BYTES_PER_MICROSECOND,
     CYCLES_PER_MICROSECOND,
@@ -24,9 +23,8 @@ from ingot.kernels.cpu.reduce_kinds import halves, identity
 from ingot.kernels.cpu.render import MEMORY, load, register_element
 from ingot.kernels.cpu.render_convert import convert
 from ingot.kernels.cpu.results import Results, can_finish, put, results_of, row_of
-from ingot.kernels.cpu.rows import column_block, each
+from ingot.kernels.cpu.rows import columns_phase, each
 from ingot.kernels.node import Node
-from ingot.plan.extent import ceil_div, product
 
 KINDS = ("argmax", "argmin")
 
@@ -206,17 +204,5 @@ def reduce_index(build: KernelBuilder, node: Node) -> None:
     if columns is None:
         build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda i: _emit_row(f, search, i)), grain)
         return
-    blocks = ceil_div(columns, search.lanes)
-
-    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        count, size = f.extent(blocks), f.extent(columns)
-
-        def block(index: Value) -> None:
-            row, column = f.divide(index, count), f.index(f.remainder(index, count)) * search.lanes
-            column_block(f, size, column, search.lanes, search.masked,
-                         lambda c, lanes, mask: _emit_columns(f, search, row, c, lanes, mask))  # fmt: skip
-
-        each(f, begin, end, block)
-
-    items = product((rows, blocks))
-    build.phase(items, body if items != 0 else nothing, grain // search.lanes)
+    columns_phase(build, rows, columns, search.lanes, search.masked, grain // search.lanes,
+                  lambda f, row, column, lanes, mask: _emit_columns(f, search, row, column, lanes, mask))  # fmt: skip

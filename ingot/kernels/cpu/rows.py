@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ingot.kernels.cpu.build import PhaseFunction
+from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.llvm import Index, Value, lanes_of, vector
+from ingot.kernels.cpu.pointwise import nothing
 from ingot.kernels.cpu.reduce_kinds import Combine, across, combined, identity, together
 from ingot.kernels.cpu.render import register_element
+from ingot.plan.extent import Extent, ceil_div, product
 
 UNROLL = 4
 Read = Callable[[Index, int, "Value | None"], Value]
 """(place, lanes, mask) -> the elements there, ready to be combined"""
 Visit = Callable[[Index, int, "Value | None"], object]
 """(place, lanes, mask) emits what happens to the elements there"""
+Columns = Callable[[PhaseFunction, Index, Index, int, "Value | None"], None]
+"""(f, row, column, lanes, mask) emits what happens to the columns there"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,24 @@ def column_block(f: PhaseFunction, size: Index, column: Value, lanes: int, maske
         emit(column, lanes, f.first_lanes(size - column, lanes))
     else:
         f.loop(column, f.minimum(column + lanes, size), lambda c: emit(c, 1, None))
+
+
+def columns_phase(build: KernelBuilder, rows: Extent, columns: Extent, lanes: int, masked: bool, grain: int,
+                  emit: Columns) -> None:  # fmt: skip
+    """A phase whose work items are vectors of columns: emit(f, row, column, lanes, mask) for every one of every row."""
+    blocks = ceil_div(columns, lanes)
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        count, size = f.extent(blocks), f.extent(columns)
+
+        def block(index: Value) -> None:
+            row, column = f.divide(index, count), f.index(f.remainder(index, count)) * lanes
+            column_block(f, size, column, lanes, masked, lambda c, width, mask: emit(f, row, c, width, mask))
+
+        each(f, begin, end, block)
+
+    items = product((rows, blocks))
+    build.phase(items, body if items != 0 else nothing, grain)
 
 
 def each(f: PhaseFunction, begin: Value, end: Value, item: Callable[[Value], None]) -> None:

@@ -16,7 +16,6 @@ from ingot.kernels.cpu import math
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value
-from ingot.kernels.cpu.pointwise import nothing
 from ingot.kernels.cpu.pointwise_dims import (
     BYTES_PER_MICROSECOND,
     CYCLES_PER_MICROSECOND,
@@ -28,9 +27,9 @@ from ingot.kernels.cpu.pointwise_dims import (
 )
 from ingot.kernels.cpu.reduce_kinds import combined, identity
 from ingot.kernels.cpu.render import load, store
-from ingot.kernels.cpu.rows import Fold, column_block, each, fold_of, spread, total_of, visit
+from ingot.kernels.cpu.rows import Fold, columns_phase, each, fold_of, spread, total_of, visit
 from ingot.kernels.node import Node
-from ingot.plan.extent import Extent, ceil_div, product
+from ingot.plan.extent import Extent, product
 
 GRAIN = 2048  # elements in a chunk worth taking
 ELEMENT_CYCLES = 14  # of a vector, all three passes
@@ -155,17 +154,5 @@ def softmax(build: KernelBuilder, node: Node) -> None:
         rows = job.outer if job.length != 0 else 0
         build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda row: _emit_row(f, job, row)), grain)
         return
-    blocks = ceil_div(job.inner, job.lanes)
-
-    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        count, size = f.extent(blocks), f.extent(job.inner)
-
-        def block(index: Value) -> None:
-            row, column = f.divide(index, count), f.index(f.remainder(index, count)) * job.lanes
-            column_block(f, size, column, job.lanes, job.masked,
-                         lambda c, lanes, mask: _emit_columns(f, job, row, c, lanes, mask))  # fmt: skip
-
-        each(f, begin, end, block)
-
-    items = product((job.outer, blocks))
-    build.phase(items, body if items != 0 else nothing, grain // job.lanes)
+    columns_phase(build, job.outer, job.inner, job.lanes, job.masked, grain // job.lanes,
+                  lambda f, row, column, lanes, mask: _emit_columns(f, job, row, column, lanes, mask))  # fmt: skip
