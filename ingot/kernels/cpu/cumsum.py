@@ -114,18 +114,22 @@ def _emit_rest(f: PhaseFunction, job: Sums, base: Value, whole: Value, size: Ind
     return f.loop(0, f.index(size) - whole, step, [before])[0]
 
 
-def _emit_columns(f: PhaseFunction, job: Sums, row: Index, column: Index, lanes: int, mask: Value | None) -> None:
+def _emit_columns(f: PhaseFunction, job: Sums, row: Index, column: Index, lanes: int, parts: int,
+                  mask: Value | None) -> None:  # fmt: skip
     size, inner = f.extent(job.length), f.extent(job.inner)
     base = f.index(row) * size * inner + column
 
-    def step(i: Value, before: Value) -> tuple[Value, ...]:
-        index = f.index(size) - 1 - i if job.reverse else i
-        place = (base + index * inner) * size_of(job.dtype)
+    def add(before: Value, first: Value, k: int) -> Value:
+        place = (first + k * lanes) * size_of(job.dtype)
         after = before + load(f, job.dtype, f.pointer(job.source), place, lanes, mask)
         store(f, job.dtype, before if job.exclusive else after, f.pointer(job.target), place, mask)
-        return (after,)
+        return after
 
-    f.loop(0, size, step, [f.constant(vector(register_element(job.real), lanes), 0)])
+    def step(i: Value, *before: Value) -> list[Value]:
+        first = base + (f.index(size) - 1 - i if job.reverse else i) * inner
+        return [add(total, first, k) for k, total in enumerate(before)]
+
+    f.loop(0, size, step, [f.constant(vector(register_element(job.real), lanes), 0)] * parts)
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -158,5 +162,5 @@ def cumsum(build: KernelBuilder, node: Node) -> None:
         rows = job.outer if job.length != 0 else 0
         build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda row: _emit_row(f, job, row)), grain)
         return
-    columns_phase(build, job.outer, job.inner, job.lanes, job.masked, grain // job.lanes,
-                  lambda f, row, column, lanes, mask: _emit_columns(f, job, row, column, lanes, mask))  # fmt: skip
+    columns_phase(build, job.outer, job.inner, job.lanes, job.masked, grain,
+                  lambda f, row, column, *how: _emit_columns(f, job, row, column, *how))  # fmt: skip

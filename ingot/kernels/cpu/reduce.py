@@ -13,7 +13,7 @@ from ingot.kernels.cpu import math
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value, lanes_of
-from ingot.kernels.cpu.pointwise import dot, nothing, unravel
+from ingot.kernels.cpu.pointwise import dot, unravel
 from ingot.kernels.cpu.pointwise_dims import (
     BYTES_PER_MICROSECOND,
     CYCLES_PER_MICROSECOND,
@@ -34,9 +34,9 @@ from ingot.kernels.cpu.reduce_kinds import (
 from ingot.kernels.cpu.render import MEMORY, load
 from ingot.kernels.cpu.render_convert import convert
 from ingot.kernels.cpu.results import Results, can_finish, put, results_of, row_of
-from ingot.kernels.cpu.rows import UNROLL, Fold, closed, continued, each, fold_of, opened, spread
+from ingot.kernels.cpu.rows import Fold, closed, columns_phase, continued, each, fold_of, opened, spread
 from ingot.kernels.node import Node
-from ingot.plan.extent import Extent, ceil_div, product
+from ingot.plan.extent import Extent, product
 
 ROW_CYCLES = 40
 GRAIN = 16384  # elements read in a chunk worth taking
@@ -185,29 +185,12 @@ def fold_columns(f: PhaseFunction, fold: Pass, base: Index, lanes: int, parts: i
 
 
 def _emit_columns(f: PhaseFunction, job: Job, row: Index, column: Index, lanes: int, parts: int,
-                  mask: Value | None = None) -> None:  # fmt: skip
+                  mask: Value | None) -> None:  # fmt: skip
     base = f.index(offset_of(f, job.axes, row)) + column
     target = row_of(f, job.results, row, lanes)
     values = evaluated(f, job, lambda fold: fold_columns(f, fold, base, lanes, parts, mask))
     for k, value in enumerate(values):
         put(f, job.results, target, column + k * lanes, value, lanes, mask)
-
-
-def _emit_block(f: PhaseFunction, job: Job, row: Index, column: Index, parts: int) -> None:
-    """A block of columns: all at once if they are all there, otherwise vector by vector."""
-    assert job.axes.columns is not None
-    size, width = f.extent(job.axes.columns), parts * job.lanes
-    step = job.lanes if job.masked else 1
-
-    def rest() -> None:
-        f.loop(column, size, lambda c: _emit_columns(
-            f, job, row, c, step, 1, f.first_lanes(size - c, step) if job.masked else None), step=step)  # fmt: skip
-
-    if isinstance(size, int) and size % width == 0:
-        _emit_columns(f, job, row, column, job.lanes, parts)
-    else:
-        whole = f.compare("sle", column + width, size)
-        f.when(whole, lambda: _emit_columns(f, job, row, column, job.lanes, parts), rest)
 
 
 # the kernel
@@ -243,18 +226,9 @@ def reduce_any(build: KernelBuilder, node: Node) -> None:
     """A work item is a row's result or a block of columns."""
     job = _job(build, node)
     columns, rows = job.axes.columns, job.axes.rows
+    grain = GRAIN // (typical(job.axes.count) + 1)
     if columns is None:
-        grain = GRAIN // (typical(job.axes.count) + 1)
         build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda i: _emit_row(f, job, i)), grain)
         return
-    parts = min(UNROLL, -(-columns // job.lanes)) if isinstance(columns, int) else UNROLL
-    width = max(parts, 1) * job.lanes
-    blocks = ceil_div(columns, width)
-
-    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        count = f.extent(blocks)
-        each(f, begin, end, lambda i: _emit_block(
-            f, job, f.divide(i, count), f.index(f.remainder(i, count)) * width, parts))  # fmt: skip
-
-    items = product((rows, blocks))
-    build.phase(items, body if items != 0 else nothing, GRAIN // (width * typical(job.axes.count) + 1))
+    columns_phase(build, rows, columns, job.lanes, job.masked, grain,
+                  lambda f, row, column, *how: _emit_columns(f, job, row, column, *how))  # fmt: skip

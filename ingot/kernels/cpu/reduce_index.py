@@ -158,18 +158,24 @@ def _emit_row(f: PhaseFunction, search: Search, item: Value) -> None:
     put(f, search.results, row_of(f, search.results, item, 1), 0, f.cast("sext", winner[1], "i64"), 1)
 
 
-def _emit_columns(f: PhaseFunction, search: Search, row: Index, column: Index, lanes: int, mask: Value | None) -> None:
+def _emit_columns(f: PhaseFunction, search: Search, row: Index, column: Index, lanes: int, parts: int,
+                  mask: Value | None) -> None:  # fmt: skip
     base = f.index(offset_of(f, search.axes, row)) + column
-    best = _start(f, search, lanes).both
+    best = _start(f, search, lanes).both * parts
     for extent, stride in search.axes.reduced:
         gap = f.extent(stride)
 
-        def step(i: Value, *best: Value, gap: Index = gap) -> tuple[Value, ...]:
-            x = _read(f, search, base + i * gap, lanes, mask)
-            return _step(f, search, Best(*best), x, _place(f, search, i, lanes, False)).both
+        def step(i: Value, *best: Value, gap: Index = gap) -> list[Value]:
+            place, found = _place(f, search, i, lanes, False), list[Value]()
+            for k in range(parts):
+                x = _read(f, search, base + i * gap + k * lanes, lanes, mask)
+                found += _step(f, search, Best(*best[2 * k : 2 * k + 2]), x, place).both
+            return found
 
         best = f.loop(0, f.extent(extent), step, best)
-    put(f, search.results, row_of(f, search.results, row, lanes), column, f.cast("sext", best[1], "i64"), lanes, mask)
+    target = row_of(f, search.results, row, lanes)
+    for k, place in enumerate(best[1::2]):
+        put(f, search.results, target, column + k * lanes, f.cast("sext", place, "i64"), lanes, mask)
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -204,5 +210,5 @@ def reduce_index(build: KernelBuilder, node: Node) -> None:
     if columns is None:
         build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda i: _emit_row(f, search, i)), grain)
         return
-    columns_phase(build, rows, columns, search.lanes, search.masked, grain // search.lanes,
-                  lambda f, row, column, lanes, mask: _emit_columns(f, search, row, column, lanes, mask))  # fmt: skip
+    columns_phase(build, rows, columns, search.lanes, search.masked, grain,
+                  lambda f, row, column, *how: _emit_columns(f, search, row, column, *how))  # fmt: skip

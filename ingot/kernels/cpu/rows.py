@@ -17,8 +17,8 @@ Read = Callable[[Index, int, "Value | None"], Value]
 """(place, lanes, mask) -> the elements there, ready to be combined"""
 Visit = Callable[[Index, int, "Value | None"], object]
 """(place, lanes, mask) emits what happens to the elements there"""
-Columns = Callable[[PhaseFunction, Index, Index, int, "Value | None"], None]
-"""(f, row, column, lanes, mask) emits what happens to the columns there"""
+Columns = Callable[[PhaseFunction, Index, Index, int, int, "Value | None"], None]
+"""(f, row, column, lanes, parts, mask) emits what happens to `parts` vectors of columns"""
 
 
 @dataclass(frozen=True)
@@ -110,33 +110,37 @@ def spread(f: PhaseFunction, value: Value, lanes: int) -> Value:
     return value if lanes_of(value.type) == lanes else f.splat(value, lanes)
 
 
-def column_block(f: PhaseFunction, size: Index, column: Value, lanes: int, masked: bool,
-                 emit: Callable[[Index, int, Value | None], None]) -> None:  # fmt: skip
-    """emit(column, lanes, mask) for the `lanes` columns from `column` on that exist."""
-    if isinstance(size, int) and size % lanes == 0:
-        emit(column, lanes, None)
-    elif masked:
-        emit(column, lanes, f.first_lanes(size - column, lanes))
-    else:
-        f.loop(column, f.minimum(column + lanes, size), lambda c: emit(c, 1, None))
-
-
 def columns_phase(build: KernelBuilder, rows: Extent, columns: Extent, lanes: int, masked: bool, grain: int,
                   emit: Columns) -> None:  # fmt: skip
-    """A phase whose work items are vectors of columns: emit(f, row, column, lanes, mask) for every one of every row."""
-    blocks = ceil_div(columns, lanes)
+    """A phase whose work items are blocks of columns, at least `grain` elements of a row: emit for all columns of all
+    rows, several vectors at once where they are all there, otherwise vector by vector."""
+    parts = min(UNROLL, -(-columns // lanes)) if isinstance(columns, int) else UNROLL
+    width = max(parts, 1) * lanes
+    blocks = ceil_div(columns, width)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        count, size = f.extent(blocks), f.extent(columns)
-
-        def block(index: Value) -> None:
-            row, column = f.divide(index, count), f.index(f.remainder(index, count)) * lanes
-            column_block(f, size, column, lanes, masked, lambda c, width, mask: emit(f, row, c, width, mask))
-
-        each(f, begin, end, block)
+        count = f.extent(blocks)
+        each(f, begin, end, lambda i: _column_block(
+            f, f.extent(columns), f.divide(i, count), f.index(f.remainder(i, count)) * width, lanes, parts, masked, emit
+        ))  # fmt: skip
 
     items = product((rows, blocks))
-    build.phase(items, body if items != 0 else nothing, grain)
+    build.phase(items, body if items != 0 else nothing, grain // width)
+
+
+def _column_block(f: PhaseFunction, size: Index, row: Index, column: Value, lanes: int, parts: int, masked: bool,
+                  emit: Columns) -> None:  # fmt: skip
+    width, step = parts * lanes, lanes if masked else 1
+
+    def rest() -> None:
+        f.loop(column, f.minimum(column + width, size), lambda c: emit(
+            f, row, c, step, 1, f.first_lanes(size - c, step) if masked else None), step=step)  # fmt: skip
+
+    if isinstance(size, int) and size % width == 0:
+        emit(f, row, column, lanes, parts, None)
+    else:
+        whole = f.compare("sle", column + width, size)
+        f.when(whole, lambda: emit(f, row, column, lanes, parts, None), rest)
 
 
 def each(f: PhaseFunction, begin: Value, end: Value, item: Callable[[Value], None]) -> None:

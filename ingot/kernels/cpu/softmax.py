@@ -25,7 +25,6 @@ from ingot.kernels.cpu.pointwise_dims import (
     typical,
     vector_lanes,
 )
-from ingot.kernels.cpu.reduce_kinds import combined, identity
 from ingot.kernels.cpu.render import load, store
 from ingot.kernels.cpu.rows import Fold, columns_phase, each, fold_of, spread, total_of, visit
 from ingot.kernels.node import Node
@@ -106,20 +105,32 @@ def _emit_row(f: PhaseFunction, job: Softmax, row: Value) -> None:
     visit(f, size, job.lanes, job.masked, lambda i, lanes, mask: _finish(f, job, line, peak, settled, i, lanes, mask))
 
 
-def _emit_columns(f: PhaseFunction, job: Softmax, row: Index, column: Index, lanes: int, mask: Value | None) -> None:
+def _emit_columns(f: PhaseFunction, job: Softmax, row: Index, column: Index, lanes: int, parts: int,
+                  mask: Value | None) -> None:  # fmt: skip
     size, gap = f.extent(job.length), f.index(f.extent(job.inner)) * size_of(job.dtype)
     start = (f.index(row) * f.extent(job.length) * f.extent(job.inner) + column) * size_of(job.dtype)
-    line = Line(f.at(f.pointer(job.source), start), f.at(f.pointer(job.target), start), gap)
+    width = lanes * size_of(job.dtype)
+    lines = [Line(f.at(f.pointer(job.source), start + k * width), f.at(f.pointer(job.target), start + k * width), gap)
+             for k in range(parts)]  # fmt: skip
     fold = Fold("max", job.real, lanes, True)
 
-    def largest(i: Value, peak: Value) -> tuple[Value, ...]:
-        return (combined(f, "max", job.real, peak, _read(f, job, line, i, lanes, mask)),)
+    def largest(i: Value, *peaks: Value) -> list[Value]:
+        return [fold.add(f, p, _read(f, job, line, i, lanes, mask)) for line, p in zip(lines, peaks, strict=True)]
 
-    (peak,) = f.loop(0, size, largest, [fold.nothing(f, lanes)])
-    zero = f.constant(peak.type, identity("add", job.real))
-    (total,) = f.loop(0, size, lambda i, t: (t + _exponential(f, job, line, peak, i, lanes, mask),), [zero])
-    settled = _settled(f, job, total)
-    f.loop(0, size, lambda i: _finish(f, job, line, peak, settled, i, lanes, mask))
+    peaks = f.loop(0, size, largest, [fold.nothing(f, lanes)] * parts)
+
+    def add(i: Value, *totals: Value) -> list[Value]:
+        powers = [_exponential(f, job, line, p, i, lanes, mask) for line, p in zip(lines, peaks, strict=True)]
+        return [total + power for total, power in zip(totals, powers, strict=True)]
+
+    totals = f.loop(0, size, add, [f.constant(peaks[0].type, 0)] * parts)
+    settled = [_settled(f, job, total) for total in totals]
+
+    def finish(i: Value) -> None:
+        for line, peak, total in zip(lines, peaks, settled, strict=True):
+            _finish(f, job, line, peak, total, i, lanes, mask)
+
+    f.loop(0, size, finish)
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -154,5 +165,5 @@ def softmax(build: KernelBuilder, node: Node) -> None:
         rows = job.outer if job.length != 0 else 0
         build.phase(rows, lambda f, begin, end: each(f, begin, end, lambda row: _emit_row(f, job, row)), grain)
         return
-    columns_phase(build, job.outer, job.inner, job.lanes, job.masked, grain // job.lanes,
-                  lambda f, row, column, lanes, mask: _emit_columns(f, job, row, column, lanes, mask))  # fmt: skip
+    columns_phase(build, job.outer, job.inner, job.lanes, job.masked, grain,
+                  lambda f, row, column, *how: _emit_columns(f, job, row, column, *how))  # fmt: skip
