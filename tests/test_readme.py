@@ -15,9 +15,12 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|python) test\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def marked_blocks() -> Iterator[tuple[str, str]]:
+PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("build", "trtexec", "compare"))]
+
+
+def marked_blocks(page: Path) -> Iterator[tuple[str, str]]:
     """(language, text) of every code block marked as a test, in order."""
-    return ((match[1], match[2]) for match in BLOCK.finditer(README.read_text()))
+    return ((match[1], match[2]) for match in BLOCK.finditer(page.read_text()))
 
 
 def run(language: str, text: str) -> subprocess.CompletedProcess[str]:
@@ -29,8 +32,8 @@ def run(language: str, text: str) -> subprocess.CompletedProcess[str]:
 
 def test_marked_blocks_run_in_order() -> None:
     (ROOT / "build").mkdir(exist_ok=True)
-    blocks = list(marked_blocks())
-    assert len(blocks) >= 4
+    blocks = [block for page in PAGES for block in marked_blocks(page)]
+    assert len(blocks) >= 4 + len(PAGES) - 1
     for language, text in blocks:
         done = run(language, text)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
