@@ -145,9 +145,9 @@ def _bound(port: Port, shape: Dims, batched: bool) -> Dims:
     return (shape[0], *inner) if batched else inner
 
 
-def answer(request: Request, version: int, outputs: Sequence[Tensor]) -> Response:
+def answer(request: Request, version: int, outputs: Sequence[Tensor], ports: Ports) -> Response:
     """A response in the request's name."""
-    return Response(request.model, version, tuple(outputs), request.id)
+    return Response(request.model, version, tuple(outputs), request.id, ports)
 
 
 def ports_of(config: Any, folder: Path) -> Ports:

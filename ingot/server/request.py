@@ -118,7 +118,7 @@ class RequestedOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class SequencePlace:
     """The place of a request in a sequence of a stateful model."""
 
     identity: int | str
@@ -135,7 +135,7 @@ class Request:
     version: int = 0
     id: str = ""
     outputs: tuple[RequestedOutput, ...] = ()
-    sequence: Sequence | None = None
+    sequence: SequencePlace | None = None
     priority: int = 0
     timeout_us: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -144,12 +144,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model made of a request; outputs in the order the request asks for."""
+    """What a model made of a request; outputs in the order the request asks for. `ports` describe them."""
 
     model: str
     version: int
     outputs: tuple[Tensor, ...]
     id: str = ""
+    ports: Any = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 

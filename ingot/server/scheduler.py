@@ -124,7 +124,9 @@ class Scheduler:
             self._fail(batch, error)
             return
         self._note(batch, Timing(start, gathered, computed, clock()))
-        self._answer(batch, [answer(r, self._version, part) for r, part in zip(requests, parts, strict=True)])
+        self._answer(
+            batch, [answer(r, self._version, part, self._ports) for r, part in zip(requests, parts, strict=True)]
+        )
 
     def _note(self, batch: Sequence[Entry], timing: Timing) -> None:
         rows = sum(entry.rows for entry in batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,14 @@ EXTENSIONS = (
     "statistics", "trace", "logging",
 )  # fmt: skip
 _REPLACED_TRIES = 8
+_LOG_SETTINGS = {
+    "log_file": "", "log_info": True, "log_warning": True, "log_error": True, "log_verbose_level": 0,
+    "log_format": "default",
+}  # fmt: skip
+_TRACE_SETTINGS = {
+    "trace_level": ["OFF"], "trace_rate": "1000", "trace_count": "-1", "log_frequency": "0", "trace_file": "",
+    "trace_mode": "triton",
+}  # fmt: skip
 
 
 @dataclass
@@ -31,11 +40,11 @@ class Service:
     repository: Repository
     name: str = "ingot"
     regions: Regions = field(default_factory=Regions)
-    exiting: bool = False
+    exiting: bool = False  # takes no more requests
+    exiting_soon: bool = False  # lame duck: not ready, but still takes requests
     strict_readiness: bool = True
-    log_settings: dict[str, Any] = field(
-        default_factory=lambda: {"log_info": True, "log_warning": True, "log_error": True}
-    )
+    log_settings: dict[str, Any] = field(default_factory=lambda: dict(_LOG_SETTINGS))
+    trace_settings: dict[str, Any] = field(default_factory=lambda: dict(_TRACE_SETTINGS))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     inflight: int = 0
 
@@ -75,7 +84,7 @@ class Service:
     # -- health and metadata ------------------------------------------------------------------------------------------
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return not self.exiting and (not self.strict_readiness or self.repository.ready())
+        return not self.exiting_soon and (not self.strict_readiness or self.repository.ready())
 
     def model_ready(self, name: str, version: int = 0) -> bool:
         """Whether a version serves."""
@@ -83,7 +92,7 @@ class Service:
             self.repository.find(name, version)
         except ServerError:
             return False
-        return not self.exiting
+        return not self.exiting_soon
 
     def metadata(self) -> dict[str, Any]:
         """The server's name, version, extensions."""
@@ -113,6 +122,21 @@ class Service:
             self.repository.find(name, version)
             chosen = [s for s in chosen if s.config.name == name and version in (0, s.version)]
         return [s.statistics.as_plain(s.config.name, s.version) for s in chosen]
+
+    # -- settings -----------------------------------------------------------------------------------------------------
+    def log_settings_updated(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change log settings and return all; the level of the server's log follows them."""
+        self.log_settings = _updated(self.log_settings, changes, "log")
+        shown = (("log_info", logging.INFO), ("log_warning", logging.WARNING), ("log_error", logging.ERROR))
+        level = next((level for name, level in shown if self.log_settings[name]), logging.CRITICAL)
+        logging.getLogger("ingot.server").setLevel(logging.DEBUG if self.log_settings["log_verbose_level"] else level)
+        return self.log_settings
+
+    def trace_settings_updated(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change trace settings and return all; null resets one."""
+        resets = {name: _TRACE_SETTINGS.get(name) for name, value in changes.items() if value is None}
+        self.trace_settings = _updated(self.trace_settings, {**changes, **resets}, "trace")
+        return self.trace_settings
 
     # -- repository ---------------------------------------------------------------------------------------------------
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
@@ -151,6 +175,15 @@ class Service:
 
 def _tensor_metadata(ports: Ports, port: Any) -> dict[str, Any]:
     return {"name": port.name, "datatype": port.datatype, "shape": list(ports.shape_of(port))}
+
+
+def _updated(settings: Mapping[str, Any], changes: Mapping[str, Any], what: str) -> dict[str, Any]:
+    for name, value in changes.items():
+        if name not in settings:
+            raise invalid(f"there is no {what} setting '{name}'; there are {', '.join(settings)}")
+        if type(value) is not type(settings[name]):
+            raise invalid(f"the {what} setting '{name}' must be like {settings[name]!r}, not {value!r}")
+    return {**settings, **changes}
 
 
 def version_number(text: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 
 import httptools
 
-log = logging.getLogger("ingot.server.http")
+from ingot.server.mailbox import Mailbox
+
 Handler = Callable[["Exchange"], None]
 Part = bytes | bytearray | memoryview
 _SCRATCH = 64 << 10
@@ -66,24 +66,24 @@ class Exchange:
 
     def post(self, action: Callable[[], None]) -> None:
         """Run something on the event loop's thread soon; from any thread."""
-        self._connection.front.post(action)
+        self._connection.front.mailbox.post(action)
 
 
 class Front:
-    """Listens, keeps the connections, carries work from other threads onto the loop."""
+    """Listens and keeps the connections."""
 
-    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
-        self.handler, self.limits = handler, limits or Limits()
+    def __init__(self, handler: Handler, limits: Limits | None = None, mailbox: Mailbox | None = None) -> None:
+        self.handler, self.limits, self.mailbox = handler, limits or Limits(), mailbox or Mailbox()
         self.connections: set[Connection] = set()
         self.closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
-        self._posted: collections.deque[Callable[[], None]] = collections.deque()
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None, reuse: bool = False) -> int:
         """Listen; returns the port, chosen by the system if 0 was asked for."""
         self._loop = asyncio.get_running_loop()
+        self.mailbox.open(self._loop)
         self._server = await self._loop.create_server(
             lambda: Connection(self), host, port, ssl=tls, reuse_port=reuse or None, backlog=1024
         )
@@ -104,20 +104,6 @@ class Front:
         """Drop what is left."""
         for connection in tuple(self.connections):
             connection.drop()
-
-    def post(self, action: Callable[[], None]) -> None:
-        """Run something on the loop's thread soon; from any thread."""
-        first = not self._posted
-        self._posted.append(action)
-        if first and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._run_posted)
-
-    def _run_posted(self) -> None:
-        while self._posted:
-            try:
-                self._posted.popleft()()
-            except Exception:
-                log.exception("an answer failed")
 
     def _sweep(self) -> None:
         """Once a second: close what stalls or idles."""

@@ -1,0 +1,323 @@
+"""The gRPC service: inference.GRPCInferenceService and grpc.health.v1, on the event loop that serves HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from ingot.errors import IngotError
+from ingot.server import grpc_codec
+from ingot.server.mailbox import Mailbox
+from ingot.server.request import Code, Outcome, Request, ServerError
+from ingot.server.scheduler import Cancel, as_server_error, clock
+from ingot.server.schema import message, methods
+from ingot.server.service import Service, version_number
+from ingot.server.shm import CUDA_REFUSAL
+
+log = logging.getLogger("ingot.server.grpc")
+_STREAM_DEPTH = 256  # requests of one stream that are accepted before their answers are fetched
+Call = Callable[["GrpcApi", Any], Any]
+
+
+@dataclass
+class GrpcApi:
+    """Answers calls from the service; `mailbox` brings outcomes onto the loop."""
+
+    service: Service
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    limit: int = 1 << 30
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="ingot-grpc"))
+    _server: Any = None
+
+    async def start(self, address: str) -> int:
+        """Listen; returns the port."""
+        self.mailbox.open(asyncio.get_running_loop())
+        options = [
+            ("grpc.max_receive_message_length", self.limit), ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ]  # fmt: skip
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((_handlers(self), _health_handlers(self)))
+        port: int = self._server.add_insecure_port(address)
+        await self._server.start()
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """End the calls that are still open after `grace` seconds."""
+        if self._server is not None:
+            await self._server.stop(grace)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+    async def infer(self, asked: Any, context: Any) -> Any:
+        """ModelInfer."""
+        try:
+            request = grpc_codec.decode(asked, self.service.regions, clock())
+            outcome = await self._outcome(request)
+            if isinstance(outcome, ServerError):
+                raise outcome
+            return grpc_codec.encode(request, outcome, self.service.regions)
+        except Exception as error:  # noqa: BLE001 - becomes the call's status
+            return await _abort(context, error)
+
+    async def _outcome(self, request: Request) -> Outcome:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        cancel = self.service.infer(request, lambda outcome: self.mailbox.post(lambda: _settle(future, outcome)))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            cancel()
+            raise
+
+    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """ModelStreamInfer: answers in the order in which they are ready; an error is an answer of its own."""
+        answers: asyncio.Queue[Any] = asyncio.Queue()
+        slots = asyncio.Semaphore(_STREAM_DEPTH)
+        cancels: dict[int, Cancel] = {}
+        reader = asyncio.create_task(self._read_stream(requests, answers, slots, cancels))
+        try:
+            open_answers, reading = 0, True
+            while reading or open_answers:
+                item = await answers.get()
+                if item is _ACCEPTED:
+                    open_answers += 1
+                elif item is _END:
+                    reading = False
+                else:
+                    open_answers -= 1
+                    slots.release()
+                    yield item
+        finally:
+            reader.cancel()
+            for cancel in cancels.values():
+                cancel()
+
+    async def _read_stream(
+        self, requests: AsyncIterator[Any], answers: asyncio.Queue[Any], slots: asyncio.Semaphore,
+        cancels: dict[int, Cancel],
+    ) -> None:  # fmt: skip
+        number = 0
+        async for asked in requests:
+            await slots.acquire()
+            number += 1
+            answers.put_nowait(_ACCEPTED)
+            try:
+                request = grpc_codec.decode(asked, self.service.regions, clock())
+                done = functools.partial(self._stream_done, request, answers, cancels, number)
+                cancels[number] = self.service.infer(request, done)
+            except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
+                answers.put_nowait(_stream_error(error, asked.id, asked.model_name))
+        answers.put_nowait(_END)
+
+    def _stream_done(
+        self, request: Request, answers: asyncio.Queue[Any], cancels: dict[int, Cancel], number: int, outcome: Outcome
+    ) -> None:
+        def settle() -> None:
+            cancels.pop(number, None)
+            answers.put_nowait(self._stream_answer(request, outcome))
+
+        self.mailbox.post(settle)
+
+    def _stream_answer(self, request: Request, outcome: Outcome) -> Any:
+        if isinstance(outcome, ServerError):
+            return _stream_error(outcome, request.id, request.model)
+        try:
+            answer = grpc_codec.encode(request, outcome, self.service.regions)
+        except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
+            return _stream_error(error, request.id, request.model)
+        grpc_codec.set_parameter(answer.parameters["triton_final_response"], True)
+        return StreamResponse(infer_response=answer)
+
+    async def slow(self, call: Call, asked: Any) -> Any:
+        """A call outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call, self, asked)
+
+
+_ACCEPTED, _END = object(), object()
+StreamResponse = message("inference.ModelStreamInferResponse")
+
+
+def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)
+
+
+def _stream_error(error: Exception, identity: str, model: str) -> Any:
+    answer = StreamResponse(error_message=str(_reported(error)))
+    answer.infer_response.id, answer.infer_response.model_name = identity, model
+    return answer
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    failure = _reported(error)
+    await context.abort(grpc.StatusCode[failure.code.value[1]], str(failure))
+
+
+def _reported(error: Exception) -> ServerError:
+    if not isinstance(error, IngotError):
+        log.error("a call failed", exc_info=error)
+    return as_server_error(error)
+
+
+# -- simple calls: (api, message) -> fields of the answer -------------------------------------------------------------
+def _model_ready(api: GrpcApi, asked: Any) -> Any:
+    return {"ready": api.service.model_ready(asked.name, version_number(asked.version))}
+
+
+def _model_metadata(api: GrpcApi, asked: Any) -> Any:
+    return api.service.model_metadata(asked.name, version_number(asked.version))
+
+
+def _model_config(api: GrpcApi, asked: Any) -> Any:
+    return {"config": api.service.config(asked.name, version_number(asked.version))}
+
+
+def _statistics(api: GrpcApi, asked: Any) -> Any:
+    return {"model_stats": api.service.statistics(asked.name, version_number(asked.version))}
+
+
+def _index(api: GrpcApi, asked: Any) -> Any:
+    return {"models": api.service.index(asked.ready)}
+
+
+def _load(api: GrpcApi, asked: Any) -> Any:
+    api.service.load(asked.model_name, grpc_codec.plain_parameters(asked.parameters))
+    return {}
+
+
+def _unload(api: GrpcApi, asked: Any) -> Any:
+    api.service.unload(asked.model_name, grpc_codec.plain_parameters(asked.parameters))
+    return {}
+
+
+def _system_status(api: GrpcApi, asked: Any) -> Any:
+    return {"regions": {region["name"]: region for region in api.service.regions.status(asked.name)}}
+
+
+def _system_register(api: GrpcApi, asked: Any) -> Any:
+    api.service.regions.register(asked.name, asked.key, asked.offset, asked.byte_size)
+    return {}
+
+
+def _system_unregister(api: GrpcApi, asked: Any) -> Any:
+    api.service.regions.unregister(asked.name)
+    return {}
+
+
+def _cuda_status(api: GrpcApi, asked: Any) -> Any:
+    if asked.name:
+        raise ServerError(Code.NOT_FOUND, f"Unable to find cuda shared memory region: '{asked.name}'")
+    return {}
+
+
+def _cuda_register(api: GrpcApi, asked: Any) -> Any:
+    raise ServerError(Code.UNSUPPORTED, CUDA_REFUSAL)
+
+
+def _trace_setting(api: GrpcApi, asked: Any) -> Any:
+    stated = {name: list(setting.value) for name, setting in asked.settings.items()}
+    changes = {
+        name: (values if name == "trace_level" else values[0]) if values else None for name, values in stated.items()
+    }
+    settings = api.service.trace_settings_updated(changes)
+    return {
+        "settings": {name: {"value": [value] if isinstance(value, str) else value} for name, value in settings.items()}
+    }
+
+
+def _log_settings(api: GrpcApi, asked: Any) -> Any:
+    changes = {name: grpc_codec.plain_parameters({name: setting})[name] for name, setting in asked.settings.items()}
+    return {"settings": {name: _setting(value) for name, value in api.service.log_settings_updated(changes).items()}}
+
+
+def _setting(value: Any) -> dict[str, Any]:
+    return {{bool: "bool_param", int: "uint32_param", str: "string_param"}[type(value)]: value}
+
+
+CALLS: dict[str, Call] = {
+    "ServerLive": lambda api, asked: {"live": True},
+    "ServerReady": lambda api, asked: {"ready": api.service.ready()},
+    "ServerMetadata": lambda api, asked: api.service.metadata(),
+    "ModelReady": _model_ready,
+    "ModelMetadata": _model_metadata,
+    "ModelConfig": _model_config,
+    "ModelStatistics": _statistics,
+    "SystemSharedMemoryStatus": _system_status,
+    "SystemSharedMemoryRegister": _system_register,
+    "SystemSharedMemoryUnregister": _system_unregister,
+    "CudaSharedMemoryStatus": _cuda_status,
+    "CudaSharedMemoryRegister": _cuda_register,
+    "CudaSharedMemoryUnregister": lambda api, asked: {},
+    "TraceSetting": _trace_setting,
+    "LogSettings": _log_settings,
+}
+SLOW_CALLS: dict[str, Call] = {
+    "RepositoryIndex": _index,
+    "RepositoryModelLoad": _load,
+    "RepositoryModelUnload": _unload,
+}
+
+
+def _handlers(api: GrpcApi) -> Any:
+    """One handler for each method of the service; a method without one is an error here, not at a client."""
+    handlers = {}
+    for name, method in methods("inference.GRPCInferenceService").items():
+        request, response = message(method.input_type.full_name), message(method.output_type.full_name)
+        codec = {"request_deserializer": request.FromString, "response_serializer": response.SerializeToString}
+        if name == "ModelStreamInfer":
+            handlers[name] = grpc.stream_stream_rpc_method_handler(api.stream, **codec)
+        elif name == "ModelInfer":
+            handlers[name] = grpc.unary_unary_rpc_method_handler(api.infer, **codec)
+        else:
+            handlers[name] = grpc.unary_unary_rpc_method_handler(_simple(api, name, response), **codec)
+    return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
+
+
+def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+    quick, slow = CALLS.get(name), SLOW_CALLS.get(name)
+
+    async def call(asked: Any, context: Any) -> Any:
+        try:
+            fields = quick(api, asked) if quick else await api.slow(slow or CALLS[name], asked)
+            return response(**fields)
+        except Exception as error:  # noqa: BLE001 - becomes the call's status
+            return await _abort(context, error)
+
+    return call
+
+
+def _health_handlers(api: GrpcApi) -> Any:
+    """Health of the server ('') and of each model by name."""
+    check, status = message("grpc.health.v1.HealthCheckRequest"), message("grpc.health.v1.HealthCheckResponse")
+
+    def state(asked: Any) -> Any:
+        service = api.service
+        known = not asked.service or asked.service == "inference.GRPCInferenceService"
+        ready = service.ready() if known else service.model_ready(asked.service)
+        return status(status="SERVING" if ready else "NOT_SERVING")
+
+    async def checked(asked: Any, context: Any) -> Any:
+        return state(asked)
+
+    async def watched(asked: Any, context: Any) -> AsyncIterator[Any]:
+        last = None
+        while True:
+            current = state(asked)
+            if current != last:
+                yield current
+            last = current
+            await asyncio.sleep(1.0)
+
+    codec = {"request_deserializer": check.FromString, "response_serializer": status.SerializeToString}
+    handlers = {
+        "Check": grpc.unary_unary_rpc_method_handler(checked, **codec),
+        "Watch": grpc.unary_stream_rpc_method_handler(watched, **codec),
+    }
+    return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)

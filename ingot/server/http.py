@@ -1,0 +1,300 @@
+"""Routes of the v2 HTTP protocol and its Triton extensions."""
+
+from __future__ import annotations
+
+import logging
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import orjson
+
+from ingot.errors import IngotError
+from ingot.server import http_codec
+from ingot.server.request import Code, Outcome, Request, ServerError, invalid
+from ingot.server.scheduler import as_server_error, clock
+from ingot.server.schema import as_plain
+from ingot.server.service import Service, version_number
+from ingot.server.shm import CUDA_REFUSAL
+from ingot.server.wire import Exchange, Part
+
+log = logging.getLogger("ingot.server.http")
+_JSON = {b"content-type": b"application/json"}
+_MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+_ANSWERS_KEPT = 4096
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path; `slow` ones run outside the event loop. The function returns JSON, or a status alone."""
+
+    methods: tuple[bytes, ...]
+    pattern: re.Pattern[str]
+    action: Callable[..., Any]
+    slow: bool = False
+
+
+@dataclass
+class HttpApi:
+    """Handles exchanges of `wire.Front`."""
+
+    service: Service
+    body_limit: int = 1 << 30
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="ingot-http"))
+    _known: dict[bytes, tuple[str, int]] = field(default_factory=dict)
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Answer an exchange, now or later."""
+        try:
+            infer = self._known.get(exchange.target) or self._infer_target(exchange.target)
+            if infer is not None:
+                self._infer(exchange, *infer)
+            else:
+                self._dispatch(exchange)
+        except Exception as error:  # noqa: BLE001 - a client always gets an answer
+            self._error(exchange, error)
+
+    def close(self) -> None:
+        """End the threads of slow routes."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+    def _infer_target(self, target: bytes) -> tuple[str, int] | None:
+        match = _INFER.fullmatch(target.partition(b"?")[0].decode("latin-1"))
+        if match is None:
+            return None
+        found = urllib.parse.unquote(match["model"]), version_number(match["version"] or "")
+        if len(self._known) < _ANSWERS_KEPT and self.service.model_ready(*found):
+            self._known[target] = found
+        return found
+
+    def _infer(self, exchange: Exchange, model: str, version: int) -> None:
+        if exchange.method != b"POST":
+            raise ServerError(Code.UNSUPPORTED, "inference takes POST")
+        action = partial(self._decode_and_submit, exchange, model, version)
+        if _encoding_of(exchange) or http_codec.chosen_compression(exchange.headers.get(b"accept-encoding", b"")):
+            self.pool.submit(self._guarded, exchange, action)
+        else:
+            action()
+
+    def _guarded(self, exchange: Exchange, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            exchange.post(partial(self._error, exchange, error))
+
+    def _decode_and_submit(self, exchange: Exchange, model: str, version: int) -> None:
+        headers, arrived = exchange.headers, clock()
+        self.service.repository.find(model, version)
+        body = http_codec.decompressed(exchange.body, _encoding_of(exchange), self.body_limit)
+        length = headers.get(b"inference-header-content-length")
+        request = http_codec.decode(body, _header_length(length), model, version, self.service.regions, arrived)
+        encoding = http_codec.chosen_compression(headers.get(b"accept-encoding", b""))
+        exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
+
+    def _done(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
+        """On an instance's thread: compression there would hold it up, so that goes to the pool."""
+        if encoding:
+            self.pool.submit(self._guarded, exchange, lambda: self._send(exchange, request, outcome, encoding))
+        else:
+            exchange.post(lambda: self._send_now(exchange, request, outcome))
+
+    def _send_now(self, exchange: Exchange, request: Request, outcome: Outcome) -> None:
+        try:
+            exchange.respond(200, *self._encoded(request, outcome, b""))
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            self._error(exchange, error)
+
+    def _send(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
+        parts, headers = self._encoded(request, outcome, encoding)
+        exchange.post(lambda: exchange.respond(200, parts, headers))
+
+    def _encoded(self, request: Request, outcome: Outcome, encoding: bytes) -> tuple[list[Part], dict[bytes, bytes]]:
+        if isinstance(outcome, ServerError):
+            raise outcome
+        parts, length = http_codec.encode(request, outcome, self.service.regions)
+        headers = dict(_JSON)
+        if length is not None:
+            headers = {b"content-type": b"application/octet-stream", b"inference-header-content-length": b"%d" % length}
+        if encoding:
+            parts, headers[b"content-encoding"] = [http_codec.compressed(parts, encoding)], encoding
+        return parts, headers
+
+    # -- everything else ----------------------------------------------------------------------------------------------
+    def _dispatch(self, exchange: Exchange) -> None:
+        path, _, _ = exchange.target.decode("latin-1").partition("?")
+        wrong_method = False
+        for route in ROUTES:
+            match = route.pattern.fullmatch(path.rstrip("/") or "/")
+            if match is None:
+                continue
+            if exchange.method not in route.methods:
+                wrong_method = True
+                continue
+            names = {key: urllib.parse.unquote(value or "") for key, value in match.groupdict().items()}
+            if route.slow:
+                self.pool.submit(self._guarded, exchange, partial(self._answer_slow, exchange, route, names))
+            else:
+                self._answer(exchange, route.action(self.service, _body(exchange, route), **names))
+            return
+        if wrong_method:
+            exchange.respond(405, [_message(f"{exchange.method.decode('latin-1')} is not allowed for {path}")], _JSON)
+        else:
+            exchange.respond(404, [_message(f"there is no route {path}")], _JSON)
+
+    def _answer_slow(self, exchange: Exchange, route: Route, names: Mapping[str, str]) -> None:
+        result = route.action(self.service, _body(exchange, route), **names)
+        exchange.post(lambda: self._answer(exchange, result))
+
+    def _answer(self, exchange: Exchange, result: Any) -> None:
+        if isinstance(result, bool):
+            exchange.respond(200 if result else 400)
+        else:
+            exchange.respond(200, [orjson.dumps(result)] if result is not None else [], _JSON)
+
+    def _error(self, exchange: Exchange, error: Exception) -> None:
+        if not isinstance(error, IngotError):
+            log.error("a request failed", exc_info=error)
+        failure = as_server_error(error)
+        exchange.respond(failure.code.status, [_message(str(failure))], _JSON)
+
+
+def _encoding_of(exchange: Exchange) -> bytes:
+    return exchange.headers.get(b"content-encoding", b"").lower()
+
+
+def _message(text: str) -> bytes:
+    return orjson.dumps({"error": text.encode(errors="replace").decode()})
+
+
+def _header_length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise invalid(f"Inference-Header-Content-Length must be a number, it is '{value.decode('latin-1')}'")
+    return int(value)
+
+
+def _body(exchange: Exchange, route: Route) -> dict[str, Any]:
+    return http_codec.parse_json(bytes(exchange.body)) if exchange.body and exchange.method == b"POST" else {}
+
+
+# -- actions: (service, JSON body, names in the path) -> JSON, or a bool for a bare status -----------------------------
+def _live(service: Service, body: Any) -> bool:
+    return True
+
+
+def _ready(service: Service, body: Any) -> bool:
+    return service.ready()
+
+
+def _server_metadata(service: Service, body: Any) -> Any:
+    return service.metadata()
+
+
+def _model_ready(service: Service, body: Any, model: str, version: str) -> bool:
+    return service.model_ready(model, version_number(version))
+
+
+def _model_metadata(service: Service, body: Any, model: str, version: str) -> Any:
+    return service.model_metadata(model, version_number(version))
+
+
+def _model_config(service: Service, body: Any, model: str, version: str) -> Any:
+    return as_plain(service.config(model, version_number(version)))
+
+
+def _model_stats(service: Service, body: Any, model: str = "", version: str = "") -> Any:
+    return {"model_stats": service.statistics(model, version_number(version))}
+
+
+def _index(service: Service, body: Any) -> Any:
+    return service.index(body.get("ready") is True)
+
+
+def _load(service: Service, body: Any, model: str) -> None:
+    service.load(model, _parameters(body))
+
+
+def _unload(service: Service, body: Any, model: str) -> None:
+    service.unload(model, _parameters(body))
+
+
+def _parameters(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = body.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise invalid("Unable to parse 'parameters': must be an object")
+    return parameters
+
+
+def _system_status(service: Service, body: Any, region: str = "") -> Any:
+    return service.regions.status(region)
+
+
+def _system_register(service: Service, body: Any, region: str) -> None:
+    numbers = [body.get("offset", 0), body.get("byte_size")]
+    if not isinstance(body.get("key"), str) or any(type(number) is not int for number in numbers):
+        raise invalid("registering shared memory takes 'key' (a string), 'offset' and 'byte_size' (integers)")
+    service.regions.register(region, body["key"], *numbers)
+
+
+def _system_unregister(service: Service, body: Any, region: str = "") -> None:
+    service.regions.unregister(region)
+
+
+def _cuda_status(service: Service, body: Any, region: str = "") -> Any:
+    if region:
+        raise ServerError(Code.NOT_FOUND, f"Unable to find cuda shared memory region: '{region}'")
+    return []
+
+
+def _cuda_register(service: Service, body: Any, region: str) -> None:
+    raise ServerError(Code.UNSUPPORTED, CUDA_REFUSAL)
+
+
+def _cuda_unregister(service: Service, body: Any, region: str = "") -> None:
+    return
+
+
+def _logging(service: Service, body: Any) -> Any:
+    return service.log_settings_updated(body)
+
+
+def _trace(service: Service, body: Any, model: str = "", version: str = "") -> Any:
+    return service.trace_settings_updated(body)
+
+
+_INFER = re.compile(_MODEL + "/infer")
+_GET, _POST, _BOTH = (b"GET", b"HEAD"), (b"POST",), (b"GET", b"POST")
+
+
+def _route(methods: tuple[bytes, ...], path: str, action: Callable[..., Any], slow: bool = False) -> Route:
+    return Route(methods, re.compile(path), action, slow)
+
+
+ROUTES = (
+    _route(_GET, "/v2/health/live", _live),
+    _route(_GET, "/v2/health/ready", _ready),
+    _route(_GET, "/v2", _server_metadata),
+    _route(_GET, "/v2/models/stats", _model_stats),
+    _route(_GET, _MODEL, _model_metadata),
+    _route(_GET, _MODEL + "/ready", _model_ready),
+    _route(_GET, _MODEL + "/config", _model_config),
+    _route(_GET, _MODEL + "/stats", _model_stats),
+    _route(_BOTH, _MODEL + "/trace/setting", _trace),
+    _route(_POST, "/v2/repository/index", _index, slow=True),
+    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/load", _load, slow=True),
+    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/unload", _unload, slow=True),
+    _route(_GET, "/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/status", _system_status),
+    _route(_POST, "/v2/systemsharedmemory/region/(?P<region>[^/]+)/register", _system_register),
+    _route(_POST, "/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _system_unregister),
+    _route(_GET, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/status", _cuda_status),
+    _route(_POST, "/v2/cudasharedmemory/region/(?P<region>[^/]+)/register", _cuda_register),
+    _route(_POST, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _cuda_unregister),
+    _route(_BOTH, "/v2/logging", _logging),
+    _route(_BOTH, "/v2/trace/setting", _trace),
+)
