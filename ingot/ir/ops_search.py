@@ -1,13 +1,15 @@
-"""TopK and CumSum."""
+"""TopK and CumSum (or CumProd)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, wide
-from ingot.ir.ops_table import Attribute, TensorType, narrowed, op, same
+from ingot.ir.ops_table import Attribute, TensorType, narrowed, op
 
 
 def _topk_type(x: TensorType, *, k: int, axis: int, **_: Any) -> tuple[TensorType, TensorType]:
@@ -27,17 +29,28 @@ def topk(x: Array, *, k: int, axis: int, largest: int, sorted: int) -> tuple[Arr
     return np.take_along_axis(x, places, axis), places.astype(np.int64)
 
 
-@op("CumSum", "x", same, axis=Attribute("int"), exclusive=Attribute("int", 0), reverse=Attribute("int", 0))
-def cumsum(x: Array, *, axis: int, exclusive: int, reverse: int) -> Array:
-    """Running sum along the axis; exclusive: without the element itself; reverse: from the end"""
+def _cumsum_type(x: TensorType, *, kind: str, **_: Any) -> TensorType:
+    if kind not in _RUNNING:
+        raise GraphError(f"CumSum has the kinds {sorted(_RUNNING)}, not {kind!r}")
+    return x
+
+
+_RUNNING: dict[str, tuple[Callable[..., Array], int]] = {"sum": (np.cumsum, 0), "prod": (np.cumprod, 1)}
+
+
+@op("CumSum", "x", _cumsum_type, axis=Attribute("int"), exclusive=Attribute("int", 0), reverse=Attribute("int", 0),
+    kind=Attribute("text", "sum"))  # fmt: skip
+def cumsum(x: Array, *, axis: int, exclusive: int, reverse: int, kind: str) -> Array:
+    """Running sum or product along the axis; exclusive: without the element itself; reverse: from the end"""
     flipped = np.flip(wide(x), axis) if reverse else wide(x)
-    sums = np.cumsum(flipped, axis, dtype=flipped.dtype)
-    sums = _shifted_by_one(sums, axis) if exclusive else sums
+    combined, nothing = _RUNNING[kind]
+    sums = combined(flipped, axis, dtype=flipped.dtype)
+    sums = _shifted_by_one(sums, axis, nothing) if exclusive else sums
     return narrowed(np.ascontiguousarray(np.flip(sums, axis) if reverse else sums), x.dtype.name)
 
 
-def _shifted_by_one(sums: Array, axis: int) -> Array:
-    result = np.zeros_like(sums)
+def _shifted_by_one(sums: Array, axis: int, first: int) -> Array:
+    result = np.full_like(sums, first)
     count = sums.shape[axis]
     target: list[slice] = [slice(None)] * sums.ndim
     source = list(target)

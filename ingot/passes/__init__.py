@@ -88,6 +88,14 @@ def rewriting(table: Table, option: str | None = None) -> Pass:
     return Pass(table.name, apply, option)
 
 
+def _empty_inputs(model: ir.Model, state: State) -> int:
+    """Axes that are known to be none may decide shapes."""
+    count = fold.empty_inputs(model)
+    if count:
+        infer(model)
+    return count
+
+
 def _inline_branches(model: ir.Model, state: State) -> int:
     """A branch taken makes shapes known, which may decide the next one."""
     total = 0
@@ -102,6 +110,7 @@ def _seal_branches(model: ir.Model, state: State) -> int:
 
 
 PIPELINE: tuple[Pass, ...] = (
+    Pass("empty inputs", _empty_inputs),
     Pass("decided branches", _inline_branches),
     Pass("fold", _fold_but_weights),
     Pass("canonicalise", _canonicalise),

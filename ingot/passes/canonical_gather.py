@@ -94,7 +94,7 @@ def topk(op: Builder) -> Result:
     return values, places
 
 
-@canonical("CumSum")
+@canonical("CumSum", "CumProd")
 def cumsum(op: Builder) -> Result:
     """CumSum along a constant axis"""
     axis = scalar_value(op.optional(1))
@@ -103,7 +103,7 @@ def cumsum(op: Builder) -> Result:
     if axis is None:
         return reject("its axis varies at run time", "make the input 'axis' a constant")
     return op.CumSum(op.x(), axis=int(axis) % len(shape(op.x())), exclusive=op.attribute("exclusive", 0),
-                     reverse=op.attribute("reverse", 0))  # fmt: skip
+                     reverse=op.attribute("reverse", 0), kind=op.node.op_type.lower()[3:])  # fmt: skip
 
 
 @canonical("OneHot")

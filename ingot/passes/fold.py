@@ -13,8 +13,19 @@ import onnx_ir as ir
 from ingot.errors import IngotError
 from ingot.ir import oracle
 from ingot.ir.elementwise import Array
-from ingot.ir.graph import DOMAIN, constant_of, fresh_name, is_shape_known, make_node, shape, substitute
+from ingot.ir.graph import (
+    DOMAIN,
+    add_constant,
+    constant_of,
+    dtype_of,
+    fresh_name,
+    is_shape_known,
+    make_node,
+    shape,
+    substitute,
+)
 from ingot.ir.provenance import origins, set_origins
+from ingot.ir.shapes import shape_of
 
 _log = logging.getLogger(__name__)
 LARGEST_GROWTH = 1 << 20  # bytes: a result may always be this large, or as large as what it is made of
@@ -32,6 +43,19 @@ def fold(model: ir.Model, largest_growth: int = LARGEST_GROWTH, keep_integers: b
     opsets = dict(model.opset_imports)
     kept = _dequantizes if keep_integers else _nothing
     return sum(_fold_graph(graph, opsets, largest_growth, kept) for graph in _graphs(model.graph))
+
+
+def empty_inputs(model: ir.Model) -> int:
+    """Inputs for lists (rank 1, integers) that can hold no element become constants; the number of them.
+
+    The inputs stay, unread: an exporter makes them for axes that are left out.
+    """
+    empty = [value for value in model.graph.inputs
+             if value.dtype in (ir.DataType.INT32, ir.DataType.INT64) and shape_of(value) == (0,)
+             and value.uses() and not value.is_graph_output()]  # fmt: skip
+    for value in empty:
+        value.replace_all_uses_with(add_constant(model.graph, np.empty(0, dtype_of(value)), value.name))
+    return len(empty)
 
 
 def _nothing(node: ir.Node) -> bool:

@@ -21,8 +21,8 @@ def values(shape: tuple[int, ...], dtype: str = "float32") -> Array:
     return draw.standard_normal(shape).astype(numpy_dtype(dtype))
 
 
-def run(x: Array, axis: int, exclusive: int = 0, reverse: int = 0) -> None:
-    node, expected = node_of("CumSum", [x], {"axis": axis, "exclusive": exclusive, "reverse": reverse})
+def run(x: Array, axis: int, exclusive: int = 0, reverse: int = 0, kind: str = "sum") -> None:
+    node, expected = node_of("CumSum", [x], {"axis": axis, "exclusive": exclusive, "reverse": reverse, "kind": kind})
     tolerance = TOLERANCES.get(x.dtype.name, 0)
     check(node, [x], expected, rtol=tolerance, atol=tolerance)
 
@@ -38,6 +38,13 @@ def test_any_axis(shape: list[int], axis: int, flags: tuple[int, int]) -> None:
 def test_types(dtype: str) -> None:
     for axis, (exclusive, reverse) in zip((0, 1, 1, 0), FLAGS, strict=True):
         run(values((5, 150), dtype), axis, exclusive, reverse)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint64"])
+def test_products(dtype: str) -> None:
+    x = (np.random.default_rng(0).uniform(0.6, 1.5, (5, 70)) * (3 if "int" in dtype else 1)).astype(dtype)
+    for axis, (exclusive, reverse) in zip((1, 1, 1, 0), FLAGS, strict=True):
+        run(x, axis, exclusive, reverse, "prod")
 
 
 def test_infinities_and_nan_reach_what_comes_after() -> None:

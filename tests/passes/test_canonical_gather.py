@@ -82,6 +82,7 @@ def test_cumsum(exclusive: int, reverse: int) -> None:
     for dtype in ("float32", "int32"):
         inputs = [values((3, 4), dtype), np.array(-1)]
         check("CumSum", inputs, constants=[1], exclusive=exclusive, reverse=reverse, only={"CumSum"})
+        check("CumProd", inputs, version=26, constants=[1], exclusive=exclusive, reverse=reverse, only={"CumSum"})
     assert "axis varies" in rejection("CumSum", inputs)
 
 

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
-from tests.passes.canonical_harness import check, check_symbolic, rejection, values
+from ingot.importers.onnx import load
+from ingot.ir import oracle
+from ingot.ir.shapes import infer
+from ingot.passes import run
+from tests.passes.canonical_harness import canonical_model, check, check_symbolic, node_model, rejection, values
 
 REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
@@ -46,11 +51,6 @@ def test_reduce_of_other_types() -> None:
 
 
 def test_axes_that_vary_follow_from_the_shapes() -> None:
-    from onnx import helper
-
-    from ingot.ir import oracle
-    from tests.passes.canonical_harness import canonical_model, node_model
-
     x, axes = values((2, 3, 4)), np.array([1])
     proto = node_model("ReduceSum", [x, axes], keepdims=0)
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y0", 1, [2, 4]))
@@ -58,6 +58,19 @@ def test_axes_that_vary_follow_from_the_shapes() -> None:
     assert not report.remaining
     np.testing.assert_allclose(oracle.evaluate_model(model, {"x0": x, "x1": axes})["y0"], x.sum(1), rtol=1e-6)
     assert "axes vary" in rejection("ReduceSum", [x, axes], keepdims=0)
+
+
+@pytest.mark.parametrize("noop", [0, 1])
+def test_an_input_without_elements_is_known(noop: int) -> None:
+    x, axes = values((2, 3)), np.empty(0, np.int64)
+    proto = node_model("ReduceSum", [x, axes], noop_with_empty_axes=noop)
+    model = load(proto)
+    infer(model)
+    outcome = run(model)
+    assert not outcome.remaining
+    expected = x if noop else x.sum(keepdims=True)
+    found = oracle.evaluate_model(model, {"x0": x, "x1": axes})[model.graph.outputs[0].name or ""]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])

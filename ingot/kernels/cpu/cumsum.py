@@ -1,7 +1,7 @@
-"""CumSum along rows (the last axis) or columns (another axis: one running sum a lane).
+"""CumSum, a running sum or product, along rows (the last axis) or columns (another axis: one running sum a lane).
 
-Along a row, a vector's own running sums take log2(lanes) shifted additions; only adding the sum of all vectors before
-it waits for those.
+Along a row, a vector's own running sums take log2(lanes) shifted additions; only adding the sum of all vectors
+before it waits for those.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ingot.kernels.cpu.pointwise_dims import (
     typical,
     vector_lanes,
 )
+from ingot.kernels.cpu.reduce_kinds import Combine, combined, identity
 from ingot.kernels.cpu.render import MEMORY, load, register_element, store
 from ingot.kernels.cpu.rows import columns_phase, each
 from ingot.kernels.node import Node
@@ -34,8 +35,9 @@ VECTOR_CYCLES = 8
 
 @dataclass(frozen=True)
 class Sums:
-    """Elements x[outer, length, inner] of type `dtype`, summed in `real`, `lanes` at a time."""
+    """Elements x[outer, length, inner] of type `dtype`, combined in `real`, `lanes` at a time."""
 
+    combine: Combine
     dtype: str
     real: str
     exclusive: bool
@@ -48,21 +50,33 @@ class Sums:
     source: Handle
     target: Handle
 
+    def nothing(self, f: PhaseFunction, lanes: int) -> Value:
+        """What the sum begins with."""
+        return f.constant(vector(register_element(self.real), lanes), identity(self.combine, self.real))
 
-def _moved(f: PhaseFunction, x: Value, count: int, reverse: bool) -> Value:
-    """Lanes moved by `count` in the direction of the sum; zeros come in."""
+    def add(self, f: PhaseFunction, before: Value, x: Value) -> Value:
+        """The sum with one element (or another sum) more."""
+        return combined(f, self.combine, self.real, before, x)
+
+
+def _read(f: PhaseFunction, job: Sums, place: Index, lanes: int, mask: Value | None) -> Value:
+    x = load(f, job.dtype, f.pointer(job.source), place, lanes, mask)
+    return x if mask is None else f.select(mask, x, job.nothing(f, lanes))
+
+
+def _moved(f: PhaseFunction, job: Sums, x: Value, count: int) -> Value:
+    """Lanes moved by `count` in the direction of the sum."""
     lanes = lanes_of(x.type)
-    zero = f.constant(x.type, 0)
-    if reverse:
-        return f.shuffle(x, zero, range(count, lanes + count))
-    return f.shuffle(zero, x, range(lanes - count, 2 * lanes - count))
+    if job.reverse:
+        return f.shuffle(x, job.nothing(f, lanes), range(count, lanes + count))
+    return f.shuffle(job.nothing(f, lanes), x, range(lanes - count, 2 * lanes - count))
 
 
-def _within(f: PhaseFunction, x: Value, reverse: bool) -> Value:
+def _within(f: PhaseFunction, job: Sums, x: Value) -> Value:
     """Running sums of the vector's own lanes."""
     count = 1
     while count < lanes_of(x.type):
-        x = x + _moved(f, x, count, reverse)
+        x = job.add(f, x, _moved(f, job, x, count))
         count *= 2
     return x
 
@@ -70,19 +84,19 @@ def _within(f: PhaseFunction, x: Value, reverse: bool) -> Value:
 def _step(f: PhaseFunction, job: Sums, base: Index, lanes: int, mask: Value | None, before: Value) -> Value:
     """The results of the neighbours from element `base` on, given the sum before them; the sum after them."""
     place = base * size_of(job.dtype)
-    sums = _within(f, load(f, job.dtype, f.pointer(job.source), place, lanes, mask), job.reverse)
+    sums = _within(f, job, _read(f, job, place, lanes, mask))
     total = f.extract(sums, 0 if job.reverse else lanes - 1) if lanes > 1 else sums
     if job.exclusive:
-        sums = _moved(f, sums, 1, job.reverse) if lanes > 1 else f.constant(sums.type, 0)
-    store(f, job.dtype, sums + f.splat(before, lanes), f.pointer(job.target), place, mask)
-    return before + total
+        sums = _moved(f, job, sums, 1) if lanes > 1 else job.nothing(f, 1)
+    store(f, job.dtype, job.add(f, f.splat(before, lanes), sums), f.pointer(job.target), place, mask)
+    return job.add(f, before, total)
 
 
 def _emit_row(f: PhaseFunction, job: Sums, row: Value) -> None:
     size, lanes = f.extent(job.length), job.lanes
     base = row * size
     whole = f.index(f.divide(size, lanes)) * lanes
-    start = f.constant(register_element(job.real), 0)
+    start = job.nothing(f, 1)
 
     def vectors(before: Value) -> Value:
         def step(i: Value, before: Value) -> tuple[Value, ...]:
@@ -121,7 +135,7 @@ def _emit_columns(f: PhaseFunction, job: Sums, row: Index, column: Index, lanes:
 
     def add(before: Value, first: Value, k: int) -> Value:
         place = (first + k * lanes) * size_of(job.dtype)
-        after = before + load(f, job.dtype, f.pointer(job.source), place, lanes, mask)
+        after = job.add(f, before, load(f, job.dtype, f.pointer(job.source), place, lanes, mask))
         store(f, job.dtype, before if job.exclusive else after, f.pointer(job.target), place, mask)
         return after
 
@@ -129,7 +143,7 @@ def _emit_columns(f: PhaseFunction, job: Sums, row: Index, column: Index, lanes:
         first = base + (f.index(size) - 1 - i if job.reverse else i) * inner
         return [add(total, first, k) for k, total in enumerate(before)]
 
-    f.loop(0, size, step, [f.constant(vector(register_element(job.real), lanes), 0)] * parts)
+    f.loop(0, size, step, [job.nothing(f, lanes)] * parts)
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -148,7 +162,8 @@ def _job(build: KernelBuilder, node: Node) -> Sums:
     shape, axis, dtype = node.input(0).shape, node.attributes["axis"], node.dtype
     exclusive, reverse = (bool(node.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
     real = "float32" if dtype in NARROW_FLOATS else dtype
-    return Sums(dtype, real, exclusive, reverse, vector_lanes(build.isa, IDENTITY, [dtype]),
+    combine: Combine = "multiply" if node.attributes.get("kind") == "prod" else "add"
+    return Sums(combine, dtype, real, exclusive, reverse, vector_lanes(build.isa, IDENTITY, [dtype]),
                 can_mask(build.isa, [dtype]), product(shape[:axis]), shape[axis], product(shape[axis + 1 :]),
                 build.input(0), build.output())  # fmt: skip
 
