@@ -24,10 +24,11 @@ def values(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> Arr
     return (np.random.default_rng(seed).standard_normal(shape) * 2 + 1).astype(numpy_dtype(dtype))
 
 
-def run(inputs: list[Array | None], epilogue: str = "", **attributes: Any) -> None:
+def run(inputs: list[Array | None], epilogue: str = "", **attributes: Any) -> set[str]:
+    """The names of the kernels that ran."""
     node, expected = node_of("Norm", inputs, attributes, epilogue)
     tolerance = TOLERANCES[expected[0].dtype.name]
-    check(node, inputs, expected, rtol=tolerance, atol=tolerance)
+    return {c.kernel.name for c in check(node, inputs, expected, rtol=tolerance, atol=tolerance)}
 
 
 @FEW
@@ -45,6 +46,22 @@ def test_layers(shape: list[int], axis: int, affine: bool, kind: str) -> None:
 def test_channels(kind: str, shape: tuple[int, ...]) -> None:
     run([values(shape), values((6,), seed=1), values((6,), seed=2)], kind=kind, groups=3)
     run([values(shape), None, None], kind=kind, groups=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("groups", [1, 2, 3, 6, 12, 24, 48])
+def test_blocked_groups(groups: int, dtype: str) -> None:
+    x, extras = values((2, 48, 3, 7), dtype), [values((48, 1, 1), seed=3), values((2, 48, 3, 7), seed=4)]
+    ran = run([x, values((48,), seed=1), values((48,), seed=2), *extras], SCALED, kind="group", groups=groups)
+    assert "norm_blocked" in ran or groups == 2
+
+
+@pytest.mark.parametrize("channels", [3, 16, 21])
+def test_blocked_instances(channels: int) -> None:
+    for shape in ((2, channels, 5, 9), (2, channels, 40)):
+        scale, bias = values((channels,), seed=1), values((channels,), seed=2)
+        assert run([values(shape), scale, bias], kind="instance") == {"norm", "norm_blocked"}
+        assert run([values(shape), None, bias], kind="instance") == {"norm", "norm_blocked"}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -125,7 +125,7 @@ def _cost(node: Node, isa: Isa) -> float:
     return 0.2 + max(work / CYCLES_PER_MICROSECOND, traffic(node) / BYTES_PER_MICROSECOND)
 
 
-def _in_place(node: Node) -> list[int]:
+def in_place(node: Node) -> list[int]:
     """x, and extras of its shape: an element is last read just before it is written."""
     output = node.output
     return [
@@ -156,7 +156,7 @@ def _affine(build: KernelBuilder, node: Node, shape: Shape, index: int) -> Affin
     return Affine(build.input(index), port.dtype, shape.channels is None and _runs(port, node, shape))
 
 
-@kernel("Norm", on="cpu", when=_applies, cost=_cost, in_place=_in_place)
+@kernel("Norm", on="cpu", when=_applies, cost=_cost, in_place=in_place)
 def norm(build: KernelBuilder, node: Node) -> None:
     """A work item is a group of elements with common statistics."""
     job = _job(build, node)
