@@ -1,8 +1,8 @@
 """Matrix products in tile registers (Intel AMX): eight registers of 16 rows by 64 bytes.
 
 Four of them hold the sums of 32 rows by 32 columns, two the rows, two the packed weights; one instruction adds 16 × 16
-sums of 16 (bfloat16: 32, bytes: 64) products each in 16 cycles. Measured here: 3,486 GFLOP/s in bfloat16 on one core
-where vectors of float32 reach 170. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS.
+sums of 16 (bfloat16: 32, bytes: 64) products each in 16 cycles. Measured here: 2,500 GFLOP/s in bfloat16 on one core
+(3,400 with zeros, which heat less) where vectors of float32 reach 170-240. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS.
 
 float32 is multiplied as two bfloat16 parts, x = high + low (16 bits of mantissa): high·high + high·low + low·high,
 which leaves out low·low and what lies below: 2^-16 of the magnitudes multiplied. Infinities become NaN.
@@ -10,7 +10,7 @@ which leaves out low·low and what lies below: 2^-16 of the magnitudes multiplie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,26 +173,33 @@ def multiply(f: Function, gemm: TileGemm, left: Value, group_bytes: int, right: 
 
 
 def _step(f: Function, gemm: TileGemm, rows: Sequence[Value], weights: Value, far: Value) -> None:
-    """The products of one tile of K, with prefetches spread among them: in a burst they would fill the line buffers."""
+    """The products of one tile of K. A register is loaded right before its first use, while products of others run; so
+    are the prefetches spread, which in a burst would fill the line buffers."""
     lines = range(0, gemm.share, ROW_BYTES)
-    count = len(gemm.dot.products) * len(rows) * gemm.wide
-    done = 0
-    held: tuple[int | None, int | None] = (None, None)
+    order = list(_product_order(gemm, len(rows)))
+    held: dict[int, tuple[int, int]] = {}
+    for number, (part, other, top, j) in enumerate(order):
+        if held.get(_RIGHT[j]) != (other, j):
+            _load(f, _RIGHT[j], weights, (other * gemm.wide + j) * TILE_BYTES, ROW_BYTES)
+        if held.get(_LEFT[top]) != (part, top):
+            _load(f, _LEFT[top], rows[top], part * TILE_BYTES, ROW_BYTES)
+        held |= {_RIGHT[j]: (other, j), _LEFT[top]: (part, top)}
+        registers = (_SUMS[2 * top + j], _LEFT[top], _RIGHT[j])
+        f.intrinsic(f"llvm.x86.{gemm.dot.instruction}", "void", *(_number(f, r) for r in registers))
+        for line in lines[len(lines) * number // len(order) : len(lines) * (number + 1) // len(order)]:
+            f.prefetch(far, line, SECOND_CACHE)
+
+
+def _product_order(gemm: TileGemm, tops: int) -> Iterator[tuple[int, int, int, int]]:
+    """(part of the rows, part of the weights, upper or lower rows, tile of columns): those that share what was loaded
+    last follow each other."""
+    previous = None
     for part, other in gemm.dot.products:
-        if held[0] != part:
-            for top, pointer in enumerate(rows):
-                _load(f, _LEFT[top], pointer, part * TILE_BYTES, ROW_BYTES)
-        if held[1] != other:
-            for j in range(gemm.wide):
-                _load(f, _RIGHT[j], weights, (other * gemm.wide + j) * TILE_BYTES, ROW_BYTES)
-        held = (part, other)
-        for top in range(len(rows)):
-            for j in range(gemm.wide):
-                registers = (_SUMS[2 * top + j], _LEFT[top], _RIGHT[j])
-                f.intrinsic(f"llvm.x86.{gemm.dot.instruction}", "void", *(_number(f, r) for r in registers))
-                for line in lines[len(lines) * done // count : len(lines) * (done + 1) // count]:
-                    f.prefetch(far, line, SECOND_CACHE)
-                done += 1
+        pairs = [(top, j) for j in range(gemm.wide) for top in range(tops)]
+        if previous is not None and previous[0] != part:
+            pairs = [(top, j) for top in range(tops) for j in range(gemm.wide)]
+        yield from ((part, other, top, j) for top, j in pairs)
+        previous = (part, other)
 
 
 # packed weights
