@@ -1,8 +1,9 @@
 """Matrix products in tile registers (Intel AMX): eight registers of 16 rows by 64 bytes.
 
 Four of them hold the sums of 32 rows by 32 columns, two the rows, two the packed weights; one instruction adds 16 × 16
-sums of 16 (bfloat16: 32, bytes: 64) products each in 16 cycles. Measured here: 2,500 GFLOP/s in bfloat16 on one core
-(3,400 with zeros, which heat less) where vectors of float32 reach 170-240. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS.
+sums of 32 products of bfloat16, or 64 of bytes, each. Measured here on one core: 2,500 GFLOP/s in bfloat16 (3,400 with
+zeros, which heat less) where vectors of float32 reach 170 to 240. Source: Intel 64 and IA-32 Architectures Software
+Developer's Manual, TDPBF16PS.
 
 float32 is multiplied as two bfloat16 parts, x = high + low (16 bits of mantissa): high·high + high·low + low·high,
 which leaves out low·low and what lies below: 2^-16 of the magnitudes multiplied. Infinities become NaN.
