@@ -43,6 +43,7 @@ VERBS = {
         "ingot.tools.explain", "which fusions fired where, and why others did not",
         "ingot explain model.onnx",
     ),
+    "serve": Verb("ingot.server.app", "serve a model repository to Triton's clients", "ingot serve models/"),
 }  # fmt: skip
 
 

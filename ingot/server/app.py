@@ -18,6 +18,7 @@ from ingot.server.builder import Builder
 from ingot.server.config import Config
 from ingot.server.grpc import GrpcApi
 from ingot.server.http import HttpApi
+from ingot.server.mailbox import Mailbox
 from ingot.server.model import Placing, Servable, load_engine_model
 from ingot.server.repository import Mode, Repository, in_dependency_order
 from ingot.server.request import ServerError
@@ -58,11 +59,12 @@ class Server:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.builder = Builder(options.engine_cache.expanduser(), options.build_arguments)
+        self.mailbox = Mailbox()
         self.repository = Repository(options.repositories, options.mode, self._load, options.config_name)
         self.service = Service(self.repository, options.server_id, strict_readiness=options.strict_readiness)
         self.api = HttpApi(self.service, options.limits.body)
-        self.front = Front(self.api, options.limits)
-        self.grpc = GrpcApi(self.service, self.front.mailbox, options.limits.body)
+        self.front = Front(self.api, options.limits, self.mailbox)
+        self.grpc = GrpcApi(self.service, self.mailbox, options.limits.body)
         self.ports: dict[str, int] = {}
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="ingot-repository")
         self._poller: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ class Server:
     async def start(self) -> None:
         """Load the models, then listen. ServerError if a model fails and `exit_on_error` is set."""
         loop = asyncio.get_running_loop()
+        self.mailbox.open(loop)
         failures = await loop.run_in_executor(self._changing, self._load_first)
         if failures and self.options.exit_on_error:
             await loop.run_in_executor(self._changing, self.repository.close)
@@ -107,7 +110,9 @@ class Server:
     # -- models -------------------------------------------------------------------------------------------------------
     def _load(self, config: Config, version: int, folder: Path) -> Servable:
         engine = self.builder.engine(config, folder / str(version))
-        return load_engine_model(config, version, engine, folder, Placing(threads=self.options.threads))
+        return load_engine_model(
+            config, version, engine, folder, Placing(threads=self.options.threads, loop=self.mailbox)
+        )
 
     def _load_first(self) -> list[ServerError]:
         """Load what the control mode asks for at the start."""

@@ -69,7 +69,7 @@ class GrpcApi:
 
     async def _outcome(self, request: Request) -> Outcome:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        cancel = self.service.infer(request, lambda outcome: self.mailbox.post(lambda: _settle(future, outcome)))
+        cancel = self.service.infer(request, lambda outcome: self.mailbox.run(lambda: _settle(future, outcome)))
         try:
             return await future
         except asyncio.CancelledError:
@@ -123,7 +123,7 @@ class GrpcApi:
             cancels.pop(number, None)
             answers.put_nowait(self._stream_answer(request, outcome))
 
-        self.mailbox.post(settle)
+        self.mailbox.run(settle)
 
     def _stream_answer(self, request: Request, outcome: Outcome) -> Any:
         if isinstance(outcome, ServerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import threading
 from collections.abc import Callable
 
 log = logging.getLogger("ingot.server")
@@ -12,26 +13,48 @@ Action = Callable[[], None]
 
 
 class Mailbox:
-    """`post` from any thread; the action runs on the loop soon, in order."""
+    """`post` from any thread; the action runs on the loop soon, in order, after the input that is ready by then."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._posted: collections.deque[Action] = collections.deque()
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on actions run on this loop."""
-        self._loop = loop
+        """From now on actions run on this loop, whose thread this is."""
+        self._loop, self._thread = loop, threading.get_ident()
 
     def post(self, action: Action) -> None:
         """Run it on the loop soon; dropped if the loop has ended."""
         first = not self._posted
         self._posted.append(action)
-        if first and self._loop is not None and not self._loop.is_closed():
+        if not first or self._loop is None or self._loop.is_closed():
+            return
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(self._run)
+        else:
             self._loop.call_soon_threadsafe(self._run)
 
+    def run(self, action: Action) -> None:
+        """Run it now if this is the loop's thread, else soon."""
+        if threading.get_ident() == self._thread:
+            action()
+        else:
+            self.post(action)
+
+    def post_later(self, action: Action, seconds: float) -> None:
+        """Run it on the loop after a while; on the loop's thread only."""
+        assert self._loop is not None
+        self._loop.call_later(seconds, self.post, action)
+
     def _run(self) -> None:
-        while self._posted:
+        """Everything posted; what an action posts in turn waits until there was a look at the input."""
+        for _ in range(len(self._posted)):
             try:
-                self._posted.popleft()()
+                self._posted[0]()
             except Exception:
                 log.exception("an answer failed")
+            finally:
+                self._posted.popleft()
+        if self._posted and self._loop is not None:
+            self._loop.call_soon(self._run)

@@ -17,6 +17,7 @@ from ingot.server.batcher import Batcher
 from ingot.server.config import Config, completed, instance_count, rules_of
 from ingot.server.instances import Instance, SessionInstance
 from ingot.server.latency import LatencyTable
+from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Feeds, Ports, ports_of
 from ingot.server.request import BY_CONFIG, BY_NAME, Done, Request, invalid
 from ingot.server.scheduler import Cancel, Scheduler
@@ -25,6 +26,7 @@ from ingot.server.statistics import Statistics
 log = logging.getLogger("ingot.server")
 _MEASURED = 3
 _MEASURING_SECONDS = 1.0
+_QUICK = 600_000  # nanoseconds of the largest batch up to which handing it to a thread would cost more than running it
 
 
 class Servable(Protocol):
@@ -74,10 +76,11 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class Placing:
-    """Where models run: threads per instance (None: all cores), and what makes an instance of an engine."""
+    """Where models run: threads per instance (None: all cores), what makes an instance, the loop for quick models."""
 
     device: str = "cpu"
     threads: int | None = None
+    loop: Mailbox | None = None
     make: Callable[[Engine, str, int | None], Instance] = SessionInstance
 
 
@@ -90,13 +93,15 @@ def load_engine_model(config: Config, version: int, engine: Engine, folder: Path
         for _ in range(instance_count(config)):
             instances.append(placing.make(engine, placing.device, placing.threads))
             warm_up(config, ports, instances[-1], folder)
-        measure(ports, instances[0], latency)
+        slowest = measure(ports, instances[0], latency)
     except BaseException:
         for instance in instances:
             instance.close()
         raise
     ordered = bool(config.dynamic_batching.preserve_ordering)
-    scheduler = Scheduler(ports, version, Batcher(rules, latency), instances, statistics, latency, ordered)
+    quick = len(instances) == 1 and slowest is not None and slowest < _QUICK
+    loop = placing.loop if quick else None
+    scheduler = Scheduler(ports, version, Batcher(rules, latency), instances, statistics, latency, ordered, loop)
     return EngineModel(version, config, ports, scheduler, statistics)
 
 
@@ -143,18 +148,25 @@ def _file_tensor(name: str, file: str, dtype: str, shape: tuple[int, ...], folde
     return data.reshape(shape)
 
 
-def measure(ports: Ports, instance: Instance, latency: LatencyTable) -> None:
-    """Time executions of 1, 2, 4, … rows on zeros; a model with free extents is measured by its requests instead."""
+def measure(ports: Ports, instance: Instance, latency: LatencyTable) -> int | None:
+    """Time executions of 1, 2, 4, … rows on zeros; returns the nanoseconds of the largest batch.
+
+    None for a model with free extents, which is measured by its requests instead, or for one too slow to measure all.
+    """
     shapes = {port.name: port.dims if port.inner is None else port.inner for port in ports.inputs}
-    if not ports.max_rows or any(-1 in dims for dims in shapes.values()):
-        return
+    if any(-1 in dims for dims in shapes.values()):
+        return None
     key = tuple(port.dims for port in sorted(ports.inputs, key=lambda port: port.name))
     end = time.monotonic() + _MEASURING_SECONDS
-    for rows in _sizes(ports.max_rows):
-        feeds = {port.name: _zeros(port.datatype, (rows, *shapes[port.name])) for port in ports.inputs}
-        latency.observe(key, rows, min(_timed(instance, feeds) for _ in range(_MEASURED)))
+    took = 0
+    for rows in _sizes(max(ports.max_rows, 1)):
+        batch = (rows,) if ports.max_rows else ()
+        feeds = {port.name: _zeros(port.datatype, (*batch, *shapes[port.name])) for port in ports.inputs}
+        took = min(_timed(instance, feeds) for _ in range(_MEASURED))
+        latency.observe(key, rows, took)
         if time.monotonic() > end:
-            return
+            return None
+    return took
 
 
 def _sizes(most: int) -> list[int]:

@@ -1,4 +1,8 @@
-"""A batcher with a lock, and the instance threads that pull from it: gather, run, split, answer."""
+"""A batcher with a lock, and the instance threads that pull from it: gather, run, split, answer.
+
+A model that takes less than the hand-over to a thread runs on the event loop instead, a batch after each look at the
+input: what arrived together runs together.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingot.errors import IngotError
-from ingot.server.batcher import Batcher, Entry
+from ingot.server.batcher import Batcher, Entry, Take
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
+from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Ports, answer
 from ingot.server.request import Code, Done, Outcome, Request, ServerError
 from ingot.server.statistics import Statistics, Timing
@@ -21,6 +26,7 @@ from ingot.server.statistics import Statistics, Timing
 log = logging.getLogger("ingot.server")
 clock = time.monotonic_ns
 Cancel = Callable[[], bool]
+_PUMPED = 1_000_000  # nanoseconds for which quick models may keep the event loop from its input
 
 
 class Closed(Exception):
@@ -38,16 +44,17 @@ class Scheduler:
 
     def __init__(
         self, ports: Ports, version: int, batcher: Batcher, instances: Sequence[Instance], statistics: Statistics,
-        latency: LatencyTable, ordered: bool = False,
+        latency: LatencyTable, ordered: bool = False, loop: Mailbox | None = None,
     ) -> None:  # fmt: skip
         self._ports, self._version, self._batcher, self._statistics = ports, version, batcher, statistics
         self._latency, self._instances = latency, instances
         self._ready = threading.Condition(threading.Lock())
         self._closing = False
         self._order: _InOrder | None = _InOrder() if ordered else None
+        self._loop, self._pumping, self._idle = loop, False, threading.Event()
         self._threads = [
             threading.Thread(target=self._serve, args=(instance,), name=f"ingot-{ports.model}-{number}", daemon=True)
-            for number, instance in enumerate(instances)
+            for number, instance in enumerate(() if loop else instances)
         ]
         for thread in self._threads:
             thread.start()
@@ -66,7 +73,7 @@ class Scheduler:
             if self._closing:
                 raise Closed
             entry = self._batcher.push(rows, shape, job, now, request.priority, request.timeout_us)
-            self._ready.notify()
+            self._wake()
         return lambda: self._cancel(entry)
 
     def close(self) -> None:
@@ -74,6 +81,10 @@ class Scheduler:
         with self._ready:
             self._closing = True
             self._ready.notify_all()
+            if self._loop is not None:
+                self._wake()
+        if self._loop is not None:
+            self._idle.wait()
         for thread in self._threads:
             thread.join()
         for instance in self._instances:
@@ -86,6 +97,23 @@ class Scheduler:
             self._finish(entry, ServerError(Code.CANCELLED, "the request was cancelled", "CANCELED"))
         return waiting
 
+    def _wake(self) -> None:
+        """Something is there to be taken; under the lock."""
+        if self._loop is None:
+            self._ready.notify()
+        elif not self._pumping:
+            self._pumping = True
+            self._loop.post(self._pump)
+
+    def _take(self) -> Take:
+        """What the batcher says; under the lock."""
+        take = self._batcher.take(clock())
+        for entry in take.rejected:
+            self._latency.relax(entry.shape)
+        if self._order:
+            self._order.expect(take.batch)
+        return take
+
     # -- an instance thread -------------------------------------------------------------------------------------------
     def _serve(self, instance: Instance) -> None:
         while (batch := self._next()) is not None:
@@ -95,22 +123,47 @@ class Scheduler:
     def _next(self) -> tuple[Entry, ...] | None:
         """The next batch; empty after refusals, None when closed and nothing waits."""
         with self._ready:
-            take = self._batcher.take(clock())
+            take = self._take()
             while not take.batch and not take.rejected:
                 if self._closing and not len(self._batcher):
                     return None
                 self._ready.wait(None if take.wake is None else max(take.wake - clock(), 0) / 1e9)
-                take = self._batcher.take(clock())
-            for entry in take.rejected:
-                self._latency.relax(entry.shape)
-            if self._order:
-                self._order.expect(take.batch)
+                take = self._take()
             if len(self._batcher):
                 self._ready.notify()
-        for entry in take.rejected:
-            self._finish(entry, ServerError(Code.UNAVAILABLE, "Request timeout expired", "REJECTED"))
+        self._reject(take)
         return take.batch
 
+    # -- on the event loop --------------------------------------------------------------------------------------------
+    def _pump(self) -> None:
+        """Run what waits, for a while, and come again if more does."""
+        until = clock() + _PUMPED
+        while True:
+            with self._ready:
+                take = self._take()
+                more = bool(len(self._batcher)) and take.wake is None
+                self._pumping = more
+            self._reject(take)
+            if take.batch:
+                self._run(self._instances[0], take.batch)
+            if not more or clock() > until:
+                break
+        if self._loop is not None and more:
+            self._loop.post(self._pump)
+        elif self._loop is not None and take.wake is not None:
+            self._loop.post_later(self._pump_again, max(take.wake - clock(), 0) / 1e9)
+        elif self._closing and not len(self._batcher):
+            self._idle.set()
+
+    def _pump_again(self) -> None:
+        with self._ready:
+            self._wake()
+
+    def _reject(self, take: Take) -> None:
+        for entry in take.rejected:
+            self._finish(entry, ServerError(Code.UNAVAILABLE, "Request timeout expired", "REJECTED"))
+
+    # -- one batch ----------------------------------------------------------------------------------------------------
     def _run(self, instance: Instance, batch: tuple[Entry, ...]) -> None:
         requests = [entry.token.request for entry in batch]
         start = clock()

@@ -65,8 +65,8 @@ class Exchange:
         self._connection.piece(self, data)
 
     def post(self, action: Callable[[], None]) -> None:
-        """Run something on the event loop's thread soon; from any thread."""
-        self._connection.front.mailbox.post(action)
+        """Run something on the event loop's thread, now or soon; from any thread."""
+        self._connection.front.mailbox.run(action)
 
 
 class Front:
