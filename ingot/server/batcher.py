@@ -67,6 +67,9 @@ class Take:
     wake: int | None = None
 
 
+_NOTHING = Take()
+
+
 class Batcher:
     """Requests waiting for one model; each level's list is kept in order of urgency."""
 
@@ -76,9 +79,10 @@ class Batcher:
         self._delayed: dict[int, list[Entry]] = {}
         self._order = 0
         self._deadlines = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(entries) for queue in (self._waiting, self._delayed) for entries in queue.values())
+        return self._count
 
     def push(self, rows: int, shape: Hashable, token: Any, now: int, level: int = 0, timeout_us: int = 0) -> Entry:
         """Queue a request; ServerError when its queue is full or its batch too large."""
@@ -95,6 +99,7 @@ class Batcher:
         self._order += 1
         insort(self._waiting.setdefault(level, []), entry, key=_urgency)
         self._deadlines += entry.deadline is not None
+        self._count += 1
         return entry
 
     def cancel(self, entry: Entry) -> bool:
@@ -114,7 +119,10 @@ class Batcher:
         rejected = self._expire(now) if self._deadlines else ()
         candidates = self._in_order()
         if not candidates:
-            return Take(rejected=rejected)
+            return Take(rejected=rejected) if rejected else _NOTHING
+        if len(candidates) == 1 and not self.rules.max_delay:
+            self._forget(candidates)
+            return Take((candidates[0],), rejected)
         batch = self._largest(candidates, now)
         preferred = self._preferred(batch)
         wake = None if preferred else self._wait_until(batch, len(candidates), now)
@@ -134,6 +142,8 @@ class Batcher:
                 if entry in found:
                     found.remove(entry)
                     self._deadlines -= entry.deadline is not None
+                    self._count -= 1
+                    break
 
     # -- expiry -------------------------------------------------------------------------------------------------------
     def _expire(self, now: int) -> tuple[Entry, ...]:

@@ -47,6 +47,9 @@ class HttpApi:
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="ingot-http"))
     _known: dict[bytes, tuple[str, int]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._decoder = http_codec.Decoder(self.service.regions)
+
     def __call__(self, exchange: Exchange) -> None:
         """Answer an exchange, now or later."""
         try:
@@ -76,7 +79,7 @@ class HttpApi:
         if exchange.method != b"POST":
             raise ServerError(Code.UNSUPPORTED, "inference takes POST")
         action = partial(self._decode_and_submit, exchange, model, version)
-        if _encoding_of(exchange) or http_codec.chosen_compression(exchange.headers.get(b"accept-encoding", b"")):
+        if _encoding_of(exchange) or _accepted_encoding(exchange):
             self.pool.submit(self._guarded, exchange, action)
         else:
             action()
@@ -88,12 +91,13 @@ class HttpApi:
             exchange.post(partial(self._error, exchange, error))
 
     def _decode_and_submit(self, exchange: Exchange, model: str, version: int) -> None:
-        headers, arrived = exchange.headers, clock()
+        headers, arrived, body = exchange.headers, clock(), exchange.body
         self.service.repository.find(model, version)
-        body = http_codec.decompressed(exchange.body, _encoding_of(exchange), self.body_limit)
+        if b"content-encoding" in headers:
+            body = http_codec.decompressed(body, _encoding_of(exchange), self.body_limit)
         length = headers.get(b"inference-header-content-length")
-        request = http_codec.decode(body, _header_length(length), model, version, self.service.regions, arrived)
-        encoding = http_codec.chosen_compression(headers.get(b"accept-encoding", b""))
+        request = self._decoder(body, _header_length(length), model, version, arrived)
+        encoding = _accepted_encoding(exchange)
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
 
     def _done(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
@@ -165,6 +169,11 @@ class HttpApi:
 
 def _encoding_of(exchange: Exchange) -> bytes:
     return exchange.headers.get(b"content-encoding", b"").lower()
+
+
+def _accepted_encoding(exchange: Exchange) -> bytes:
+    accepted = exchange.headers.get(b"accept-encoding")
+    return http_codec.chosen_compression(accepted) if accepted else b""
 
 
 def _message(text: str) -> bytes:

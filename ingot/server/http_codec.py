@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from ingot.server.shm import Regions
 from ingot.server.wire import Part
 
 _KNOWN_PARAMETERS = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output"}
+_REMEMBERED, _REMEMBERED_TEXT = 1024, 2048  # JSON parts that are kept, and bytes of the longest one
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu", "V": "fiu"}  # numpy kinds of JSON values a datatype takes
 
 
@@ -70,6 +73,60 @@ def compressed(parts: Sequence[Part], encoding: bytes) -> bytes:
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A parsed JSON part whose tensors all follow it in binary: the same text always means the same request."""
+
+    spans: tuple[tuple[str, str, tuple[int, ...], np.dtype[Any], int, int], ...]
+    rest: Request
+
+
+class Decoder:
+    """Decodes bodies; JSON parts that were seen before are not parsed again."""
+
+    def __init__(self, regions: Regions) -> None:
+        self._regions = regions
+        self._templates: dict[bytes, _Template] = {}
+
+    def __call__(
+        self, body: bytes | bytearray, json_length: int | None, model: str, version: int, arrived: int
+    ) -> Request:
+        """A request; its tensors are views of `body`. `json_length`: Inference-Header-Content-Length."""
+        if json_length is not None and json_length <= _REMEMBERED_TEXT:
+            template = self._templates.get(bytes(body[:json_length]))
+            if template is not None and template.spans[-1][5] == len(body):
+                return _from_template(template, body, model, version, arrived)
+        request = decode(body, json_length, model, version, self._regions, arrived)
+        if json_length is not None and json_length <= _REMEMBERED_TEXT:
+            self._remember(bytes(body[:json_length]), json_length, request)
+        return request
+
+    def _remember(self, text: bytes, at: int, request: Request) -> None:
+        described = parse_json(text)["inputs"]
+        sizes = [item.get("parameters", {}).get("binary_data_size") for item in described]
+        if None in sizes or not sizes or request.id or any(tensor.datatype == "BYTES" for tensor in request.inputs):
+            return
+        spans = []
+        for tensor, size in zip(request.inputs, sizes, strict=True):
+            spans.append((tensor.name, tensor.datatype, tensor.shape, tensor.data.dtype, at, at + size))
+            at += size
+        if len(self._templates) >= _REMEMBERED:
+            self._templates.pop(next(iter(self._templates)))
+        self._templates[text] = _Template(tuple(spans), replace(request, inputs=()))
+
+
+def _from_template(template: _Template, body: bytes | bytearray, model: str, version: int, arrived: int) -> Request:
+    rest = template.rest
+    inputs = tuple([
+        Tensor(name, datatype, np.ndarray(shape, dtype, body, start))
+        for name, datatype, shape, dtype, start, _ in template.spans
+    ])  # fmt: skip
+    return Request(
+        model, inputs, version, rest.id, rest.outputs, rest.sequence, rest.priority, rest.timeout_us, rest.parameters,
+        arrived,
+    )  # fmt: skip
+
+
 def decode(
     body: bytes | bytearray, json_length: int | None, model: str, version: int, regions: Regions, arrived: int
 ) -> Request:
@@ -223,18 +280,40 @@ def _output(item: Any, binary: bool) -> RequestedOutput:
 # -- responses --------------------------------------------------------------------------------------------------------
 def encode(request: Request, response: Response, regions: Regions) -> tuple[list[Part], int | None]:
     """(parts of the body, length of its JSON if binary tensors follow it)."""
-    wanted = {output.name: output for output in request.outputs}
     default = RequestedOutput("", bool(request.parameters.get("binary_data_output")))
+    wanted = {output.name: output for output in request.outputs}
+    chosen = [wanted.get(tensor.name, default) for tensor in response.outputs]
+    plain = all(output.binary and not output.classification and output.placement is None for output in chosen)
+    if plain and not response.parameters and not response.id:
+        raw = [to_bytes(tensor) for tensor in response.outputs]
+        described = [
+            (tensor.name, tensor.datatype, tensor.shape, len(data))
+            for tensor, data in zip(response.outputs, raw, strict=True)
+        ]
+        text = _binary_text(response.model, response.version, *described)
+        return [text, *raw], len(text)
+    return _encode(response, chosen, regions)
+
+
+@lru_cache(1024)
+def _binary_text(model: str, version: int, *described: tuple[str, str, tuple[int, ...], int]) -> bytes:
+    """The JSON of a response whose outputs all follow in binary."""
+    outputs = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+        for name, datatype, shape, size in described
+    ]
+    return orjson.dumps({"model_name": model, "model_version": str(version), "outputs": outputs})
+
+
+def _encode(response: Response, chosen: Sequence[RequestedOutput], regions: Regions) -> tuple[list[Part], int | None]:
     binaries: list[Part] = []
     described = [
-        _encoded(tensor, wanted.get(tensor.name, default), response.ports, regions, binaries)
-        for tensor in response.outputs
+        _encoded(tensor, output, response.ports, regions, binaries)
+        for tensor, output in zip(response.outputs, chosen, strict=True)
     ]
     document: dict[str, Any] = {
-        "model_name": response.model,
-        "model_version": str(response.version),
-        "outputs": described,
-    }
+        "model_name": response.model, "model_version": str(response.version), "outputs": described,
+    }  # fmt: skip
     if response.id:
         document["id"] = response.id
     if response.parameters:

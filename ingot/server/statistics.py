@@ -13,9 +13,10 @@ from typing import Any
 LATENCY_BOUNDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+_STAGES = ("compute_input", "compute_infer", "compute_output")
 
 
-@dataclass
+@dataclass(slots=True)
 class Duration:
     """How often, and nanoseconds in all."""
 
@@ -26,6 +27,10 @@ class Duration:
         """`count` events that took `ns` together."""
         self.count += count
         self.ns += ns
+
+    def as_plain(self) -> dict[str, int]:
+        """The fields of inference.StatisticDuration."""
+        return {"count": self.count, "ns": self.ns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +52,26 @@ class Statistics:
     batches: dict[int, dict[str, Duration]] = field(default_factory=dict)
     inferences: int = 0
     executions: int = 0
-    last_inference_ms: int = 0
+    last_inference_ns: int = 0
     histogram: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def executed(self, arrivals: Sequence[int], rows: int, timing: Timing) -> None:
         """One execution that answered requests which arrived at `arrivals`."""
-        spans = (
-            ("compute_input", timing.gathered - timing.start),
-            ("compute_infer", timing.computed - timing.gathered),
-            ("compute_output", timing.answered - timing.computed),
-        )
+        count, durations = len(arrivals), self.durations
+        spans = (timing.gathered - timing.start, timing.computed - timing.gathered, timing.answered - timing.computed)
         with self._lock:
             self.executions += 1
             self.inferences += rows
-            self.last_inference_ms = time.time_ns() // 1_000_000
-            batch = self.batches.setdefault(rows, {name: Duration() for name, _ in spans})
-            for name, ns in spans:
+            self.last_inference_ns = timing.answered
+            batch = self.batches.get(rows)
+            if batch is None:
+                batch = self.batches[rows] = {name: Duration() for name in _STAGES}
+            for name, ns in zip(_STAGES, spans, strict=True):
                 batch[name].add(ns)
-                self.durations[name].add(ns * len(arrivals), len(arrivals))
+                durations[name].add(ns * count, count)
+            durations["queue"].add(timing.start * count - sum(arrivals), count)
             for arrived in arrivals:
-                self.durations["queue"].add(timing.start - arrived)
                 self._succeeded(timing.answered - arrived)
 
     def succeeded(self, ns: int, rows: int = 0) -> None:
@@ -91,6 +95,12 @@ class Statistics:
         with self._lock:
             self.durations["cache_hit" if hit else "cache_miss"].add(ns)
 
+    def _last_inference_ms(self) -> int:
+        """Milliseconds since the epoch; 0 if there was none."""
+        if not self.last_inference_ns:
+            return 0
+        return (time.time_ns() - time.monotonic_ns() + self.last_inference_ns) // 1_000_000
+
     def as_plain(self, name: str, version: int) -> dict[str, Any]:
         """The fields of inference.ModelStatistics."""
         names = (
@@ -107,12 +117,12 @@ class Statistics:
             return {
                 "name": name,
                 "version": str(version),
-                "last_inference": self.last_inference_ms,
+                "last_inference": self._last_inference_ms(),
                 "inference_count": self.inferences,
                 "execution_count": self.executions,
-                "inference_stats": {stage: vars(self.durations[stage]) | {} for stage in names},
+                "inference_stats": {stage: self.durations[stage].as_plain() for stage in names},
                 "batch_stats": [
-                    {"batch_size": rows, **{stage: vars(duration) | {} for stage, duration in stages.items()}}
+                    {"batch_size": rows, **{stage: duration.as_plain() for stage, duration in stages.items()}}
                     for rows, stages in sorted(self.batches.items())
                 ],
             }
