@@ -65,14 +65,14 @@ def reduce(x: Array, *, kind: str, axes: Sequence[int], keepdims: int, select_la
         if kind in INDEX_KINDS:
             return _extreme(x, kind, axes[0], keepdims, select_last_index)
         result = np.asarray(KINDS[kind](wide(x), tuple(axes)))
-    result = result if keepdims else result.reshape(reduced(result.shape, axes, 0))  # type: ignore[arg-type]
+    result = result if keepdims else np.squeeze(result, tuple(axes))
     if x.dtype.kind == "V" or x.dtype == np.float16:
         return result
     return result.astype(accumulator(x.dtype.name) if kind == "sum" else x.dtype)
 
 
 def _extreme(x: Array, kind: str, axis: int, keepdims: int, last: int) -> Array:
-    search = np.argmax if kind == "argmax" else np.argmin
+    search: Any = np.argmax if kind == "argmax" else np.argmin
     if not last:
         return np.asarray(search(wide(x), axis=axis, keepdims=bool(keepdims)))
     return np.asarray(x.shape[axis] - 1 - search(np.flip(wide(x), axis), axis=axis, keepdims=bool(keepdims)))

@@ -187,7 +187,8 @@ def _global_average(x: Array, *, channels_last: int = 0) -> Array:
 
 
 def _mean(x: Array, *, axes: list[int] | None = None, keepdims: int = 1) -> Array:
-    return np.asarray(x.mean(axis=None if axes is None else tuple(axes), keepdims=bool(keepdims)))
+    mean: Array = np.mean(x, axis=None if axes is None else tuple(axes), keepdims=True)
+    return mean if keepdims else np.squeeze(mean, None if axes is None else tuple(axes))
 
 
 _binary("QLinearAdd", np.add)
