@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ingot.server.request import Code, ServerError
+from ingot.server.request import Code, SequencePlace, ServerError
 
 Latency = Callable[[Hashable, int], int]  # (shapes, rows) -> expected nanoseconds of one execution
 
@@ -84,7 +84,10 @@ class Batcher:
     def __len__(self) -> int:
         return self._count
 
-    def push(self, rows: int, shape: Hashable, token: Any, now: int, level: int = 0, timeout_us: int = 0) -> Entry:
+    def push(
+        self, rows: int, shape: Hashable, token: Any, now: int, level: int = 0, timeout_us: int = 0,
+        place: SequencePlace | None = None,
+    ) -> Entry:  # fmt: skip
         """Queue a request; ServerError when its queue is full or its batch too large."""
         rules = self.rules
         if rows > rules.max_rows:
@@ -113,6 +116,13 @@ class Batcher:
         entries = tuple(self._in_order())
         self._forget(entries)
         return entries
+
+    def closing(self) -> None:
+        """No more will come: nothing waits for company."""
+        self.rules = replace(self.rules, max_delay=0)
+
+    def finished(self, batch: Sequence[Entry], now: int) -> None:
+        """These have run; requests of a model without state do not wait for one another."""
 
     def take(self, now: int) -> Take:
         """The batch to run now on an instance that is free."""

@@ -14,6 +14,7 @@ from ingot.server.schema import POOL, message
 
 ModelConfig = message("inference.ModelConfig")
 Config = Any  # an instance of ModelConfig: protobuf's own schema is the type
+DATA_TYPES = POOL.FindEnumTypeByName("inference.DataType").values_by_name
 UNBOUNDED_BATCH = 16  # max_batch_size where neither a configuration nor a profile bounds the batch
 
 # backend or platform -> file names looked for, best first; any backend may also hold an engine built from its model
@@ -45,6 +46,11 @@ def read_override(text: str, name: str) -> Config:
         ) from error
 
 
+def enum_name(item: Any, field: str) -> str:
+    """The name of an enum field's value."""
+    return item.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[getattr(item, field)].name
+
+
 def files_of(config: Config) -> tuple[str, ...]:
     """Names the model's file may have in a version's folder, best first."""
     backend = config.backend or config.platform
@@ -64,9 +70,11 @@ def completed(config: Config, inputs: Sequence[TensorSpec], outputs: Sequence[Te
         full.backend = "ingot"
     if not full.max_batch_size and not full.input:
         full.max_batch_size = _largest_batch(inputs, outputs)
-    _check_batch(full, (*inputs, *outputs))
-    _complete_tensors(full, full.input, inputs, "input")
-    _complete_tensors(full, full.output, outputs, "output")
+    if not full.HasField("sequence_batching"):  # a state's batch axis is checked when it runs
+        _check_batch(full, (*inputs, *outputs))
+    own = _kept_names(full)
+    _complete_tensors(full, full.input, [spec for spec in inputs if spec.name not in own], "input")
+    _complete_tensors(full, full.output, [spec for spec in outputs if spec.name not in own], "output")
     if not full.instance_group:
         full.instance_group.add(name=full.name, kind="KIND_CPU", count=1)
     if not full.HasField("version_policy"):
@@ -83,6 +91,13 @@ def _largest_batch(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) 
         return 0
     bounds = [spec.max[0] for spec in inputs if spec.max]
     return min(bounds, default=UNBOUNDED_BATCH)
+
+
+def _kept_names(config: Config) -> set[str]:
+    """Tensors between the server and the model alone: controls and states."""
+    batching = config.sequence_batching
+    states = {name for item in batching.state for name in (item.input_name, item.output_name)}
+    return states | {item.name for item in batching.control_input}
 
 
 def _check_batch(config: Config, specs: Sequence[TensorSpec]) -> None:
@@ -122,10 +137,8 @@ def _check_tensor(config: Config, item: Any, spec: TensorSpec, kind: str) -> Non
     if spec.dtype not in BY_NUMPY:
         raise invalid(f"{where}: the protocol has no name for the engine's {spec.dtype}")
     if not item.data_type:
-        item.data_type = item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[
-            BY_NUMPY[spec.dtype].config
-        ].number  # fmt: skip
-    stated = item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[item.data_type].name
+        item.data_type = DATA_TYPES[BY_NUMPY[spec.dtype].config].number
+    stated = enum_name(item, "data_type")
     if stated != BY_NUMPY[spec.dtype].config:
         raise invalid(f"{where}: config.pbtxt says {stated}, the engine has {BY_NUMPY[spec.dtype].config}")
     if not item.dims:

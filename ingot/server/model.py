@@ -14,13 +14,15 @@ import numpy as np
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine
 from ingot.server.batcher import Batcher
-from ingot.server.config import Config, completed, instance_count, rules_of
+from ingot.server.config import Config, completed, enum_name, instance_count, rules_of
 from ingot.server.instances import Instance, SessionInstance
 from ingot.server.latency import LatencyTable
 from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Feeds, Ports, ports_of
 from ingot.server.request import BY_CONFIG, BY_NAME, Done, Request, invalid
-from ingot.server.scheduler import Cancel, Scheduler
+from ingot.server.scheduler import Cancel, Queue, Scheduler
+from ingot.server.sequences import SequenceBatcher
+from ingot.server.states import sequence_rules, states_of
 from ingot.server.statistics import Statistics
 
 log = logging.getLogger("ingot.server")
@@ -87,22 +89,31 @@ class Placing:
 def load_engine_model(config: Config, version: int, engine: Engine, folder: Path, placing: Placing) -> EngineModel:
     """A version made ready: completed configuration, instances, warm-up, measured latencies."""
     config = completed(config, engine.inputs, engine.outputs)
-    ports, rules, statistics, latency = ports_of(config, folder), rules_of(config), Statistics(), LatencyTable()
+    ports, statistics, latency = ports_of(config, folder), Statistics(), LatencyTable()
+    stateful = config.HasField("sequence_batching")
+    states = states_of(config, folder) if stateful else None
     instances: list[Instance] = []
     try:
         for _ in range(instance_count(config)):
             instances.append(placing.make(engine, placing.device, placing.threads))
             warm_up(config, ports, instances[-1], folder)
-        slowest = measure(ports, instances[0], latency)
+        slowest = None if stateful else measure(ports, instances[0], latency)
     except BaseException:
         for instance in instances:
             instance.close()
         raise
-    ordered = bool(config.dynamic_batching.preserve_ordering)
     quick = len(instances) == 1 and slowest is not None and slowest < _QUICK
-    loop = placing.loop if quick else None
-    scheduler = Scheduler(ports, version, Batcher(rules, latency), instances, statistics, latency, ordered, loop)
+    scheduler = Scheduler(
+        ports, version, _queue(config, len(instances), latency), instances, statistics, latency,
+        ordered=config.dynamic_batching.preserve_ordering, loop=placing.loop if quick else None, states=states,
+    )  # fmt: skip
     return EngineModel(version, config, ports, scheduler, statistics)
+
+
+def _queue(config: Config, instances: int, latency: LatencyTable) -> Queue:
+    if config.HasField("sequence_batching"):
+        return SequenceBatcher(sequence_rules(config, instances))
+    return Batcher(rules_of(config), latency)
 
 
 # -- warm-up and measuring --------------------------------------------------------------------------------------------
@@ -118,7 +129,7 @@ def warm_up(config: Config, ports: Ports, instance: Instance, folder: Path) -> N
 
 
 def _warm_up_tensor(name: str, item: Any, rows: int, folder: Path) -> Any:
-    kind = BY_CONFIG[item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[item.data_type].name]
+    kind = BY_CONFIG[enum_name(item, "data_type")]
     shape = (*((rows,) if rows else ()), *item.dims)
     if item.WhichOneof("input_data_type") == "input_data_file":
         return _file_tensor(name, item.input_data_file, kind.numpy, shape, folder)

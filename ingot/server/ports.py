@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.server.config import enum_name
 from ingot.server.request import BY_CONFIG, Array, Request, Response, ServerError, Tensor, invalid
 
 Dims = tuple[int, ...]  # -1: any extent
@@ -175,7 +176,7 @@ def ports_of(config: Any, folder: Path) -> Ports:
 
 
 def _port(item: Any, config: Any, optional: bool = False, labels: tuple[str, ...] = ()) -> Port:
-    kind = item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[item.data_type].name
+    kind = enum_name(item, "data_type")
     if kind not in BY_CONFIG:
         raise invalid(f"model '{config.name}': '{item.name}' needs a data_type in config.pbtxt, it says {kind}")
     inner = tuple(item.reshape.shape) if item.HasField("reshape") else None

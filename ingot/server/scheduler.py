@@ -10,17 +10,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ingot.errors import IngotError
-from ingot.server.batcher import Batcher, Entry, Take
+from ingot.server.batcher import Entry, Take
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
 from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Ports, answer
-from ingot.server.request import Code, Done, Outcome, Request, ServerError
+from ingot.server.request import Code, Done, Outcome, Request, SequencePlace, ServerError
+from ingot.server.states import States
 from ingot.server.statistics import Statistics, Timing
 
 log = logging.getLogger("ingot.server")
@@ -33,6 +34,28 @@ class Closed(Exception):
     """The scheduler takes no more requests."""
 
 
+class Queue(Protocol):
+    """A pure batcher: batcher.Batcher, or sequences.SequenceBatcher for models with state."""
+
+    def __len__(self) -> int: ...
+    def push(
+        self, rows: int, shape: Hashable, token: Any, now: int, level: int, timeout_us: int, place: SequencePlace | None
+    ) -> Entry:
+        """Queue a request."""
+
+    def take(self, now: int) -> Take:
+        """What to run now."""
+
+    def finished(self, batch: Sequence[Entry], now: int) -> None:
+        """These have run."""
+
+    def cancel(self, entry: Entry) -> bool:
+        """Forget a request that waits."""
+
+    def closing(self) -> None:
+        """No more will come."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Job:
     request: Request
@@ -43,11 +66,12 @@ class Scheduler:
     """Answers every request it accepts exactly once, also those that wait when it closes."""
 
     def __init__(
-        self, ports: Ports, version: int, batcher: Batcher, instances: Sequence[Instance], statistics: Statistics,
+        self, ports: Ports, version: int, batcher: Queue, instances: Sequence[Instance], statistics: Statistics,
         latency: LatencyTable, ordered: bool = False, loop: Mailbox | None = None,
+        states: States | None = None,
     ) -> None:  # fmt: skip
         self._ports, self._version, self._batcher, self._statistics = ports, version, batcher, statistics
-        self._latency, self._instances = latency, instances
+        self._latency, self._instances, self._states = latency, instances, states
         self._ready = threading.Condition(threading.Lock())
         self._closing = False
         self._order: _InOrder | None = _InOrder() if ordered else None
@@ -72,7 +96,7 @@ class Scheduler:
         with self._ready:
             if self._closing:
                 raise Closed
-            entry = self._batcher.push(rows, shape, job, now, request.priority, request.timeout_us)
+            entry = self._batcher.push(rows, shape, job, now, request.priority, request.timeout_us, request.sequence)
             self._wake()
         return lambda: self._cancel(entry)
 
@@ -80,6 +104,7 @@ class Scheduler:
         """Take no more requests, answer those that wait, end the threads, close the instances."""
         with self._ready:
             self._closing = True
+            self._batcher.closing()
             self._ready.notify_all()
             if self._loop is not None:
                 self._wake()
@@ -141,7 +166,7 @@ class Scheduler:
         while True:
             with self._ready:
                 take = self._take()
-                more = bool(len(self._batcher)) and take.wake is None
+                more = bool(len(self._batcher)) and bool(take.batch or take.rejected)
                 self._pumping = more
             self._reject(take)
             if take.batch:
@@ -165,13 +190,17 @@ class Scheduler:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
     def _run(self, instance: Instance, batch: tuple[Entry, ...]) -> None:
-        requests = [entry.token.request for entry in batch]
+        requests = [self._job(entry).request for entry in batch]
         start = clock()
         try:
             feeds = self._ports.gather(requests)
+            if self._states:
+                feeds |= self._states.feeds(batch)
             gathered = clock()
             results = instance.run(feeds)
             computed = clock()
+            if self._states:
+                self._states.keep(batch, results)
             parts = self._ports.split(results, requests, [entry.rows for entry in batch])
         except Exception as error:  # noqa: BLE001 - whatever a model raises is its requests' answer, not the server's end
             self._fail(batch, error)
@@ -185,26 +214,41 @@ class Scheduler:
         rows = sum(entry.rows for entry in batch)
         with self._ready:
             self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
+            self._over(batch)
         self._statistics.executed([entry.arrived for entry in batch], rows, timing)
 
     def _fail(self, batch: Sequence[Entry], error: Exception) -> None:
         if not isinstance(error, IngotError):
             log.exception("model %s failed", self._ports.model, exc_info=error)
         failure = as_server_error(error)
+        with self._ready:
+            self._over(batch)
         for entry in batch:
             self._statistics.failed(clock() - entry.arrived, failure.reason)
         self._answer(batch, [failure] * len(batch))
+
+    def _over(self, batch: Sequence[Entry]) -> None:
+        """A batch has run; what follows in its sequences may be taken. Under the lock."""
+        if self._states:
+            self._batcher.finished(batch, clock())
+            if len(self._batcher):
+                self._wake()
+            elif self._closing:
+                self._ready.notify_all()
+
+    def _job(self, entry: Entry) -> _Job:
+        return entry.token.inner if self._states else entry.token
 
     def _answer(self, batch: Sequence[Entry], outcomes: Sequence[Outcome]) -> None:
         for entry, outcome in zip(batch, outcomes, strict=True):
             if self._order:
                 self._order.finish(entry, outcome)
             else:
-                entry.token.done(outcome)
+                self._job(entry).done(outcome)
 
     def _finish(self, entry: Entry, error: ServerError) -> None:
         self._statistics.failed(clock() - entry.arrived, error.reason)
-        entry.token.done(error)
+        self._job(entry).done(error)
 
 
 class _InOrder:

@@ -183,6 +183,25 @@ def infer_compressed(protocol: str) -> None:
 
 
 @check
+def sequences(protocol: str) -> None:
+    live, api = client(protocol), PROTOCOLS[protocol]
+
+    def add(value: float, identity: int | str, **place: bool) -> float:
+        inputs = [tensor(api, "x", np.array([[value]], np.float32), "FP32")]
+        return float(live.infer("accumulator", inputs, sequence_id=identity, **place).as_numpy("y")[0, 0])
+
+    assert add(1, 7, sequence_start=True) == 1001
+    assert add(5, "other", sequence_start=True) == 1005
+    assert add(2, 7) == 3
+    assert add(10, "other", sequence_end=True) == 15
+    assert add(3, 7, sequence_start=True) == 1003
+    assert add(4, 7, sequence_end=True) == 7
+    refused(lambda: add(1, 7), "must specify the START flag")
+    x = [tensor(api, "x", np.ones((1, 1), np.float32), "FP32")]
+    refused(lambda: live.infer("accumulator", x), "non-zero or non-empty correlation ID")
+
+
+@check
 def classification(protocol: str) -> None:
     api = PROTOCOLS[protocol]
     outputs = [api.InferRequestedOutput("OUTPUT0", class_count=2)]

@@ -44,6 +44,32 @@ def scale(factor: float) -> onnx.ModelProto:
     )
 
 
+def accumulator() -> onnx.ModelProto:
+    """y = new_total = total + x; float32 [N, 1]. `first` (int32 [N, 1]) is the START control, added a thousandfold."""
+    names = ("x", "total", "y", "new_total")
+    x, total, y, new_total = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 1]) for n in names)
+    first = helper.make_tensor_value_info("first", TensorProto.INT32, ["N", 1])
+    nodes = [
+        helper.make_node("Add", ["x", "total"], ["new_total"]),
+        helper.make_node("Cast", ["first"], ["flag"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["flag", "thousand"], ["bonus"]),
+        helper.make_node("Add", ["new_total", "bonus"], ["y"]),
+    ]
+    thousand = helper.make_tensor("thousand", TensorProto.FLOAT, [], [1000.0])
+    return model(nodes, [x, total, first], [y, new_total], [thousand])
+
+
+ACCUMULATOR_CONFIG = """
+max_batch_size: 4
+sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  oldest { max_candidate_sequences: 2 }
+  control_input { name: "first" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }
+  state { input_name: "total" output_name: "new_total" data_type: TYPE_FP32 dims: [ 1 ] }
+}
+"""
+
+
 def model(
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
@@ -72,5 +98,6 @@ def write_repository(root: Path) -> Path:
     add_version(root, "scale", 1, scale(2.0))
     add_version(root, "scale", 3, scale(3.0))
     (root / "scale" / "config.pbtxt").write_text("version_policy { all {} }")
+    add_version(root, "accumulator", 1, accumulator(), ACCUMULATOR_CONFIG)
     add_version(root, "plain", 1, identity(TensorProto.FLOAT, [2, 3]))
     return root
