@@ -1,5 +1,6 @@
 """A server over small models for a whole test run, and a process with NVIDIA's client in an environment of its own."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -43,11 +44,15 @@ def client_python() -> Path:
     """An interpreter that has tritonclient: INGOT_CLIENT_PYTHON, or build/triton-client, made on first use."""
     if "INGOT_CLIENT_PYTHON" in os.environ:
         return Path(os.environ["INGOT_CLIENT_PYTHON"])
-    python = ENVIRONMENT / "bin" / "python"
-    if not python.exists():
-        venv.create(ENVIRONMENT, with_pip=True)
-        requirements = HERE / "client-requirements.txt"
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+    python, complete = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "complete"
+    ENVIRONMENT.mkdir(parents=True, exist_ok=True)
+    with (ENVIRONMENT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes want it at once
+        if not complete.exists():
+            venv.create(ENVIRONMENT, with_pip=True)
+            requirements = HERE / "client-requirements.txt"
+            subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+            complete.touch()
     return python
 
 
