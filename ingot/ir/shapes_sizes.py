@@ -58,6 +58,15 @@ def infer_slice(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
     else:
         slice_dims(context, dims, axes, starts, ends, steps)
     context.set_shape_and_dtype(node.outputs[0], onnx_ir.Shape(dims), x.dtype)
+    sizes = _elements(context, x) if len(dims) == 1 else None
+    if sizes is not None and axes is not None and (taken := _taken(starts, ends, steps)) is not None:
+        context.set_symbolic_value(node.outputs[0], sizes[taken])
+
+
+def _taken(starts: Sequence[Dim] | None, ends: Sequence[Dim] | None, steps: Sequence[int] | None) -> slice | None:
+    """Which elements of a list of sizes `Shape(x)[1:2]` takes; None where its bounds are no numbers."""
+    start, end = _whole(starts), _whole(ends)
+    return slice(start[0], end[0], steps[0]) if start and end and steps and steps[0] else None
 
 
 def _whole(elements: Sequence[Dim] | None) -> list[int] | None:
