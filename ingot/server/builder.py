@@ -104,12 +104,11 @@ def digest_of(files: Sequence[Path], *words: str) -> str:
 
 
 def _shapes(config: Config) -> str:
-    """--shapes for a configuration that states every extent and a largest batch; empty leaves dimensions free."""
-    if not config.input or any(-1 in item.dims or not item.data_type for item in config.input):
+    """--shapes for a configuration that states every extent; empty leaves dimensions free."""
+    stated = {item.name: list(item.reshape.shape if item.HasField("reshape") else item.dims) for item in config.input}
+    stated |= {state.input_name: list(state.dims) for state in config.sequence_batching.state}
+    if not config.input or any(-1 in dims for dims in stated.values()):
         return ""
-    parts = []
-    for item in config.input:
-        dims = list(item.reshape.shape) if item.HasField("reshape") else list(item.dims)
-        batch = [f"1..{config.max_batch_size}"] if config.max_batch_size else []
-        parts.append(f"{item.name}:" + "x".join([*batch, *map(str, dims)]))
-    return ",".join(parts) if config.max_batch_size else ""
+    batch = [f"1..{config.max_batch_size}"] if config.max_batch_size else []
+    shapes = {name: "x".join([*batch, *map(str, dims)]) for name, dims in stated.items()}
+    return ",".join(f"{name}:{shape}" for name, shape in shapes.items() if shape)

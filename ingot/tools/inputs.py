@@ -8,21 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from ingot.dtypes import HOST_ONLY, numpy_dtype
 from ingot.errors import ConfigError, InputError
-from ingot.evidence import draw
+from ingot.evidence import draw_input
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.plan import TensorSpec
+
+Shape = tuple[int, ...]
 
 
 def make_feeds(
     specs: Sequence[TensorSpec],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     files: Mapping[str, str] | None = None,
     seed: int = 0,
     limits: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """An array per input: loaded, or drawn in the given shape (else the profile's typical one, else symbols count
-    1)."""
+    1). ConfigError for a name, InputError for a dtype or shape that the model does not have."""
     names = {spec.name for spec in specs}
     stray = [name for name in (*shapes, *(files or {})) if name not in names]
     if stray:
@@ -30,22 +33,47 @@ def make_feeds(
     rng = np.random.default_rng(seed)
     feeds: dict[str, Any] = {}
     for spec in specs:
+        shape = shapes.get(spec.name) or default_shape(spec)
+        _check_shape(spec, shape)
         if files and spec.name in files:
-            feeds[spec.name] = load_array(Path(files[spec.name]), spec.dtype)
-            continue
-        ones = {s: 1 for d in spec.shape for s in symbols_of(d)}
-        shape = shapes.get(spec.name) or spec.opt or tuple(evaluate(d, ones) for d in spec.shape)
-        feeds[spec.name] = draw(rng, spec.dtype, shape, (limits or {}).get(spec.name, 2))
+            feeds[spec.name] = _loaded(spec, files[spec.name], shape)
+        else:
+            feeds[spec.name] = draw_input(rng, spec, shape, (limits or {}).get(spec.name, 2))
     return feeds
 
 
-def load_array(path: Path, dtype: str) -> Any:
-    """A .npy file's array."""
+def default_shape(spec: TensorSpec) -> Shape:
+    """The profile's typical shape; without a profile symbols count 1."""
+    return spec.opt or tuple(evaluate(d, dict.fromkeys(symbols_of(d), 1)) for d in spec.shape)
+
+
+def _loaded(spec: TensorSpec, file: str, shape: Shape) -> Any:
+    array = load_array(Path(file), spec.dtype, shape)
+    if spec.dtype not in HOST_ONLY and array.dtype != numpy_dtype(spec.dtype):
+        raise InputError(f"{file} holds {array.dtype}, input {spec.name!r} takes {spec.dtype}")
+    _check_shape(spec, array.shape)
+    return array
+
+
+def _check_shape(spec: TensorSpec, shape: Shape) -> None:
+    fits = len(shape) == len(spec.shape) and all(
+        isinstance(wanted, str) or wanted == given for wanted, given in zip(spec.shape, shape, strict=True)
+    )
+    if not fits and spec.dtype != "object":
+        raise InputError(f"input {spec.name!r} was given shape {list(shape)}, the model takes {list(spec.shape)}")
+
+
+def load_array(path: Path, dtype: str, shape: Shape) -> Any:
+    """A .npy file's array, or any other file's bytes as dtype and shape."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} as .npy: {error}") from None
-    return array if dtype == "object" else np.asarray(array)
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        return np.fromfile(path, numpy_dtype(dtype)).reshape(shape)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"cannot take {path} as {dtype}{list(shape)}: {error}") from None
 
 
 def pairs(text: str) -> dict[str, str]:

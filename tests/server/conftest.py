@@ -45,11 +45,11 @@ def client_python() -> Path:
     if "INGOT_CLIENT_PYTHON" in os.environ:
         return Path(os.environ["INGOT_CLIENT_PYTHON"])
     python, complete = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "complete"
-    ENVIRONMENT.mkdir(parents=True, exist_ok=True)
-    with (ENVIRONMENT / "lock").open("w") as lock:
+    ENVIRONMENT.parent.mkdir(parents=True, exist_ok=True)
+    with ENVIRONMENT.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes want it at once
         if not complete.exists():
-            venv.create(ENVIRONMENT, with_pip=True)
+            venv.create(ENVIRONMENT, with_pip=True, clear=True)
             requirements = HERE / "client-requirements.txt"
             subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
             complete.touch()
