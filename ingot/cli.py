@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ingot.errors import IngotError
+from ingot.tools import failures
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(action: Callable[[], Any]) -> int:
     try:
-        return int(action())
-    except IngotError as error:
-        print(f"ingot: error: {error}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell_warning
+            return int(action())
+    except BrokenPipeError:  # whoever read has enough; nor is there anybody to flush to at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except failures.EXPECTED as error:
+        print(f"ingot: error: {failures.sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ingot: interrupted; nothing was written", file=sys.stderr)
+        print("ingot: interrupted; no file was left half-written", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
+
+
+def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"ingot: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _overview(words: Sequence[str]) -> int:

@@ -71,6 +71,9 @@ class BuildConfig:
             raise ConfigError(f"level must be 0 to 5, not {self.level}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
+        for name, tolerance in (("atol", self.atol), ("rtol", self.rtol)):
+            if tolerance is not None and not tolerance >= 0:
+                raise ConfigError(f"{name} must be 0 or more, not {tolerance}")
 
     def described(self) -> dict[str, Any]:
         """What of the configuration changes the engine, as JSON."""

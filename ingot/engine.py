@@ -169,6 +169,9 @@ def _spec_json(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _save(engine: Engine, path: Path) -> None:
+    path = Path(os.path.realpath(path))  # a link stays a link
+    if path.exists() and not path.is_file():
+        raise EngineError(f"cannot write {path}: it is not a file that could be replaced")
     parts = _parts(engine)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -21,7 +21,8 @@ import onnx_ir
 from ingot.compiler import Compiled, digest
 from ingot.config import BuildConfig
 from ingot.engine import Engine
-from ingot.errors import IngotError, VerificationFailed
+from ingot.errors import BuildError, IngotError, InputError, VerificationFailed
+from ingot.importers.onnx import nan_counts
 from ingot.ir import expression as expressions
 from ingot.ir.ops import meaning
 from ingot.ir.oracle import compile_model
@@ -78,6 +79,7 @@ def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: Buil
             "not verified", engine.source, "no variant of the engine runs on this machine", "verify it where it runs"
         )
         return replace(engine, details={**engine.details, "evidence": []})
+    _refuse_what_does_not_fit(engine)
     with log.stage("verify"):
         reference = _Reference(source, config)
         evidence: list[Difference] = []
@@ -89,6 +91,17 @@ def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: Buil
     if failed:
         raise VerificationFailed(_complaint(failed, config))
     return replace(engine, details={**engine.details, "evidence": [d.as_json() for d in evidence]})
+
+
+def _refuse_what_does_not_fit(engine: Engine) -> None:
+    planned = max((m.bytes for variant in engine.variants for m in variant.plan.memory), default=0)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if planned > present:
+        raise BuildError(
+            f"a run at the largest shapes needs {planned / 2**30:.1f} GiB for activations, this machine has "
+            f"{present / 2**30:.1f} GiB: lower the profile's largest shapes, or build for another machine without the "
+            "comparison (--no-verify)"
+        )
 
 
 def first_correct(attempt: Attempt, source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> Engine:
@@ -160,11 +173,34 @@ def check(engine: Engine, reference: _Reference, config: BuildConfig, log: Build
         if not points:
             log.note("not verified", engine.source, "the reference accepts none of the sizes tried", "give a profile")
         for number, (feeds, wanted) in enumerate(points):
-            mine = session.run(feeds)
             shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray)}
+            mine = _run(session, feeds, shapes)
+            _refuse_nan(wanted, reference)
             found += [compare(n, mine[n], wanted[n], shapes, config) for n in wanted if isinstance(mine[n], np.ndarray)]
             log.advance("verify", (number + 1) / len(points))
     return found
+
+
+def _run(session: Session, feeds: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    try:
+        return session.run(feeds)
+    except MemoryError as error:
+        raise BuildError(
+            f"the engine cannot be run here at shapes {dict(shapes)} to verify it: out of memory ({error}); lower the "
+            "profile's largest shapes, or build without the comparison (--no-verify)"
+        ) from None
+
+
+def _refuse_nan(wanted: Mapping[str, Any], reference: _Reference) -> None:
+    """A model whose weights make its outputs NaN is broken: an engine of it could be compared with nothing."""
+    arrays = {n: y for n, y in wanted.items() if isinstance(y, np.ndarray) and y.dtype.kind == "f"}
+    broken = [name for name, y in arrays.items() if np.isnan(y).any()]
+    if broken and (counts := reference.nan_weights):
+        weight, count = next(iter(counts.items()))
+        raise BuildError(
+            f"output {broken[0]!r} is not a number, as initializer {weight!r} holds {count} NaN: training or export "
+            "went wrong; to build an engine all the same, do without the comparison (--no-verify)"
+        )
 
 
 def _answerable(
@@ -195,6 +231,7 @@ class _Reference:
         self._source, self._run = source, None
         self._digest = digest(source)
         self.limits = index_limits(source)
+        self.nan_weights = nan_counts(source)
 
     def __call__(self, feeds: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Any]:
         feeds = _sliced(feeds, specs)
@@ -251,10 +288,6 @@ def _store(path: Path, results: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# -- inputs
-# ---------------------------------------------------------------------------------------------------------------
-
-
 def shape_points(specs: Sequence[TensorSpec], config: BuildConfig) -> tuple[list[dict[str, int]], bool]:
     """Bindings of the input symbols to check at, and whether a profile gave them: each profile's min, opt and max, or
     sizes to try."""
@@ -287,8 +320,19 @@ def make_inputs(
         shape = tuple(evaluate(d, symbols) for d in spec.shape)
         known = given.get(spec.name)
         fits = isinstance(known, np.ndarray) and known.shape == shape
-        feeds[spec.name] = known if fits else draw(rng, spec.dtype, shape, limits.get(spec.name, 2))
+        feeds[spec.name] = known if fits else draw_input(rng, spec, shape, limits.get(spec.name, 2))
     return feeds
+
+
+def draw_input(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], limit: int) -> Any:
+    """`draw` for an input; InputError names it when this machine cannot hold that much."""
+    try:
+        return draw(rng, spec.dtype, shape, limit)
+    except (MemoryError, ValueError) as error:  # numpy has either for what is too large
+        raise InputError(
+            f"input {spec.name!r} in shape {list(shape)} is too large for this machine ({error}); give smaller shapes, "
+            "or build without the comparison (--no-verify)"
+        ) from None
 
 
 def draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], limit: int) -> Any:
@@ -323,10 +367,6 @@ def index_limits(model: onnx_ir.Model) -> dict[str, int]:
     return limits
 
 
-# -- comparison
-# -----------------------------------------------------------------------------------------------------------
-
-
 def compare(
     name: str, mine: Array, wanted: Any, shapes: Mapping[str, Sequence[int]], config: BuildConfig
 ) -> Difference:
@@ -341,11 +381,17 @@ def compare(
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         largest = float(gap.max(initial=0.0))
         scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
-        norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-        cosine = 1.0 if largest == 0 else float(np.dot(a, b) / norms) if norms else 0.0
+        cosine = 1.0 if largest == 0 else cosine_of(a, b)
     relative = largest / scale if scale else largest
     passed = _passes(mine.dtype, gap, b, relative, config)
     return Difference(name, shapes, largest, relative, cosine, passed)
+
+
+def cosine_of(a: Array, b: Array) -> float:
+    """Cosine between the places where both are finite; 0 where one of them is all zero."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    norms = float(np.linalg.norm(a[finite]) * np.linalg.norm(b[finite]))
+    return float(np.dot(a[finite], b[finite]) / norms) if norms else 0.0
 
 
 def _passes(dtype: Any, gap: Array, wanted: Array, relative: float, config: BuildConfig) -> bool:

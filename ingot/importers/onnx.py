@@ -225,7 +225,9 @@ def _check_operators(model: onnx_ir.Model, label: str) -> None:
         )
 
 
-def _warn_about_nan(model: onnx_ir.Model, label: str) -> None:
+def nan_counts(model: onnx_ir.Model) -> dict[str, int]:
+    """How many NaN each initializer holds that holds any."""
+    found = {}
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and value.const_value.dtype.is_floating_point():
             array = value.const_value.numpy()
@@ -233,5 +235,10 @@ def _warn_about_nan(model: onnx_ir.Model, label: str) -> None:
             with np.errstate(all="ignore"):
                 total = array.sum(dtype=np.float64) if array.dtype.kind == "f" else 0.0
             if np.isnan(total) and np.isnan(array).any():
-                count = int(np.isnan(array).sum())
-                warnings.warn(f"{label}: initializer {name!r} holds {count} NaN", ModelWarning, stacklevel=3)
+                found[name] = int(np.isnan(array).sum())
+    return found
+
+
+def _warn_about_nan(model: onnx_ir.Model, label: str) -> None:
+    for name, count in nan_counts(model).items():
+        warnings.warn(f"{label}: initializer {name!r} holds {count} NaN", ModelWarning, stacklevel=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import onnx_ir
@@ -39,6 +40,8 @@ def _is_foldable(node: onnx_ir.Node, most_elements: int) -> bool:
         return False
     if any(attribute.type == onnx_ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return False
+    if any(output.shape is not None and _elements(output.shape) > most_elements for output in node.outputs):
+        return False
     tensors = [None if value is None else onnx_ir.convenience.get_const_tensor(value) for value in node.inputs]
     return all(
         value is None or (tensor is not None and tensor.size <= most_elements)
@@ -46,11 +49,16 @@ def _is_foldable(node: onnx_ir.Node, most_elements: int) -> bool:
     )
 
 
+def _elements(shape: onnx_ir.Shape) -> int:
+    """At least how many elements there are, as far as the extents are known."""
+    return math.prod(dim for dim in shape.dims if isinstance(dim, int) and dim > 0)
+
+
 def _fold(node: onnx_ir.Node, opset: dict[str, int], most_elements: int) -> bool:
     inputs = [None if v is None else _array(v) for v in node.inputs]
     try:
         results = oracle.compile_node(onnx_ir.to_proto(node).SerializeToString(), opset)(inputs)
-    except (IngotError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+    except (IngotError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, MemoryError) as error:
         # What is wrong with the node will be said where it counts: by shape inference or when the model runs.
         _log.debug("not folded: %s: %s", node.name, error)
         return False

@@ -27,6 +27,9 @@ Functions = Mapping[tuple[str, str], onnx.FunctionProto]
 Binds = tuple[tuple[int, int, str], ...]
 _SYMBOLS = "\0symbols"  # no ONNX name contains a NUL
 _Kind = onnx.AttributeProto
+_REFUSALS = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, NotImplementedError, TypeError, ValueError, RuntimeError,
+)  # what numpy and onnx.reference raise for inputs that an operator does not take
 
 
 def evaluate_model(model: onnx.ModelProto | onnx_ir.Model, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -150,7 +153,7 @@ class Program:
         for step in self.steps:
             try:
                 results = step.run([values[name] for name in step.reads])
-            except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+            except _REFUSALS as error:
                 raise InputError(f"{step.label} cannot be computed: {type(error).__name__}: {error}") from error
             values.update(zip(step.writes, results, strict=False))
             _bind(symbols, step.binds, results)

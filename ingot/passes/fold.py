@@ -137,7 +137,7 @@ def _results(node: ir.Node, opsets: Mapping[str, int]) -> list[Array] | None:
     proto: onnx.NodeProto = ir.to_proto(node)
     try:
         return oracle.compile_node(proto.SerializeToString(), opsets)([constant_of(v) for v in node.inputs])  # type: ignore[return-value]
-    except (IngotError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, NotImplementedError) as error:
+    except (IngotError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError, MemoryError) as error:
         _log.debug("not folded: %s: %s", node.name, error)  # what is wrong with the node will be said when it runs
         return None
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ingot.errors import ConfigError, InputError
+from ingot.errors import ConfigError
+from ingot.evidence import cosine_of
+from ingot.tools.inputs import load_array
 
 Array = np.ndarray[Any, Any]
 
@@ -35,8 +37,7 @@ def closeness(mine: Array, wanted: Array, atol: float, rtol: float) -> Closeness
         gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         gap = np.where(np.isnan(gap), np.inf, gap)
         power, noise = float((b**2).sum()), float((gap**2).sum())
-        norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-        cosine = float(np.dot(a, b)) / norms if norms else float(not noise)
+        cosine = cosine_of(a, b) if noise else 1.0
         return Closeness(
             float(gap.max(initial=0)),
             float(gap.mean()) if gap.size else 0.0,
@@ -96,13 +97,10 @@ def _references(flags: Mapping[str, str], outputs: Mapping[str, Any]) -> dict[st
         name = renamed.get(name, name)
         if not colon or name not in outputs:
             raise ConfigError(f"--loadRefOutputs: {name!r} is not an output; the engine has {', '.join(outputs)}")
-        references[name] = _read(Path(path), np.asarray(outputs[name]))
+        like = np.asarray(outputs[name])
+        references[name] = load_array(Path(path), like.dtype.name, like.shape)
+        if references[name].shape != like.shape:
+            raise ConfigError(
+                f"--loadRefOutputs: {path} has shape {list(references[name].shape)}, {name!r} has {list(like.shape)}"
+            )
     return references
-
-
-def _read(path: Path, like: Array) -> Array:
-    try:
-        array = np.load(path) if path.suffix == ".npy" else np.fromfile(path, like.dtype)
-        return np.asarray(array).reshape(like.shape)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot take {path} as a reference of shape {list(like.shape)}: {error}") from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import ingot
 from ingot.config import TARGETS, BuildConfig
 from ingot.report import BuildLog, last_log
+from ingot.tools.files import json_text
 from ingot.tools.progress import build_progress
 from ingot.tools.shapes import profile_from
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         engine = ingot.build(arguments.model, config_from(arguments), progress)
         engine.save(output)
     summary = summarise(engine, last_log(), output)
-    print(json.dumps(summary, indent=2) if arguments.json else as_text(summary))
+    print(json_text(summary) if arguments.json else as_text(summary))
     return 0
 
 

@@ -4,7 +4,7 @@ differs."""
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +21,7 @@ from ingot.importers import onnx as importer
 from ingot.ir import shapes
 from ingot.ir.oracle import compile_model
 from ingot.plan.plan import TensorSpec
+from ingot.tools import files
 from ingot.tools.accuracy import Closeness, closeness
 from ingot.tools.inputs import make_feeds, pairs
 from ingot.tools.shapes import parse_shapes
@@ -93,10 +94,6 @@ def _specs(model: onnx_ir.Model) -> list[TensorSpec]:
     ]
 
 
-# -- runners
-# ------------------------------------------------------------------------------------------------------------
-
-
 def _engine_runner(model: onnx_ir.Model, arguments: argparse.Namespace) -> Runner:
     if arguments.engine:
         engine = ingot.Engine.load(arguments.engine)
@@ -141,10 +138,6 @@ def _runner_names(arguments: argparse.Namespace) -> list[str]:
     return sorted(asked, key=list(_RUNNERS).index)
 
 
-# -- outputs
-# ------------------------------------------------------------------------------------------------------------
-
-
 def _row(
     output: str, runner: str, against: str, results: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace
 ) -> Row:
@@ -153,7 +146,8 @@ def _row(
         same = mine.shape == wanted.shape and np.array_equal(mine, wanted)
         gap = 0.0 if same else float("inf")
         return Row(
-            output, runner, against, same, Closeness(gap, gap, gap, gap, float(same), -gap, int(not same), mine.size)
+            output, runner, against, same,
+            Closeness(gap, gap, gap, gap, float(same), np.inf if same else -np.inf, int(not same), mine.size)
         )
     statistics = closeness(mine, wanted, arguments.atol, arguments.rtol)
     return Row(output, runner, against, _passes(statistics, wanted, arguments), statistics)
@@ -183,18 +177,17 @@ def _save(results: Mapping[str, Mapping[str, Any]], folder: str | None) -> None:
         for name, y in outputs.items():
             path = Path(folder or "") / runner / f"{name.replace('/', '_')}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.asarray(y))
+            content = io.BytesIO()
+            np.save(content, np.asarray(y), allow_pickle=False)
+            files.write(path, content.getvalue())
 
 
 def _print(
     rows: Sequence[Row], invalid: Sequence[str], seconds: Mapping[str, float], arguments: argparse.Namespace
 ) -> None:
     if arguments.json:
-        print(
-            json.dumps(
-                {"rows": [asdict(r) for r in rows], "invalid": list(invalid), "seconds": dict(seconds)}, indent=1
-            )
-        )
+        content = {"rows": [asdict(r) for r in rows], "invalid": list(invalid), "seconds": dict(seconds)}
+        print(files.json_text(content))
         return
     for r in rows:
         s = r.statistics
@@ -207,61 +200,76 @@ def _print(
         print(f"FAILED {line}")
 
 
-# -- inside
-# -------------------------------------------------------------------------------------------------------------
-
-
 def _inside(model: onnx_ir.Model, feeds: Mapping[str, Any], arguments: argparse.Namespace) -> int:
     """Compare tensors inside: the model with them as further outputs, as an engine and on the reference.
 
     Reading a tensor keeps it from being fused away, so a difference that only fusion makes shows at the next output.
     """
-    names = [v.name for node in model.graph for v in node.outputs if _is_tensor(v)]
+    if arguments.engine:
+        raise ConfigError("--layers and --bisect build engines that show what is inside, they cannot look into a file")
+    names = [v.name for node in model.graph for v in node.outputs if _is_tensor(v) and v.name]
     if arguments.layers:
-        differing = _differing(model, names, feeds, arguments, report=True)
-        return 1 if differing else 0
-    low, high = 0, len(names) - 1
-    if not _differing(model, [n for n in (v.name for v in model.graph.outputs) if n], feeds, arguments):
+        rows = _beside(model, names, feeds, arguments)
+        _print_layers(rows, arguments)
+        return 0 if all(row.passed for row in rows) else 1
+    outputs = [v.name for v in model.graph.outputs if v.name]
+    first = _bisected(model, names, feeds, arguments) if _differ(model, outputs, feeds, arguments) else None
+    node = next((n for n in model.graph if any(v.name == first for v in n.outputs)), None)
+    if arguments.json:
+        print(files.json_text(None if node is None else {"output": first, "node": node.name, "operator": node.op_type}))
+    elif node is None:
         print("no output differs")
-        return 0
+    else:
+        print(f"first difference: output {first!r} of node {node.name!r} ({node.op_type})")
+    return 0 if node is None else 1
+
+
+def _bisected(
+    model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Any], arguments: argparse.Namespace
+) -> str:
+    """The first name that differs; one of them does."""
+    low, high = 0, len(names) - 1
     while low < high:
         middle = (low + high) // 2
-        if _differing(model, names[low : middle + 1], feeds, arguments):
+        if _differ(model, names[low : middle + 1], feeds, arguments):
             high = middle
         else:
             low = middle + 1
-    node = next(n for n in model.graph if any(v.name == names[low] for v in n.outputs))
-    print(f"first difference: output {names[low]!r} of node {node.name!r} ({node.op_type})")
-    return 1
+    return names[low]
 
 
 def _is_tensor(value: onnx_ir.Value) -> bool:
     return isinstance(value.type, onnx_ir.TensorType) and value.dtype is not None and value.shape is not None
 
 
-def _differing(
-    model: onnx_ir.Model, names: Sequence[str | None], feeds: Mapping[str, Any], arguments: argparse.Namespace,
-    report: bool = False,
-) -> list[str]:  # fmt: skip
-    """Names of those tensors on which engine and reference disagree."""
+def _differ(
+    model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Any], arguments: argparse.Namespace
+) -> bool:
+    return not all(row.passed for row in _beside(model, names, feeds, arguments))
+
+
+def _beside(
+    model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Any], arguments: argparse.Namespace
+) -> list[Row]:
+    """The named tensors in an engine that has them as outputs, beside the reference's."""
     probed = model.clone()
     probed.ir_version = max(probed.ir_version or 0, 10)  # older ones want weights among the inputs
     known = {v.name: v for node in probed.graph for v in node.outputs}
-    extra = [known[n] for n in names if n in known and not known[n].is_graph_output()]
-    probed.graph.outputs.extend(extra)
+    probed.graph.outputs.extend(known[n] for n in names if n in known and not known[n].is_graph_output())
     engine = ingot.build(probed, level=arguments.level, verify=False)
     wanted = compile_model(probed)(feeds)
     with ingot.Session(engine) as session:
-        mine = session.run(feeds)
-    found = []
-    for name in filter(None, names):
-        row = _row(name, "engine", "reference", {"engine": mine, "reference": wanted}, arguments)
-        if report:
-            s = row.statistics
-            print(
-                f"{'PASSED' if row.passed else 'FAILED'} {name}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, "
-                f"SNR {s.signal_to_noise:.1f} dB"
-            )
-        if not row.passed:
-            found.append(name)
-    return found
+        results = {"engine": session.run(feeds), "reference": wanted}
+    return [_row(name, "engine", "reference", results, arguments) for name in names]
+
+
+def _print_layers(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print(files.json_text({"rows": [asdict(row) for row in rows]}))
+        return
+    for row in rows:
+        s = row.statistics
+        print(
+            f"{'PASSED' if row.passed else 'FAILED'} {row.output}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, "
+            f"SNR {s.signal_to_noise:.1f} dB"
+        )

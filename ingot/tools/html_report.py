@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,11 +12,12 @@ from typing import Any
 import numpy as np
 
 import ingot
-from ingot.errors import ConfigError, EngineError, IngotError
+from ingot.errors import EngineError, IngotError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, lower_bound, pack
 from ingot.plan.plan import MemoryPlan, Plan
 from ingot.runtime.profiler import StepTime
+from ingot.tools import files
 from ingot.tools.html_drawing import graph_svg, memory_svg, step_colour
 from ingot.tools.inputs import make_feeds
 from ingot.tools.inspect import steps_of
@@ -39,11 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page; an engine of another machine is reported without times."""
     engine = ingot.Engine.load(arguments.engine).verified()
     figures = gather(engine, arguments.shapes, arguments.threads)
-    try:
-        Path(arguments.output).write_text(page(Path(arguments.engine).name, engine, figures))
-    except OSError as error:
-        raise ConfigError(f"cannot write {arguments.output}: {error.strerror}") from None
-    print(json.dumps(_plain(figures), indent=1) if arguments.json else f"report written to {arguments.output}")
+    files.write(arguments.output, page(Path(arguments.engine).name, engine, figures))
+    print(files.json_text(_plain(figures)) if arguments.json else f"report written to {arguments.output}")
     return 0
 
 
@@ -64,21 +61,12 @@ def gather(engine: ingot.Engine, shapes: str, threads: int | None) -> dict[str, 
         try:
             times, latency = _timed(session, feeds)
         except IngotError as error:
-            return {
-                "plan": session.plan,
-                "times": [],
-                "note": f"not timed: {error}",
-                "symbols": symbols,
-                "latency": None,
-            }
-        return {
-            "plan": session.plan,
-            "times": times,
-            "note": "",
-            "symbols": symbols,
-            "latency": latency,
-            "threads": session.threads,
-        }
+            if shapes:  # the user's choice; without one the sizes were only a guess
+                raise
+            return {"plan": session.plan, "times": [], "note": f"not timed: {error}; give --shapes",
+                    "symbols": symbols, "latency": None}  # fmt: skip
+        return {"plan": session.plan, "times": times, "note": "", "symbols": symbols, "latency": latency,
+                "threads": session.threads}  # fmt: skip
 
 
 def _timed(session: ingot.Session, feeds: Mapping[str, Any]) -> tuple[list[StepTime], float]:
@@ -99,9 +87,6 @@ def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
         "memory_lower_bound": [m.lower_bound for m in plan.memory],
     }  # fmt: skip
 
-
-# -- the page
-# -----------------------------------------------------------------------------------------------------------
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#1c2330;background:#fff}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from ingot.compiler import host_works
 from ingot.importers import onnx as importer
 from ingot.ir import shapes
 from ingot.plan.plan import NativeSegment, Plan, Step
+from ingot.tools.files import json_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the view; capability exits with 0 whatever it finds."""
     content = _VIEWS[arguments.what](arguments.file, arguments.steps)
-    print(json.dumps(content, indent=1) if arguments.json else "\n".join(_lines(content)))
+    print(json_text(content) if arguments.json else "\n".join(_lines(content)))
     return 0
 
 

@@ -87,7 +87,7 @@ def _warm_up(run: Run, settings: Settings, clock: Callable[[], float]) -> None:
 
 
 def _stream(run: Run, settings: Settings, clock: Callable[[], float], begin: float, samples: list[Sample]) -> None:
-    while len(samples) < settings.iterations or clock() - begin < settings.duration:
+    while len(samples) < max(settings.iterations, 1) or clock() - begin < settings.duration:
         if settings.sleep or settings.idle:
             time.sleep((settings.sleep + settings.idle) / 1e3)
         start = clock()

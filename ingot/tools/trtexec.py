@@ -14,15 +14,13 @@ import numpy as np
 
 import ingot
 from ingot.config import BuildConfig, Profile
-from ingot.dtypes import numpy_dtype
 from ingot.engine import FORMAT
-from ingot.errors import ConfigError, IngotError, InputError
-from ingot.evidence import draw
-from ingot.plan.extent import evaluate, symbols_of
+from ingot.errors import ConfigError
 from ingot.report import last_log
-from ingot.tools import latency, trtexec_report
+from ingot.tools import failures, files, latency, trtexec_report
 from ingot.tools.accuracy import gate
 from ingot.tools.build_engine import as_text, summarise
+from ingot.tools.inputs import make_feeds, pairs
 from ingot.tools.progress import build_progress
 from ingot.tools.shapes import profile_from, sizes_of
 from ingot.tools.trtexec_flags import FLAGS, memory_limit, notes, parse, setting
@@ -42,8 +40,8 @@ def main(words: Sequence[str]) -> int:
             return 0
         print(f"&&&& RUNNING Ingot.trtexec [v{ingot.__version__}] # {command}")
         passed = _execute(flags)
-    except IngotError as error:
-        print(f"[E] {error}", file=sys.stderr)
+    except failures.EXPECTED as error:
+        print(f"[E] {failures.sentence(error)}", file=sys.stderr)
         passed = False
     print(f"&&&& {'PASSED' if passed else 'FAILED'} Ingot.trtexec [v{ingot.__version__}] # {command}")
     return 0 if passed else 1
@@ -68,6 +66,8 @@ def _execute(flags: Flags) -> bool:
     if "getPlanVersionOnly" in flags:
         print(f"Plan format: {FORMAT}, built by Ingot {engine.details.get('toolchain', {}).get('ingot', 'unknown')}")
         return True
+    if "timeDeserialize" in flags:
+        return True
     if "skipInference" in flags:
         print("[I] Skipped inference phase since --skipInference is added.")
         return True
@@ -81,21 +81,17 @@ def _load_plugin(path: str) -> None:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None or not Path(path).exists():
         raise ConfigError(f"the plugin {path} is not a Python file that exists")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-
-
-# -- building
-# -----------------------------------------------------------------------------------------------------------
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"the plugin {path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _engine(flags: Flags) -> ingot.Engine:
     if ("onnx" in flags) == ("loadEngine" in flags):
         raise ConfigError("give either --onnx=<file> or --loadEngine=<file>")
     if "loadEngine" in flags:
-        start = time.perf_counter()
-        engine = ingot.Engine.load(flags["loadEngine"]).verified()
-        print(f"[I] Engine loaded in {time.perf_counter() - start:.4f} sec.")
-        return engine
+        return _loaded(flags["loadEngine"])
     with build_progress() as progress:
         engine = ingot.build(flags["onnx"], _config(flags), progress)
     target = Path(flags.get("saveEngine") or "")
@@ -103,6 +99,13 @@ def _engine(flags: Flags) -> ingot.Engine:
         engine.save(target)
         print(f"[I] Engine written to {target}.")
     _report_build(engine, flags, target)
+    return _loaded(str(target)) if "saveEngine" in flags else engine
+
+
+def _loaded(path: str) -> ingot.Engine:
+    start = time.perf_counter()
+    engine = ingot.Engine.load(path).verified()
+    print(f"[I] Engine loaded in {time.perf_counter() - start:.4f} sec.")
     return engine
 
 
@@ -152,10 +155,6 @@ def _report_build(engine: ingot.Engine, flags: Flags, target: Path) -> None:
         print("\n".join(f"[V] {notice}" for notice in log.notices))
 
 
-# -- inference
-# ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Inference:
     """Timing, exports and the accuracy gate for one session."""
@@ -192,38 +191,25 @@ class Inference:
         print(f"Peak memory: {sum(held.values()) / 2**20:.2f} MiB ({parts})")
 
     def _feeds(self) -> dict[str, Any]:
-        files = _pairs(self.flags.get("loadInputs", ""))
-        shapes = sizes_of(profile_from(*(self.flags.get(k) for k in ("shapes", "minShapes", "optShapes", "maxShapes"))))
-        rng = np.random.default_rng(0)
-        feeds: dict[str, Any] = {}
-        unknown = [name for name in files if name not in {s.name for s in self.session.engine.inputs}]
-        if unknown:
-            raise InputError(f"--loadInputs names {unknown[0]!r}, which the engine does not have")
-        for spec in self.session.engine.inputs:
-            shape = shapes.get(spec.name) or spec.opt or tuple(
-                evaluate(d, dict.fromkeys(symbols_of(d), 1)) for d in spec.shape
-            )  # fmt: skip
-            feeds[spec.name] = (
-                _load(files[spec.name], spec.dtype, shape) if spec.name in files else draw(rng, spec.dtype, shape, 2)
-            )
-        return feeds
+        profile = profile_from(*(self.flags.get(k) for k in ("shapes", "minShapes", "optShapes", "maxShapes")))
+        return make_feeds(self.session.engine.inputs, sizes_of(profile), pairs(self.flags.get("loadInputs", "")))
 
     def _exports(self, samples: Sequence[latency.Sample], feeds: Mapping[str, Any]) -> None:
         flags, plan = self.flags, self.session.plan
         if path := flags.get("exportTimes"):
-            _write(path, trtexec_report.times_json(samples))
+            files.write(path, files.json_text(trtexec_report.times_json(samples)) + "\n")
         if "dumpProfile" in flags or "exportProfile" in flags:
             count = max(int(setting(flags, "iterations")), 10)
             rows = trtexec_report.profile_json([self.session.profile(feeds) for _ in range(count)])
             if "dumpProfile" in flags:
                 print("\n".join(trtexec_report.profile_table(rows)))
             if path := flags.get("exportProfile"):
-                _write(path, rows)
+                files.write(path, files.json_text(rows) + "\n")
         layers = trtexec_report.layers_json(plan, setting(flags, "profilingVerbosity") == "detailed")
         if "dumpLayerInfo" in flags:
             print("Layer Information:\n" + json.dumps(layers, indent=1))
         if path := flags.get("exportLayerInfo"):
-            _write(path, layers)
+            files.write(path, files.json_text(layers) + "\n")
 
     def _outputs(self, outputs: Mapping[str, Any]) -> None:
         if "dumpOutput" in self.flags:
@@ -234,39 +220,17 @@ class Inference:
                 {
                     "name": n,
                     "dimensions": "x".join(map(str, np.shape(y))),
-                    "values": np.asarray(y).astype(float).ravel().tolist(),
+                    "values": _values(np.asarray(y)),
                 }
                 for n, y in outputs.items()
             ]
-            _write(path, rows)
+            files.write(path, files.json_text(rows) + "\n")
         if "dumpRawBindingsToFile" in self.flags:
             for name, y in outputs.items():
                 safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-                Path(f"{safe}.{np.asarray(y).dtype}.raw").write_bytes(np.ascontiguousarray(y).tobytes())
+                files.write(f"{safe}.{np.asarray(y).dtype}.raw", np.ascontiguousarray(y).tobytes())
 
 
-def _pairs(text: str) -> dict[str, str]:
-    """`x:file,y:file` as a mapping."""
-    pairs = {}
-    for part in filter(None, text.split(",")):
-        name, colon, path = part.partition(":")
-        if not colon:
-            raise ConfigError(f"{part!r} should read name:file")
-        pairs[name.strip("'\"")] = path
-    return pairs
-
-
-def _load(path: str, dtype: str, shape: tuple[int, ...]) -> Array:
-    """An input from .npy or from raw bytes of its dtype and shape."""
-    try:
-        array = np.load(path) if path.endswith(".npy") else np.fromfile(path, numpy_dtype(dtype)).reshape(shape)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot take {path} as {dtype}{list(shape)}: {error}") from None
-    return np.asarray(array)
-
-
-def _write(path: str, content: Any) -> None:
-    try:
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+def _values(y: Array) -> list[Any]:
+    """Elements as JSON holds them: numbers, truth values as 0 and 1, texts."""
+    return [str(v) for v in y.ravel()] if y.dtype.kind in "OUS" else y.astype(float).ravel().tolist()

@@ -4,6 +4,7 @@ nearest."""
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ FLAGS: Mapping[str, Flag] = {
     "exposeDMA": Flag("", _GPU),
     "noDataTransfers": Flag("", "there are no transfers on the CPU"),
     "useSpinWait": Flag("", "worker threads spin briefly, then sleep"),
-    "threads": Flag(),
+    "threads": Flag("", "always so: every stream has a thread of its own; --cpuThreads sets those inside a run"),
     "useCudaGraph": Flag("", _GPU),
     "noCudaGraph": Flag("", _GPU),
     "timeDeserialize": Flag(),
@@ -96,7 +97,7 @@ FLAGS: Mapping[str, Flag] = {
     # reporting and system
     "verbose": Flag(),
     "avgRuns": Flag("count", default="10"),
-    "percentile": Flag("text", default="90,95,99"),
+    "percentile": Flag("percentages", default="90,95,99"),
     "dumpRefit": Flag("", "weights are part of the engine"),
     "dumpOutput": Flag(),
     "dumpRawBindingsToFile": Flag(),
@@ -157,13 +158,28 @@ def _check(name: str, flag: Flag, value: str) -> None:
     choices = flag.value.removeprefix("choice:").split(",") if flag.value.startswith("choice:") else []
     if choices and value not in choices:
         raise ConfigError(f"--{name}={value}: choose from {', '.join(choices)}")
-    if flag.value in ("count", "milliseconds", "seconds", "number"):
-        try:
-            good = float(value) >= 0 and (flag.value != "count" or value.isdigit())
-        except ValueError:
-            good = False
-        if not good:
-            raise ConfigError(f"--{name}={value}: a {flag.value.replace('count', 'whole number')} is needed")
+    if flag.value in _NUMBERS and not _is_number(flag.value, value):
+        raise ConfigError(f"--{name}={value}: {_NUMBERS[flag.value]} needed")
+
+
+_NUMBERS = {
+    "count": "a whole number is",
+    "milliseconds": "a number of milliseconds is",
+    "seconds": "a number of seconds is",
+    "number": "a number of 0 or more is",
+    "percentages": "percentages such as 90,99 are",
+}
+
+
+def _is_number(kind: str, value: str) -> bool:
+    if kind == "count":
+        return value.isdecimal()
+    highest = 100.0 if kind == "percentages" else math.inf
+    parts = value.split(",") if kind == "percentages" else [value]
+    try:
+        return all(0 <= float(part) <= highest for part in parts)
+    except ValueError:
+        return False
 
 
 def notes(given: Mapping[str, str]) -> list[str]:

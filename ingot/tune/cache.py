@@ -86,14 +86,28 @@ class TimingCache:
         mine = merged.setdefault(self._place, {})
         for node, times in self.times.items():
             mine.setdefault(node, {}).update(times)
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        _write(self._path, json.dumps({"format": _FORMAT, "machines": merged}, sort_keys=True))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w") as file:
-            json.dump({"format": _FORMAT, "machines": merged}, file, sort_keys=True)
-        os.replace(temporary, self._path)
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot write the timing cache {path}: {error.strerror}") from None
+        raise
 
 
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"the timing cache {path} has no folder to be written in: make {path.parent} first")
         return {}
     try:
         content = json.loads(path.read_text())
