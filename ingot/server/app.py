@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from typing import Any
 
 from ingot.errors import ConfigError
 from ingot.server.builder import Builder
+from ingot.server.cache import CachedModel, ResponseCache
 from ingot.server.config import Config
+from ingot.server.ensembles import load_ensemble
 from ingot.server.grpc import GrpcApi
 from ingot.server.http import HttpApi
 from ingot.server.mailbox import Mailbox
@@ -49,6 +52,8 @@ class Options:
     limits: Limits = field(default_factory=Limits)
     engine_cache: Path = Path("~/.cache/ingot/engines")
     config_name: str = ""
+    cache_bytes: int = 64 << 20
+    processes: bool = False
     threads: int | None = None
     build_arguments: tuple[str, ...] = ("--level", "1")
 
@@ -59,7 +64,7 @@ class Server:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.builder = Builder(options.engine_cache.expanduser(), options.build_arguments)
-        self.mailbox = Mailbox()
+        self.mailbox, self.cache = Mailbox(), ResponseCache(options.cache_bytes)
         self.repository = Repository(options.repositories, options.mode, self._load, options.config_name)
         self.service = Service(self.repository, options.server_id, strict_readiness=options.strict_readiness)
         self.api = HttpApi(self.service, options.limits.body)
@@ -109,10 +114,15 @@ class Server:
 
     # -- models -------------------------------------------------------------------------------------------------------
     def _load(self, config: Config, version: int, folder: Path) -> Servable:
+        """One version, ready to serve."""
+        if config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
+            return load_ensemble(config, version, folder, self.repository.find, self.service.submit)
         engine = self.builder.engine(config, folder / str(version))
-        return load_engine_model(
-            config, version, engine, folder, Placing(threads=self.options.threads, loop=self.mailbox)
-        )
+        placing = Placing("cpu", self.options.threads, self.mailbox, self.options.processes)
+        loaded = load_engine_model(config, version, engine, folder, placing)
+        if config.response_cache.enable and self.cache.capacity:
+            return CachedModel(loaded, self.cache, os.urandom(16))
+        return loaded
 
     def _load_first(self) -> list[ServerError]:
         """Load what the control mode asks for at the start."""
@@ -197,6 +207,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--http-max-input-size", type=int, default=1 << 30, help="largest body in bytes, also after decompression")
     for name in ("http", "grpc", "metrics"):
         add(f"--allow-{name}", type=_flag, default=True, metavar="BOOL")
+    add("--cache-config", action="append", default=[], help="local,size=BYTES: response cache (64 MiB; 0: none)")
     add("--server-id", default="ingot")
     add("--strict-readiness", type=_flag, default=True, metavar="BOOL")
     add("--exit-on-error", type=_flag, default=True, metavar="BOOL")
@@ -204,6 +215,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lame-duck-secs", type=float, default=0.0, help="keep serving so long after readiness fell")
     add("--log-verbose", type=int, default=0)
     add("--engine-cache", type=Path, default=Options.engine_cache, help="where built and copied engines are kept")
+    add(
+        "--process-per-model",
+        type=_flag,
+        default=True,
+        metavar="BOOL",
+        help="false: run models in the server's process",
+    )
     add("--threads", type=int, help="threads of each instance (default: all cores)")
 
 
@@ -225,8 +243,19 @@ def options_from(arguments: argparse.Namespace) -> Options:
         arguments.http_address, _port(arguments, "http"), _port(arguments, "grpc"), _port(arguments, "metrics"),
         arguments.server_id, arguments.strict_readiness, arguments.exit_on_error, arguments.exit_timeout_secs,
         arguments.lame_duck_secs, Limits(body=arguments.http_max_input_size), arguments.engine_cache,
-        arguments.model_config_name, arguments.threads,
+        arguments.model_config_name, _cache_bytes(arguments), arguments.process_per_model, arguments.threads,
     )  # fmt: skip
+
+
+def _cache_bytes(arguments: argparse.Namespace) -> int:
+    size = Options.cache_bytes
+    for text in arguments.cache_config:
+        kind, _, setting = text.partition(",")
+        name, _, value = setting.partition("=")
+        if kind != "local" or name != "size" or not value.isdigit():
+            raise ConfigError(f"--cache-config must be local,size=BYTES, not {text!r}")
+        size = int(value)
+    return size
 
 
 def _port(arguments: argparse.Namespace, name: str) -> int | None:

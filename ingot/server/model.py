@@ -24,6 +24,7 @@ from ingot.server.scheduler import Cancel, Queue, Scheduler
 from ingot.server.sequences import SequenceBatcher
 from ingot.server.states import sequence_rules, states_of
 from ingot.server.statistics import Statistics
+from ingot.server.worker import ProcessInstance, Worker
 
 log = logging.getLogger("ingot.server")
 _MEASURED = 3
@@ -61,6 +62,7 @@ class EngineModel:
     ports: Ports
     scheduler: Scheduler
     statistics: Statistics = field(default_factory=Statistics)
+    workers: tuple[Worker, ...] = ()
 
     @property
     def pending(self) -> int:
@@ -72,18 +74,20 @@ class EngineModel:
         return self.scheduler.submit(request, done)
 
     def close(self) -> None:
-        """Drain and end the instances."""
+        """Drain, end the instances and their process."""
         self.scheduler.close()
+        for worker in self.workers:
+            worker.close()
 
 
 @dataclass(frozen=True)
 class Placing:
-    """Where models run: threads per instance (None: all cores), what makes an instance, the loop for quick models."""
+    """Where models run: threads per instance (None: all cores), the loop for quick models, or other processes."""
 
     device: str = "cpu"
     threads: int | None = None
     loop: Mailbox | None = None
-    make: Callable[[Engine, str, int | None], Instance] = SessionInstance
+    processes: bool = False
 
 
 def load_engine_model(config: Config, version: int, engine: Engine, folder: Path, placing: Placing) -> EngineModel:
@@ -93,21 +97,32 @@ def load_engine_model(config: Config, version: int, engine: Engine, folder: Path
     stateful = config.HasField("sequence_batching")
     states = states_of(config, folder) if stateful else None
     instances: list[Instance] = []
+    make, owned = _maker(config, engine, placing)
     try:
         for _ in range(instance_count(config)):
-            instances.append(placing.make(engine, placing.device, placing.threads))
+            instances.append(make())
             warm_up(config, ports, instances[-1], folder)
         slowest = None if stateful else measure(ports, instances[0], latency)
     except BaseException:
         for instance in instances:
             instance.close()
+        for worker in owned:
+            worker.close()
         raise
-    quick = len(instances) == 1 and slowest is not None and slowest < _QUICK
+    quick = not placing.processes and len(instances) == 1 and slowest is not None and slowest < _QUICK
     scheduler = Scheduler(
         ports, version, _queue(config, len(instances), latency), instances, statistics, latency,
         ordered=config.dynamic_batching.preserve_ordering, loop=placing.loop if quick else None, states=states,
     )  # fmt: skip
-    return EngineModel(version, config, ports, scheduler, statistics)
+    return EngineModel(version, config, ports, scheduler, statistics, owned)
+
+
+def _maker(config: Config, engine: Engine, placing: Placing) -> tuple[Callable[[], Instance], tuple[Worker, ...]]:
+    """What makes an instance, and the process behind them if there is one."""
+    if not placing.processes:
+        return lambda: SessionInstance(engine, placing.device, placing.threads), ()
+    worker = Worker(config.name, Path(engine.source), placing.device, placing.threads)
+    return lambda: ProcessInstance(worker), (worker,)
 
 
 def _queue(config: Config, instances: int, latency: LatencyTable) -> Queue:

@@ -56,12 +56,13 @@ class Service:
         with self._lock:
             self.inflight += 1
         try:
-            return self._submit(request, lambda outcome: self._done(done, outcome))
+            return self.submit(request, lambda outcome: self._done(done, outcome))
         except BaseException:
             self._left()
             raise
 
-    def _submit(self, request: Request, done: Done) -> Cancel:
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """The same for requests of the server's own, an ensemble's steps: also while it drains."""
         for _ in range(_REPLACED_TRIES):
             servable = self.repository.find(request.model, request.version)
             try:

@@ -202,6 +202,34 @@ def sequences(protocol: str) -> None:
 
 
 @check
+def ensemble(protocol: str) -> None:
+    x, api = np.array([[1, 2, 3, 4]], np.float32), PROTOCOLS[protocol]
+    result = client(protocol).infer("chain", [tensor(api, "in", x, "FP32")])
+    np.testing.assert_array_equal(result.as_numpy("middle"), x * 2)
+    np.testing.assert_array_equal(result.as_numpy("out"), x * 6)
+    result = client(protocol).infer("chain", [tensor(api, "in", x, "FP32")], outputs=[api.InferRequestedOutput("out")])
+    assert result.as_numpy("middle") is None
+
+
+@check
+def response_cache(protocol: str) -> None:
+    live, api = client(protocol), PROTOCOLS[protocol]
+
+    def counts() -> tuple[int, int]:
+        options = {"as_json": True} if protocol == "grpc" else {}
+        (found,) = live.get_inference_statistics("cached", **options)["model_stats"]
+        stats = found["inference_stats"]
+        return int(stats["cache_hit"].get("count", 0)), int(stats["cache_miss"].get("count", 0))
+
+    hits, misses = counts()
+    x = np.random.default_rng().random((2, 4), np.float32)
+    for _ in range(3):
+        result = live.infer("cached", [tensor(api, "x", x, "FP32")])
+        np.testing.assert_array_equal(result.as_numpy("y"), x * 5)
+    assert counts() == (hits + 2, misses + 1)
+
+
+@check
 def classification(protocol: str) -> None:
     api = PROTOCOLS[protocol]
     outputs = [api.InferRequestedOutput("OUTPUT0", class_count=2)]

@@ -69,6 +69,19 @@ sequence_batching {
 }
 """
 
+CHAIN_CONFIG = """
+platform: "ensemble"
+max_batch_size: 8
+input [ { name: "in" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "out" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "middle" data_type: TYPE_FP32 dims: [ 4 ] } ]
+ensemble_scheduling {
+  step { model_name: "scale" model_version: 3
+         input_map { key: "x" value: "middle" } output_map { key: "y" value: "out" } }
+  step { model_name: "scale" model_version: 1
+         input_map { key: "x" value: "in" } output_map { key: "y" value: "middle" } }
+}
+"""
+
 
 def model(
     nodes: list[onnx.NodeProto],
@@ -99,5 +112,8 @@ def write_repository(root: Path) -> Path:
     add_version(root, "scale", 3, scale(3.0))
     (root / "scale" / "config.pbtxt").write_text("version_policy { all {} }")
     add_version(root, "accumulator", 1, accumulator(), ACCUMULATOR_CONFIG)
+    add_version(root, "cached", 1, scale(5.0), "response_cache { enable: true }")
+    (root / "chain").mkdir()
+    (root / "chain" / "config.pbtxt").write_text(CHAIN_CONFIG)
     add_version(root, "plain", 1, identity(TensorProto.FLOAT, [2, 3]))
     return root
