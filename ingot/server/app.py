@@ -22,6 +22,7 @@ from ingot.server.ensembles import load_ensemble
 from ingot.server.grpc import GrpcApi
 from ingot.server.http import HttpApi
 from ingot.server.mailbox import Mailbox
+from ingot.server.metrics import MetricsApi
 from ingot.server.model import Placing, Servable, load_engine_model
 from ingot.server.repository import Mode, Repository, in_dependency_order
 from ingot.server.request import ServerError
@@ -70,6 +71,7 @@ class Server:
         self.api = HttpApi(self.service, options.limits.body)
         self.front = Front(self.api, options.limits, self.mailbox)
         self.grpc = GrpcApi(self.service, self.mailbox, options.limits.body)
+        self.metrics = Front(MetricsApi(self.service, self.cache), options.limits, self.mailbox)
         self.ports: dict[str, int] = {}
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="ingot-repository")
         self._poller: asyncio.Task[None] | None = None
@@ -86,6 +88,8 @@ class Server:
             self.ports["http"] = await self.front.start(self.options.address, self.options.http_port)
         if self.options.grpc_port is not None:
             self.ports["grpc"] = await self.grpc.start(f"{self.options.address}:{self.options.grpc_port}")
+        if self.options.metrics_port is not None:
+            self.ports["metrics"] = await self.metrics.start(self.options.address, self.options.metrics_port)
         if self.options.mode == "poll":
             self._poller = asyncio.create_task(self._poll())
         log.info("listening: %s", ", ".join(f"{name} {port}" for name, port in self.ports.items()))
@@ -108,7 +112,9 @@ class Server:
             log.error("some requests were not answered within %s s", self.options.exit_timeout)
         await asyncio.sleep(0)  # answers posted by the last instance
         await self.grpc.stop(grace=0.1)
-        self.front.abort()
+        await self.metrics.stop()
+        for front in (self.front, self.metrics):
+            front.abort()
         self.api.close()
         self._changing.shutdown(wait=False)
 

@@ -37,6 +37,7 @@ class Limits:
     pipelined: int = 16
     stalled: float = 30.0
     idle: float = 120.0
+    lingering: float = 2.0
 
 
 class Exchange:
@@ -124,7 +125,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting: collections.deque[Exchange] = collections.deque()
         self._active: Exchange | None = None
         self._progress = time.monotonic()
-        self._paused_writing = self._closed = self._closing = False
+        self._paused_writing = self._closed = self._lingering = False
         self._fresh()
 
     def _fresh(self) -> None:
@@ -132,6 +133,7 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = httptools.HttpRequestParser(self)
         self._target, self._headers, self._header_bytes = b"", dict[bytes, bytes](), 0
         self._exchange: Exchange | None = None
+        self._offered: Exchange | None = None
         self._body: bytearray | None = None
         self._length: int | None = None
         self._filled = 0
@@ -148,8 +150,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: what it waits for is cancelled."""
-        self._closed = True
         self.front.connections.discard(self)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._closed = True
         for exchange in (self._active, *self._waiting):
             if exchange is not None and exchange.cancel is not None:
                 exchange.cancel()
@@ -158,12 +163,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the rest of a large body, or the scratch buffer."""
-        if self._body is not None:
+        if self._body is not None and not self._lingering:
             return memoryview(self._body)[self._filled :]
         return self._scratch
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes came."""
+        if self._lingering:
+            return
         self._progress = time.monotonic()
         if self._body is not None:
             self._filled += nbytes
@@ -178,8 +185,8 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(data)
         except _Refused as refusal:
             self._refuse(refusal)
-        except httptools.HttpParserUpgrade:
-            self._refuse(_Refused(400, "this server has no protocol to upgrade to"))
+        except httptools.HttpParserUpgrade as upgrade:
+            self._pass_over_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, _Refused) else _Refused(400, "malformed request"))
@@ -197,10 +204,25 @@ class Connection(asyncio.BufferedProtocol):
         self._body[: len(begun)] = begun
         self._filled = len(begun)
 
+    def _pass_over_upgrade(self, rest: memoryview) -> None:
+        """The request is answered as if no upgrade had been offered; its body is still to come, past the parser."""
+        exchange, length = self._offered, self._length or 0
+        self._fresh()
+        if exchange is None or b"transfer-encoding" in exchange.headers:
+            self._refuse(_Refused(400, "an upgrade cannot be offered with a chunked body"))
+        elif len(rest) >= length:
+            exchange.body = bytes(rest[:length])
+            self._accept(exchange)
+            if len(rest) > length:
+                self._feed(rest[length:])
+        else:
+            exchange.body, self._exchange, self._length = bytes(rest), exchange, length
+            self._receive_directly()
+
     def eof_received(self) -> bool:
-        """A client that sends no more may still be waiting for answers."""
-        self._closing = True
-        return self._active is not None or bool(self._waiting)
+        """The client is gone, or has said that it will send no more: taken as gone, so that its places become free."""
+        self._leave()
+        return False
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
@@ -253,9 +275,12 @@ class Connection(asyncio.BufferedProtocol):
         """The request is whole."""
         exchange = self._exchange
         assert exchange is not None
-        self._target, self._headers, self._header_bytes = b"", {}, 0
-        self._exchange, self._length = None, None
-        self._accept(exchange)
+        self._target, self._headers, self._header_bytes, self._exchange = b"", {}, 0, None
+        if self._parser.should_upgrade():
+            self._offered = exchange
+        else:
+            self._length = None
+            self._accept(exchange)
 
     # -- exchanges ----------------------------------------------------------------------------------------------------
     def _complete(self, body: bytearray) -> None:
@@ -314,7 +339,7 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self, exchange: Exchange) -> None:
         self._active = None
         self._progress = time.monotonic()
-        if not exchange.keep_alive or self.front.closing or (self._closing and not self._waiting):
+        if not exchange.keep_alive or self.front.closing:
             self._closed = True
             self._transport.close()
         else:
@@ -332,7 +357,11 @@ class Connection(asyncio.BufferedProtocol):
                 % (_STATUS_LINE[refusal.status], len(body), body)
             )
         self._closed = True
-        self._transport.close()
+        if self._transport.can_write_eof():  # a close with input unread would reset, and the client lose the answer
+            self._lingering = True
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
     # -- closing ------------------------------------------------------------------------------------------------------
     def close_when_idle(self) -> None:
@@ -344,6 +373,8 @@ class Connection(asyncio.BufferedProtocol):
     def close_if_late(self, now: float) -> None:
         """Close a client that stalls within a request or while it is written to, or has been idle for long."""
         limits, quiet = self.front.limits, now - self._progress
+        if self._lingering and quiet > limits.lingering:
+            self.drop()
         receiving = self._exchange is not None or bool(self._target)
         if self._active is not None and not self._paused_writing:
             return

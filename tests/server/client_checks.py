@@ -4,6 +4,7 @@ import json
 import queue
 import sys
 import traceback
+import urllib.request
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -283,6 +284,26 @@ def statistics(protocol: str) -> None:
     client(protocol).infer("simple", sum_inputs(PROTOCOLS[protocol]))
     assert successes() == before + 1
     client(protocol).get_inference_statistics()
+
+
+@check
+def metrics(protocol: str) -> None:
+    def value(name: str, **labels: str) -> float:
+        page = urllib.request.urlopen(f"http://{sys.argv[3]}/metrics").read().decode()
+        lines = [line for line in page.splitlines() if line.startswith(name + "{")]
+        (line,) = [line for line in lines if all(f'{key}="{text}"' in line for key, text in labels.items())]
+        return float(line.split()[-1])
+
+    simple = {"model": "simple", "version": "1"}
+    names = ("nv_inference_request_success", "nv_inference_count", "nv_inference_exec_count")
+    before = [value(name, **simple) for name in names]
+    failed = value("nv_inference_request_failure", reason="OTHER", **simple)
+    client(protocol).infer("simple", sum_inputs(PROTOCOLS[protocol]))
+    refused(lambda: client(protocol).infer("simple", sum_inputs(PROTOCOLS[protocol])[:1]), "expected 2 inputs")
+    assert [value(name, **simple) for name in names] == [count + 1 for count in before]
+    assert value("nv_inference_request_failure", reason="OTHER", **simple) == failed + 1
+    assert value("ingot_request_latency_seconds_bucket", le="+Inf", **simple) >= before[0] + 1
+    assert value("nv_inference_request_duration_us", **simple) > 0
 
 
 @check

@@ -1,0 +1,156 @@
+"""Prometheus text: Triton's names for what Triton counts, `ingot_*` for our own; read from statistics at a scrape."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ingot.server.cache import ResponseCache
+from ingot.server.model import Servable
+from ingot.server.service import Service
+from ingot.server.statistics import LATENCY_BOUNDS, Statistics
+from ingot.server.wire import Exchange
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+Labels = Mapping[str, str]
+Sample = tuple[Labels, float]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric: how each loaded version's samples are read."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    samples: Callable[[Servable], Iterable[Sample]]
+
+
+def _plain(read: Callable[[Servable], float]) -> Callable[[Servable], Iterable[Sample]]:
+    return lambda servable: [({}, read(servable))]
+
+
+def _microseconds(stage: str) -> Callable[[Servable], Iterable[Sample]]:
+    return _plain(lambda servable: servable.statistics.durations[stage].ns // 1000)
+
+
+def _request_microseconds(servable: Servable) -> float:
+    durations = servable.statistics.durations
+    return (durations["success"].ns + durations["fail"].ns) // 1000
+
+
+def _failures(servable: Servable) -> Iterable[Sample]:
+    return [({"reason": reason}, servable.statistics.failures[reason]) for reason in REASONS]
+
+
+FAMILIES = (
+    Family("nv_inference_request_success", "counter", "Successful inference requests",
+           _plain(lambda s: s.statistics.durations["success"].count)),
+    Family("nv_inference_request_failure", "counter", "Failed inference requests by reason", _failures),
+    Family("nv_inference_count", "counter", "Inferences performed, a batch of n counted as n",
+           _plain(lambda s: s.statistics.inferences)),
+    Family("nv_inference_exec_count", "counter", "Executions of the model", _plain(lambda s: s.statistics.executions)),
+    Family("nv_inference_pending_request_count", "gauge", "Requests that wait to be executed",
+           _plain(lambda s: s.pending)),
+    Family("nv_inference_request_duration_us", "counter", "Request durations, summed", _plain(_request_microseconds)),
+    Family("nv_inference_queue_duration_us", "counter", "Time in the queue, summed", _microseconds("queue")),
+    Family("nv_inference_compute_input_duration_us", "counter", "Time to gather inputs, summed",
+           _microseconds("compute_input")),
+    Family("nv_inference_compute_infer_duration_us", "counter", "Time in the model, summed",
+           _microseconds("compute_infer")),
+    Family("nv_inference_compute_output_duration_us", "counter", "Time to split outputs, summed",
+           _microseconds("compute_output")),
+    Family("nv_cache_num_hits_per_model", "counter", "Responses from the cache",
+           _plain(lambda s: s.statistics.durations["cache_hit"].count)),
+    Family("nv_cache_num_misses_per_model", "counter", "Look-ups in the cache that found nothing",
+           _plain(lambda s: s.statistics.durations["cache_miss"].count)),
+)  # fmt: skip
+
+
+def exposition(service: Service, cache: ResponseCache) -> str:
+    """The whole page."""
+    lines: list[str] = []
+    servables = service.repository.serving()
+    for family in FAMILIES:
+        lines += _head(family.name, family.kind, family.help)
+        for servable in servables:
+            labels = labels_of(servable)
+            lines += [_line(family.name, {**labels, **own}, value) for own, value in family.samples(servable)]
+    lines += _histograms(servables)
+    for name, kind, text, value in _machine(service, cache):
+        lines += [*_head(name, kind, text), _line(name, {}, value)]
+    return "\n".join(lines) + "\n"
+
+
+def labels_of(servable: Servable) -> dict[str, str]:
+    """model, version, and the metric tags of the configuration."""
+    return {**servable.config.metric_tags, "model": servable.config.name, "version": str(servable.version)}
+
+
+def _histograms(servables: Iterable[Servable]) -> list[str]:
+    name = "ingot_request_latency_seconds"
+    lines = _head(name, "histogram", "Latency of successful requests, from arrival to answer")
+    for servable in servables:
+        lines += _histogram(name, labels_of(servable), servable.statistics)
+    return lines
+
+
+def _histogram(name: str, labels: Labels, statistics: Statistics) -> Iterator[str]:
+    counts, total = list(statistics.histogram), 0
+    for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), counts, strict=True):
+        total += count
+        yield _line(f"{name}_bucket", {**labels, "le": bound}, total)
+    yield _line(f"{name}_sum", labels, statistics.durations["success"].ns / 1e9)
+    yield _line(f"{name}_count", labels, total)
+
+
+def _machine(service: Service, cache: ResponseCache) -> Iterator[tuple[str, str, str, float]]:
+    memory = {line.split(":")[0]: line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()}
+    total, available = (float(memory[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    yield "nv_cpu_utilization", "gauge", "CPU utilisation of the machine, 0 to 1", _utilization()
+    yield "nv_cpu_memory_total_bytes", "gauge", "Memory of the machine", total
+    yield "nv_cpu_memory_used_bytes", "gauge", "Memory in use", total - available
+    yield "ingot_front_cpu_seconds_total", "counter", "CPU time of the front process", usage.ru_utime + usage.ru_stime
+    yield "ingot_requests_in_flight", "gauge", "Requests accepted and not yet answered", service.inflight
+    yield "ingot_cache_bytes", "gauge", "Bytes of the response cache in use", cache.bytes
+
+
+def _utilization() -> float:
+    """The load of the last minute as a share of the cores: no state is kept between scrapes."""
+    return min(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
+
+
+def _head(name: str, kind: str, text: str) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+
+def _line(name: str, labels: Labels, value: float) -> str:
+    inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    number = f"{int(value)}" if float(value).is_integer() else repr(float(value))
+    return f"{name}{{{inner}}} {number}" if inner else f"{name} {number}"
+
+
+def _escaped(text: Any) -> str:
+    return str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+@dataclass(frozen=True)
+class MetricsApi:
+    """Answers GET /metrics."""
+
+    service: Service
+    cache: ResponseCache
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Handle an exchange of the metrics port."""
+        if exchange.target.partition(b"?")[0].rstrip(b"/") != b"/metrics" or exchange.method not in (b"GET", b"HEAD"):
+            exchange.respond(404, [b"there is only GET /metrics\n"], {b"content-type": b"text/plain"})
+            return
+        page = exposition(self.service, self.cache)
+        exchange.respond(200, [page.encode()], {b"content-type": CONTENT_TYPE})
