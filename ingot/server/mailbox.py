@@ -23,6 +23,8 @@ class Mailbox:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on actions run on this loop, whose thread this is."""
         self._loop, self._thread = loop, threading.get_ident()
+        if self._posted:
+            loop.call_soon(self._run)
 
     def post(self, action: Action) -> None:
         """Run it on the loop soon; dropped if the loop has ended."""
