@@ -1,4 +1,5 @@
-"""Times per step: native steps by the time-stamp counter on thread 0, the others by the clock."""
+"""Times per step: native steps by the time-stamp counter, read by whoever first sees a step finished; the others
+by the clock."""
 
 from __future__ import annotations
 

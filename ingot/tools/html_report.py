@@ -95,7 +95,7 @@ table{border-collapse:collapse;width:100%;font-size:13px}
 th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #edf0f5}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .bar{height:.7rem;border-radius:2px;display:inline-block}
 .scroll{overflow:auto;max-height:560px;border:1px solid #d9dee7;border-radius:6px}
-.two{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.two{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem}
 .muted{color:#657086} .good{color:#137a3f} .bad{color:#b3261e} svg text{font:11px system-ui,sans-serif}
 .figures{display:flex;gap:2.5rem;flex-wrap:wrap;margin:1rem 0} .figures b{display:block;font-size:1.3rem}
 """
@@ -155,7 +155,7 @@ def _graphs(engine: ingot.Engine, plan: Plan, times: Sequence[StepTime]) -> str:
         ]
     )
     return (
-        f'<div class="two"><div><p>{len(outline)} nodes of the model; a colour is a step</p>'
+        f'<div class="two"><div><p>{len(outline)} nodes of the model; a colour is a step, grey needs none at run time</p>'
         f'<div class="scroll">{before}</div></div>'
         f'<div><p>{len(steps)} steps of the engine</p><div class="scroll">{after}</div></div></div>'
     )

@@ -61,7 +61,7 @@ def segment_text(symbol: str, calls: Sequence[Call], isa: Isa) -> str:
     """IR module of one segment function; the kernels it calls are declared."""
     f = Function(symbol, ARGUMENTS)
     declared = {call.symbol: _declaration(call) for call in calls}
-    _stamp(f, f["thread"], 0)
+    _stamp(f, 0)
     for number, group in enumerate(_groups(calls)):
         taken = f.at(f["sync"], SYNC_COUNTERS + 128 * number)
         if group[0].serial:
@@ -71,7 +71,7 @@ def segment_text(symbol: str, calls: Sequence[Call], isa: Isa) -> str:
     runtime = [
         "declare void @ingot_await(ptr, i64)",
         "declare void @ingot_finish(ptr, i64)",
-        "declare void @ingot_stamp(ptr, i64, i64)",
+        "declare void @ingot_stamp(ptr, i64)",
     ]
     extra = "\n".join([*runtime, *(declared[name] for name in sorted(declared))])
     return module([f], isa.attributes, extra)
@@ -82,8 +82,8 @@ def _declaration(call: Call) -> str:
     return f"declare void @{call.symbol}({', '.join(types)})"
 
 
-def _stamp(f: Function, thread: Index, slot: int) -> None:
-    f.emit(f"call void @ingot_stamp(ptr %sync, i64 {f.index(thread).text}, i64 {slot})")
+def _stamp(f: Function, slot: int) -> None:
+    f.emit(f"call void @ingot_stamp(ptr %sync, i64 {slot})")
 
 
 def _alone(f: Function) -> Value:
@@ -112,7 +112,7 @@ def _serial(f: Function, group: Group, taken: Value) -> None:
         for call in group:
             _emit_call(f, call, 0, _count(f, call))
             if call.stamp is not None:
-                _stamp(f, 0, call.stamp + 1)
+                _stamp(f, call.stamp + 1)
 
     def shared() -> None:
         first = f.value("i64", f"atomicrmw add ptr {taken.text}, i64 1 monotonic")
@@ -138,7 +138,7 @@ def _parallel(f: Function, call: Call, taken: Value) -> None:
 
     f.when(_alone(f), lambda: _emit_call(f, call, 0, count), shared)
     if call.stamp is not None:
-        _stamp(f, f["thread"], call.stamp + 1)
+        _stamp(f, call.stamp + 1)
 
 
 def _done(f: Function, taken: Value) -> Value:
