@@ -9,11 +9,17 @@ from ingot.plan.extent import Extent, add, product
 
 
 def bytes_of(node: Node) -> Extent:
-    """Each input read once, each output written once."""
+    """Each input read once, each output written once; of data that is picked from, what is picked."""
+    read = [port for port in node.inputs if port is not None]
+    if node.op in _PICKING:
+        read[0] = node.output
     total: Extent = 0
-    for port in (*node.inputs, *node.outputs):
-        total = add(total, port.bytes) if port is not None else total
+    for port in (*read, *node.outputs):
+        total = add(total, port.bytes)
     return total
+
+
+_PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 
 def flops_of(node: Node) -> Extent:

@@ -153,52 +153,76 @@ def multiply(f: Function, gemm: TileGemm, left: Value, group_bytes: int, right: 
              started: bool, ahead: Value) -> None:  # fmt: skip
     """Sums of a block to `slot`: packed rows at `left`, 16 to a group, times packed weights at `right`, `steps` tiles
     of K; `started`: the slot holds sums already. Weights from `ahead` on are fetched meanwhile."""
-    tops, pitch = gemm.height // ROWS, gemm.wide * ROW_BYTES
-    sums = [(_SUMS[2 * top + j], top * ROWS * pitch + j * ROW_BYTES) for top in range(tops) for j in range(gemm.wide)]
-    for register, place in sums:
-        if started:
-            _load(f, register, slot, place, pitch)
-        else:
-            f.intrinsic("llvm.x86.tilezero", "void", _number(f, register))
+    tops = gemm.height // ROWS
+    begin(f, tops, gemm.wide, slot if started else None)
     groups = [f.at(left, top * group_bytes) for top in range(tops)]
 
     def step(_: Value, *pointers: Value) -> list[Value]:
         *tall, weights, far = pointers
-        _step(f, gemm, tall, weights, far)
+        add_products(f, gemm.dot, gemm.wide, Rows(tall, TILE_BYTES, ROW_BYTES), weights, far, gemm.share)
         moved = [f.at(pointer, gemm.dot.parts * TILE_BYTES) for pointer in tall]
         return [*moved, f.at(weights, gemm.step_bytes), f.at(far, gemm.share)]
 
     f.loop(0, steps, step, [*groups, right, ahead])
-    for register, place in sums:
-        _store(f, register, slot, place, pitch)
+    end(f, tops, gemm.wide, slot)
 
 
-def _step(f: Function, gemm: TileGemm, rows: Sequence[Value], weights: Value, far: Value) -> None:
+def _places(tops: int, wide: int) -> Iterator[tuple[int, int]]:
+    """(register, its place in a slot) of every tile of sums."""
+    for top in range(tops):
+        yield from ((_SUMS[2 * top + j], (top * ROWS * wide + j) * ROW_BYTES) for j in range(wide))
+
+
+def begin(f: Function, tops: int, wide: int, slot: Value | None) -> None:
+    """Sums from a slot, or zero."""
+    for register, place in _places(tops, wide):
+        if slot is None:
+            f.intrinsic("llvm.x86.tilezero", "void", _number(f, register))
+        else:
+            _load(f, register, slot, place, wide * ROW_BYTES)
+
+
+def end(f: Function, tops: int, wide: int, slot: Value) -> None:
+    """Sums to a slot: [row][tile of columns][16]."""
+    for register, place in _places(tops, wide):
+        _store(f, register, slot, place, wide * ROW_BYTES)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a step lie: a pointer per 16 of them, bytes from part to part and from row to row."""
+
+    pointers: Sequence[Value]
+    part_bytes: int
+    pitch: int
+
+
+def add_products(f: Function, dot: TileDot, wide: int, rows: Rows, weights: Value, far: Value, share: int) -> None:
     """The products of one tile of K. A register is loaded right before its first use, while products of others run; so
-    are the prefetches spread, which in a burst would fill the line buffers."""
-    lines = range(0, gemm.share, ROW_BYTES)
-    order = list(_product_order(gemm, len(rows)))
+    are `share` bytes prefetched from `far` on, spread, since in a burst they would fill the line buffers."""
+    lines = range(0, share, ROW_BYTES)
+    order = list(_product_order(dot, wide, len(rows.pointers)))
     held: dict[int, tuple[int, int]] = {}
     for number, (part, other, top, j) in enumerate(order):
         if held.get(_RIGHT[j]) != (other, j):
-            _load(f, _RIGHT[j], weights, (other * gemm.wide + j) * TILE_BYTES, ROW_BYTES)
+            _load(f, _RIGHT[j], weights, (other * wide + j) * TILE_BYTES, ROW_BYTES)
         if held.get(_LEFT[top]) != (part, top):
-            _load(f, _LEFT[top], rows[top], part * TILE_BYTES, ROW_BYTES)
+            _load(f, _LEFT[top], rows.pointers[top], part * rows.part_bytes, rows.pitch)
         held |= {_RIGHT[j]: (other, j), _LEFT[top]: (part, top)}
         registers = (_SUMS[2 * top + j], _LEFT[top], _RIGHT[j])
-        f.intrinsic(f"llvm.x86.{gemm.dot.instruction}", "void", *(_number(f, r) for r in registers))
+        f.intrinsic(f"llvm.x86.{dot.instruction}", "void", *(_number(f, r) for r in registers))
         for line in lines[len(lines) * number // len(order) : len(lines) * (number + 1) // len(order)]:
             f.prefetch(far, line, SECOND_CACHE)
 
 
-def _product_order(gemm: TileGemm, tops: int) -> Iterator[tuple[int, int, int, int]]:
+def _product_order(dot: TileDot, wide: int, tops: int) -> Iterator[tuple[int, int, int, int]]:
     """(part of the rows, part of the weights, upper or lower rows, tile of columns): those that share what was loaded
     last follow each other."""
     previous = None
-    for part, other in gemm.dot.products:
-        pairs = [(top, j) for j in range(gemm.wide) for top in range(tops)]
+    for part, other in dot.products:
+        pairs = [(top, j) for j in range(wide) for top in range(tops)]
         if previous is not None and previous[0] != part:
-            pairs = [(top, j) for top in range(tops) for j in range(gemm.wide)]
+            pairs = [(top, j) for top in range(tops) for j in range(wide)]
         yield from ((part, other, top, j) for top, j in pairs)
         previous = (part, other)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,20 +30,50 @@ def native_isa() -> Isa | None:
     return next((isa for isa in BEST_FIRST if isa.machine <= cpu_features()), None)
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """One candidate's linked code, entry points by name; travels between processes."""
+
+    name: str
+    code: bytes
+    exported: Mapping[str, int]
+
+
+def generate(node: Node, candidate: Candidate, isa: Isa) -> KernelBuilder:
+    """The candidate's kernel for the node, not compiled yet."""
+    shaped = with_layouts(node, candidate.ports)
+    build = KernelBuilder(shaped, isa)
+    candidate.kernel.generate(build, shaped, **candidate.tactic)
+    return build
+
+
+def compiled(build: KernelBuilder, level: int = 2) -> Compiled:
+    """The kernel's code."""
+    text = build.text()
+    name = kernel_name(text, build.isa)
+    code, exported = link([compile_object(text.replace(PLACEHOLDER, name), build.isa, level)])
+    return Compiled(name, code, exported)
+
+
 class Standalone:
-    """A candidate of a node, ready to run on arrays: `Standalone(node, candidate, isa)(x, w) -> [y]`."""
+    """A candidate of a node, ready to run on arrays: `Standalone(node, candidate, isa)(x, w) -> [y]`. `ready`: its code
+    where that has been compiled before."""
 
     def __init__(
-        self, node: Node, candidate: Candidate, isa: Isa, symbols: Mapping[str, int] | None = None, level: int = 2
+        self,
+        node: Node,
+        candidate: Candidate,
+        isa: Isa,
+        symbols: Mapping[str, int] | None = None,
+        level: int = 2,
+        ready: Compiled | None = None,
     ) -> None:
-        self.node, self.isa, self.symbols = with_layouts(node, candidate.ports), isa, dict(symbols or {})
-        build = KernelBuilder(self.node, isa)
-        candidate.kernel.generate(build, self.node, **candidate.tactic)
-        self.build, text = build, build.text()
-        name = kernel_name(text, isa)
-        self.text = text.replace(PLACEHOLDER, name)
-        code, exported = link([compile_object(self.text, isa, level)])
-        self.image = Image(code, exported)
+        self.isa, self.symbols = isa, dict(symbols or {})
+        self.build = build = generate(node, candidate, isa)
+        self.node = build.node
+        ready = ready or compiled(build, level)
+        name = ready.name
+        self.image = Image(ready.code, ready.exported)
         kinds = [ctypes.c_void_p if t == "ptr" else ctypes.c_int64 for t, _ in build.arguments]
         signature = ctypes.CFUNCTYPE(None, *kinds)
         self.calls = [signature(self.image.address(f"{name}_p{i}")) for i in range(len(build.phases))]

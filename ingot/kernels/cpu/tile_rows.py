@@ -62,7 +62,10 @@ def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: T
 def _pack(f: Function, dtype: str, read: Value, write: Value, count: int, total: tuple[Value, ...]) -> list[Value]:
     """One step of a row: `count` numbers, then zeros."""
     if dtype == "float32":
-        _split(f, read, write, count)
+        for half in range(2):
+            there = min(max(count - half * _LANES, 0), _LANES)
+            x = _loaded(f, _FLOATS, read, half * _LANES * 4, there, _LANES)
+            split_vector(f, x, write, half * _LANES * 2, TILE_BYTES)
         return []
     size = 2 if dtype == "bfloat16" else 1
     lanes = ROW_BYTES // size
@@ -74,13 +77,11 @@ def _pack(f: Function, dtype: str, read: Value, write: Value, count: int, total:
     return [t + f.intrinsic("llvm.x86.avx512.psad.bw.512", "<8 x i64>", x, nothing) for t in total]
 
 
-def _split(f: Function, read: Value, write: Value, count: int) -> None:
-    """32 numbers: 64 bytes of high parts, and a tile further 64 of low ones."""
-    for half in range(2):
-        x = _loaded(f, _FLOATS, read, half * _LANES * 4, min(max(count - half * _LANES, 0), _LANES), _LANES)
-        high = _rounded(f, x)
-        f.store(high, write, half * _LANES * 2)
-        f.store(_rounded(f, x - _widened(f, high)), write, TILE_BYTES + half * _LANES * 2)
+def split_vector(f: Function, x: Value, write: Value, place: int, apart: int) -> None:
+    """16 numbers: their high parts at `place`, their low ones `apart` bytes further."""
+    high = _rounded(f, x)
+    f.store(high, write, place)
+    f.store(_rounded(f, x - _widened(f, high)), write, place + apart)
 
 
 def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,
