@@ -22,6 +22,8 @@ import ingot
 from benchmarks.runtimes import Run, open_onnxruntime
 from benchmarks.timing import available_threads, paired
 from examples.minilm import minilm_model, tokenize
+from ingot.report import last_log
+from ingot.tools.progress import build_progress
 
 ROOT = Path(__file__).parent.parent
 FOLDER, REPORT = ROOT / "build" / "demo", ROOT / "report.html"
@@ -52,9 +54,14 @@ def build(name: str, model: Path, **shapes: Bounds) -> ingot.Session:
     """The model as a file of its own, loaded again from it."""
     say(f"\n{name}: building build/demo/{name}.engine")
     start = time.perf_counter()
-    engine = ingot.build(model, ingot.BuildConfig(target="cpu", profiles=[ingot.Profile(**shapes)], level=1))
+    config = ingot.BuildConfig(target="cpu", profiles=[ingot.Profile(**shapes)], level=1)
+    with build_progress() as progress:
+        engine = ingot.build(model, config, progress)
     engine.save(FOLDER / f"{name}.engine")
     say(f"  built, verified and saved in {time.perf_counter() - start:.1f} s")
+    for notice in last_log().notices:
+        if notice.kind in ("approximation", "host step", "dropped tactic"):
+            say(f"  {notice}")
     return ingot.Session(ingot.Engine.load(FOLDER / f"{name}.engine"), device="cpu", threads=THREADS)
 
 

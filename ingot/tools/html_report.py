@@ -15,7 +15,7 @@ import ingot
 from ingot.errors import EngineError, IngotError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, lower_bound, pack
-from ingot.plan.plan import MemoryPlan, Plan
+from ingot.plan.plan import MemoryPlan, Plan, Step
 from ingot.runtime.profiler import StepTime
 from ingot.tools import files
 from ingot.tools.html_drawing import graph_svg, memory_svg, step_colour
@@ -142,23 +142,26 @@ def _graphs(engine: ingot.Engine, plan: Plan, times: Sequence[StepTime]) -> str:
     steps = steps_of(plan)
     owner = {node: i for i, step in enumerate(steps) for node in step.nodes}
     before = graph_svg([(n, op, sources, owner.get(n)) for n, op, sources in outline])
-    producer = {value: i for i, step in enumerate(steps) for value in step.outputs}
+    sources = _sources(plan, steps)
     after = graph_svg(
-        [
-            (
-                " + ".join(s.nodes) or s.name,
-                f"{s.op} · {s.kernel}",
-                sorted({producer[v] for v in s.inputs if v in producer}),
-                i,
-            )
-            for i, s in enumerate(steps)
-        ]
+        [(" + ".join(s.nodes) or s.name, f"{s.op} · {s.kernel}", sources[i], i) for i, s in enumerate(steps)]
     )
     return (
-        f'<div class="two"><div><p>{len(outline)} nodes of the model; a colour is a step, grey needs none at run time</p>'
+        f'<div class="two"><div><p>{len(outline)} nodes of the model; a colour is a step, grey needs none</p>'
         f'<div class="scroll">{before}</div></div>'
         f'<div><p>{len(steps)} steps of the engine</p><div class="scroll">{after}</div></div></div>'
     )
+
+
+def _sources(plan: Plan, steps: Sequence[Step]) -> list[list[int]]:
+    """Per step: the earlier steps that wrote what it reads, seen through views, which share a storage."""
+    wrote: dict[int, int] = {}
+    found = []
+    for number, step in enumerate(steps):
+        read = {plan.values[v].storage for v in step.inputs if v is not None}
+        found.append(sorted({wrote[storage] for storage in read if storage in wrote}))
+        wrote.update({plan.values[v].storage: number for v in step.outputs})
+    return found
 
 
 def _times(plan: Plan, figures: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from ingot.cli import main
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.llvm import Value
 from ingot.kernels.node import Node
+from ingot.plan.assemble import Code
 
 
 def test_all_runners_agree(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +84,75 @@ def test_the_first_wrong_node_is_named(wrong_sin: None, tmp_path: Path, capsys: 
     assert main(["compare", str(tmp_path / "chain.onnx"), "--layers"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["PASSED a", "PASSED b", "FAILED c", "FAILED y"]
+
+
+def test_bisection_names_the_wrong_kernel(
+    wrong_sin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(apart(), tmp_path / "apart.onnx")
+    assert main(["compare", str(tmp_path / "apart.onnx"), "--bisect"]) == 1
+    assert capsys.readouterr().out == "first difference: output 'b' of node 'the_Sin' (Sin)\n"
+    assert main(["compare", str(tmp_path / "apart.onnx"), "--bisect", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"output": "b", "node": "the_Sin", "operator": "Sin"}
+
+
+def apart() -> onnx.ModelProto:
+    """A Sin between running sums, which nothing is fused with."""
+    nodes = [
+        helper.make_node("CumSum", ["x", "axis"], ["a"], "before"),
+        helper.make_node("Sin", ["a"], ["b"], "the_Sin"),
+        helper.make_node("CumSum", ["b", "axis"], ["y"], "after"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 64]) for n in "xy"]
+    axis = numpy_helper.from_array(np.array(1), "axis")
+    graph = helper.make_graph(nodes, "apart", ends[:1], ends[1:], [axis])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def layers() -> onnx.ModelProto:
+    """Five matrix products of the same shape."""
+    rng, names = np.random.default_rng(0), ["x", "a", "b", "c", "d", "y"]
+    weights = [numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), f"w{i}") for i in range(5)]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], f"layer{i}") for i in range(5)]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 64]) for n in "xy"]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_bisection_names_the_altered_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of the fourth weight is lost on its way into the engine."""
+    onnx.save(layers(), tmp_path / "layers.onnx")
+    right = Code.add_weight
+
+    def wrong(self: Code, array: np.ndarray) -> int:
+        if len(self.weights) == 3:
+            array = array.copy()
+            array.reshape(-1)[: array.size // 8] = 0
+        return right(self, array)
+
+    monkeypatch.setattr(Code, "add_weight", wrong)
+    assert main(["compare", str(tmp_path / "layers.onnx"), "--bisect"]) == 1
+    assert "output 'd' of node 'layer3' (MatMul)" in capsys.readouterr().out
+
+
+def test_inside_means_engines_of_the_model(digits: Path, engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(digits), "--engine", str(engine), "--bisect"]) == 1
+    assert "cannot look into a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("statistic", ["elemwise", "max", "mean", "median", "cosine"])
+def test_every_statistic_can_decide(statistic: str, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", str(digits), "--runners", "reference,engine", "--check-error-stat", statistic]
+    assert main(words) == 0
+    assert main([*words, "--rtol", "0", "--atol", "0"]) == 1
+
+
+def test_layers_as_json(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(digits), "--layers", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["rows"]
+    assert len(rows) == 17 and all(row["passed"] for row in rows) and rows[-1]["output"] == "scores"
 
 
 def test_bisection_without_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -69,10 +71,29 @@ def test_report_is_one_page(engine: Path, tmp_path: Path, capsys: pytest.Capture
     assert not [word for word in words if word not in page.text]
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_report_in_a_browser(engine: Path, tmp_path: Path) -> None:
+    """Nothing sticks out of a window of 1280 pixels, and all three pictures have a size."""
+    target = tmp_path / "report.html"
+    assert main(["report", str(engine), "-o", str(target)]) == 0
+    script = """<script>document.title = JSON.stringify({
+        across: document.documentElement.scrollWidth,
+        pictures: [...document.querySelectorAll('svg')].map(svg => svg.getBoundingClientRect().height)})</script>"""
+    target.write_text(target.read_text().replace("</body>", script + "</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--dump-dom", f"file://{target}"]
+    shown = subprocess.run(["chromium", *flags], capture_output=True, text=True, timeout=60, check=True).stdout
+    title = re.search("<title>(.*?)</title>", shown)
+    assert title is not None
+    seen = json.loads(title[1])
+    assert seen["across"] <= 1280 and len(seen["pictures"]) >= 3 and min(seen["pictures"]) > 50
+
+
 def test_report_as_json(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(engine), "-o", str(tmp_path / "r.html"), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures
+    assert figures["latency_us"] > 0 and figures["symbols"] == {"N": 1}
+    nodes = [node for step in figures["steps"] for node in step["nodes"]]
+    assert {"stem", "flatten_12"} & set(nodes) and all(step["microseconds"] > 0 for step in figures["steps"])
 
 
 def test_explain(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
