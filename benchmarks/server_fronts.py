@@ -151,11 +151,12 @@ def commands(engine: Path, repository: Path) -> dict[str, Callable[[int], tuple[
         module = [sys.executable, "-m", "benchmarks.server_fronts"]
         return lambda port: ([*module, "--serve", name, "--port", str(port), str(engine)], "/")
 
-    def whole(port: int) -> tuple[list[str], str]:
-        flags = ["--allow-grpc=false", "--allow-metrics=false", "--http-port", str(port), "--threads", "1"]
-        return [sys.executable, "-m", "ingot", "serve", str(repository), *flags], "/v2/health/ready"
+    def whole(processes: str) -> Callable[[int], tuple[list[str], str]]:
+        flags = ["--allow-grpc=false", "--allow-metrics=false", "--threads=1", f"--process-per-model={processes}"]
+        serve = [sys.executable, "-m", "ingot", "serve", str(repository), *flags]
+        return lambda port: ([*serve, "--http-port", str(port)], "/v2/health/ready")
 
-    return {**{name: raw(name) for name in RAW}, "ingot serve": whole}
+    return {**{name: raw(name) for name in RAW}, "ingot serve": whole("false"), "ingot, processes": whole("true")}
 
 
 def measure(model: Path, clients: list[int], seconds: float, rounds: int) -> dict[str, dict[int, list[Load]]]:
@@ -184,15 +185,19 @@ def middle(loads: list[Load]) -> Load:
 
 def report(results: dict[str, dict[int, list[Load]]], clients: list[int]) -> float:
     """Print the table; returns the whole server's share of the best raw ASGI rate at most clients."""
-    print(f"{'front':12}" + "".join(f"{count:>4} clients: req/s   p50 µs   p99 µs" for count in clients))
+    print(f"{'front':17}" + "".join(f"{count:>4} clients: req/s   p50 µs   p99 µs" for count in clients))
     for name, rows in results.items():
         cells = [middle(rows[count]) for count in clients]
-        print(f"{name:12}" + "".join(f"{c.rate:19.0f} {c.p50:8.0f} {c.p99:8.0f}" for c in cells))
+        print(f"{name:17}" + "".join(f"{c.rate:19.0f} {c.p50:8.0f} {c.p99:8.0f}" for c in cells))
     most = max(clients)
-    rounds = zip(*(results[name][most] for name in ("ingot serve", "uvicorn", "granian")), strict=True)
-    share = statistics.median(whole.rate / max(one.rate, other.rate) for whole, one, other in rounds)
-    print(f"ingot serve at {most} clients: {share:.2f} of the best raw ASGI application")
-    return share
+    shares = [share_of(results, name, most) for name in ("ingot serve", "ingot, processes")]
+    print(f"at {most} clients: {shares[0]:.2f} of the best raw ASGI application, {shares[1]:.2f} with processes")
+    return shares[0]
+
+
+def share_of(results: dict[str, dict[int, list[Load]]], name: str, clients: int) -> float:
+    rounds = zip(*(results[front][clients] for front in (name, "uvicorn", "granian")), strict=True)
+    return statistics.median(whole.rate / max(one.rate, other.rate) for whole, one, other in rounds)
 
 
 def main() -> int:

@@ -26,20 +26,24 @@ class Mailbox:
         if self._posted:
             loop.call_soon(self._run)
 
+    def here(self) -> bool:
+        """Whether this is the loop's thread."""
+        return threading.get_ident() == self._thread
+
     def post(self, action: Action) -> None:
         """Run it on the loop soon; dropped if the loop has ended."""
         first = not self._posted
         self._posted.append(action)
         if not first or self._loop is None or self._loop.is_closed():
             return
-        if threading.get_ident() == self._thread:
+        if self.here():
             self._loop.call_soon(self._run)
         else:
             self._loop.call_soon_threadsafe(self._run)
 
     def run(self, action: Action) -> None:
         """Run it now if this is the loop's thread, else soon."""
-        if threading.get_ident() == self._thread:
+        if self.here():
             action()
         else:
             self.post(action)

@@ -76,6 +76,7 @@ class Scheduler:
         self._closing = False
         self._order: _InOrder | None = _InOrder() if ordered else None
         self._loop, self._pumping, self._idle = loop, False, threading.Event()
+        self._at_once = loop is not None and not ports.max_rows and not ordered
         self._threads = [
             threading.Thread(target=self._serve, args=(instance,), name=f"ingot-{ports.model}-{number}", daemon=True)
             for number, instance in enumerate(() if loop else instances)
@@ -93,12 +94,21 @@ class Scheduler:
         rows, shape = self._ports.check(request)
         job = _Job(request, done)
         now = clock()
+        if self._at_once and self._loop is not None and self._loop.here() and not len(self._batcher):
+            return self._run_at_once(Entry(0, rows, shape, now, 1, None, job))
         with self._ready:
             if self._closing:
                 raise Closed
             entry = self._batcher.push(rows, shape, job, now, request.priority, request.timeout_us, request.sequence)
             self._wake()
         return lambda: self._cancel(entry)
+
+    def _run_at_once(self, entry: Entry) -> Cancel:
+        """On the event loop, with nothing before it and nothing that could run with it."""
+        if self._closing:
+            raise Closed
+        self._run(self._instances[0], (entry,))
+        return _too_late
 
     def close(self) -> None:
         """Take no more requests, answer those that wait, end the threads, close the instances."""
@@ -249,6 +259,10 @@ class Scheduler:
     def _finish(self, entry: Entry, error: ServerError) -> None:
         self._statistics.failed(clock() - entry.arrived, error.reason)
         self._job(entry).done(error)
+
+
+def _too_late() -> bool:
+    return False
 
 
 class _InOrder:

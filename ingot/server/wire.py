@@ -125,7 +125,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting: collections.deque[Exchange] = collections.deque()
         self._active: Exchange | None = None
         self._progress = time.monotonic()
-        self._paused_writing = self._closed = self._lingering = False
+        self._paused_writing = self._closed = self._lingering = self._advancing = False
         self._fresh()
 
     def _fresh(self) -> None:
@@ -296,12 +296,16 @@ class Connection(asyncio.BufferedProtocol):
         self._next()
 
     def _next(self) -> None:
-        if self._active is not None or not self._waiting or self._paused_writing or self._closed:
+        """Handle what waits, one after the other; an answer given at once does not nest the next one in it."""
+        if self._advancing:
             return
-        self._active = exchange = self._waiting.popleft()
-        if len(self._waiting) == self.front.limits.pipelined - 1:
-            self._transport.resume_reading()
-        self.front.handler(exchange)
+        self._advancing = True
+        while self._active is None and self._waiting and not self._paused_writing and not self._closed:
+            self._active = exchange = self._waiting.popleft()
+            if len(self._waiting) == self.front.limits.pipelined - 1:
+                self._transport.resume_reading()
+            self.front.handler(exchange)
+        self._advancing = False
 
     def respond(self, exchange: Exchange, status: int, parts: Sequence[Part], headers: Mapping[bytes, bytes]) -> None:
         """Write a whole answer, then go on with the next request."""

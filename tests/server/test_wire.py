@@ -92,6 +92,16 @@ def test_requests_that_come_together_are_answered_in_order(running: Running) -> 
     )
 
 
+def test_a_thousand_requests_behind_a_slow_one(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+        client.sendall(post(b"", "/hold") + b"GET / HTTP/1.1\r\n\r\n" * 2000)
+        assert running.echo.holding.wait(10)
+        running.on_loop(lambda: running.echo.held[0].respond(200, [b"slow"]))
+        received = b""
+        while received.count(b"HTTP/1.1 200 OK") < 2001:
+            received += client.recv(1 << 16)
+
+
 @pytest.mark.parametrize("size", [0, 1, 60_000, 70_000, 900_000])
 def test_bodies_of_any_size(running: Running, size: int) -> None:
     body = bytes(index % 251 for index in range(size))
