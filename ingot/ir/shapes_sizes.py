@@ -58,7 +58,8 @@ def infer_slice(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
     else:
         slice_dims(context, dims, axes, starts, ends, steps)
     context.set_shape_and_dtype(node.outputs[0], onnx_ir.Shape(dims), x.dtype)
-    sizes = _elements(context, x) if len(dims) == 1 else None
+    whole = x.dtype in (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32)
+    sizes = _elements(context, x) if whole and len(dims) == 1 else None
     if sizes is not None and axes is not None and (taken := _taken(starts, ends, steps)) is not None:
         context.set_symbolic_value(node.outputs[0], sizes[taken])
 

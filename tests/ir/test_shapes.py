@@ -252,3 +252,12 @@ def test_inferred_shapes_are_the_oracles():
             check(model, dict(zip(names, inputs, strict=False)), case.name)
             checked += 1
     assert checked > 250
+
+
+def test_numbers_with_fractions_are_no_sizes():
+    """A slice of a constant list of floats is not a list of sizes, which are whole."""
+    model = imported("""g (float[2] x) => (float[2] y)
+        <float[3] w = {0.5, 2.25, 9.5}, int64[1] a = {0}, int64[1] b = {2}>
+        { part = Slice(w, a, b, a) y = Add(x, part) }""")
+    assert shapes.known_elements(value_of(model, "part")) is None
+    np.testing.assert_array_equal(oracle.evaluate_model(model, {"x": np.ones(2, np.float32)})["y"], [1.5, 3.25])
