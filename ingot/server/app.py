@@ -95,7 +95,9 @@ class Server:
         log.info("listening: %s", ", ".join(f"{name} {port}" for name, port in self.ports.items()))
 
     async def stop(self) -> None:
-        """Readiness falls, a lame-duck period passes, what was accepted is answered, then everything ends."""
+        """Readiness falls, a lame-duck period passes, what was accepted is answered, everything ends; idempotent."""
+        if self.service.exiting_soon:
+            return
         self.service.exiting_soon = True
         await asyncio.sleep(self.options.lame_duck)
         self.service.exiting = True

@@ -137,6 +137,8 @@ class Repository:
                 fresh = self._load_all(slot, folder, override)
             except IngotError as error:
                 slot.fingerprint = folder.fingerprint
+                if not slot.serving and not any(state.reason == str(error) for state in slot.states.values()):
+                    slot.states[0] = State(name, "", "UNAVAILABLE", str(error))
                 code = error.code if isinstance(error, ServerError) else Code.INVALID_ARG
                 raise ServerError(code, f"load failed for model '{name}': {error}") from error
             with self._lock:
@@ -192,7 +194,6 @@ class Repository:
         ensemble = config.platform == "ensemble" or config.HasField("ensemble_scheduling")
         wanted = chosen_versions(config, folder.versions or ((1,) if ensemble else ()))
         if not wanted:
-            slot.states.setdefault(0, State(folder.name, "", "UNAVAILABLE", "no version folder"))
             raise invalid(f"no version of '{folder.name}' is available at {folder.path.name}/: its folder needs 1/")
         ready: dict[int, Servable] = {}
         for version in wanted:
