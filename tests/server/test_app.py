@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -58,6 +59,14 @@ def test_a_model_that_fails_ends_the_start_or_not_as_asked(tmp_path: Path, engin
         assert get(server, "/v2/health/ready") == 200
 
 
+def ask_once(connection: http.client.HTTPConnection) -> object:
+    """The answer's data, or its status."""
+    connection.request("POST", "/v2/models/scale/infer", json.dumps(INFER))
+    response = connection.getresponse()
+    body = json.loads(response.read())
+    return body["outputs"][0]["data"] if response.status == 200 else response.status
+
+
 def get(server: Server, path: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
     connection.request("GET", path)
@@ -74,20 +83,16 @@ def test_ending_while_requests_arrive(tmp_path: Path, engine_cache: Path) -> Non
     busy = threading.Barrier(9)
 
     def ask(port: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         answered = 0
-        while True:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
             try:
-                connection.request("POST", "/v2/models/scale/infer", json.dumps(INFER))
-                response = connection.getresponse()
-                body = json.loads(response.read())
+                while True:
+                    seen.append(ask_once(connection))
+                    answered += 1
+                    if answered == 5:
+                        busy.wait(20)
             except (http.client.HTTPException, ConnectionError) as error:
                 seen.append(type(error))
-                return
-            seen.append(body["outputs"][0]["data"] if response.status == 200 else response.status)
-            answered += 1
-            if answered == 5:
-                busy.wait(20)
 
     with background as server:
         threads = [threading.Thread(target=ask, args=(server.ports["http"],)) for _ in range(8)]
