@@ -55,6 +55,18 @@ def latency_table(results: Path) -> Iterator[str]:
     yield from latency_rows(measured["rows"])
     yield ""
     yield f"Measured by `./scripts/bench cpu_peers` on {describe_machine(measured['machine'])}"
+    yield from reservations(measured["machine"])
+
+
+def reservations(machine: dict[str, Any]) -> Iterator[str]:
+    """What a reader has to know before comparing the figures."""
+    yield f"Medians of paired runs, so that all runtimes meet the same load (at the start: {machine['load']})."
+    if "amx_bf16" in machine["instruction_sets"]:
+        yield (
+            "This processor has AMX: Ingot makes float32 products of two bfloat16 parts there (2⁻¹⁵ of the magnitudes "
+            "multiplied, verified against the reference); the other runtimes compute them in full. `--exact` forbids "
+            "it."
+        )
 
 
 def rewritten(readme: str, results: Path = RESULTS) -> str:

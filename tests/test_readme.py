@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.table import README, latency_table, rewritten
+from benchmarks.table import README, latency_table, reservations, rewritten
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|python) test\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -55,6 +55,11 @@ def test_readme_names_every_how_to() -> None:
 
 def test_table_is_what_the_results_say() -> None:
     assert README.read_text() == rewritten(README.read_text()), "run python -m benchmarks.table"
+
+
+def test_table_says_what_is_not_alike() -> None:
+    assert "two bfloat16 parts" in "".join(reservations({"load": 0.5, "instruction_sets": ["avx2", "amx_bf16"]}))
+    assert "bfloat16" not in "".join(reservations({"load": 0.5, "instruction_sets": ["avx2"]}))
 
 
 def test_table_without_results_says_so(tmp_path: Path) -> None:
