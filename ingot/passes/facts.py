@@ -81,6 +81,12 @@ def are_ones(sizes: Sequence[Extent]) -> bool:
     return all(size == 1 for size in sizes)
 
 
+def exchanges_last(perm: Sequence[int]) -> bool:
+    """Whether a permutation exchanges the last two axes and does nothing else."""
+    rank = len(perm)
+    return rank > 1 and tuple(perm) == (*range(rank - 2), rank - 1, rank - 2)
+
+
 # epilogues
 
 

@@ -9,14 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.expression import Input, Literal, Operand, apply, format
-from ingot.ir.graph import constant_of, dtype_of, scalar_value
+from ingot.ir.graph import dtype_of, scalar_value
 from ingot.ir.shapes import shape_of
-from ingot.passes.facts import Shape, attribute, changed, rank_of
+from ingot.passes.causal import FORBIDDING, is_causal
+from ingot.passes.facts import Shape, attribute, changed, exchanges_last, maker, operands_of, rank_of
 from ingot.passes.pattern import Operators, Pattern, instruction_of
 from ingot.passes.rewrite import Builder, Rejection, Result, Table, reject, rewrite
-
-_FORBIDDING = -1e4  # a score this low has no weight
-_CAUSAL_LIMIT = 1 << 24  # elements of a constant mask that is looked through
 
 
 @dataclass(frozen=True)
@@ -93,15 +91,17 @@ def biased_attention(op: Builder, bias: ir.Value, mask: ir.Value, **found: Any) 
 def allowed_attention(op: Builder, seen: ir.Value, fill: float, **found: Any) -> Result:
     """softmax(where(seen, scores, -inf)) v => Attention(q, k, v, seen)"""
     parts = Parts(**found)
-    mask = seen if fill == -np.inf else _additive(op, parts, seen, 0.0, fill)
-    return _attention(op, parts, mask if fill <= _FORBIDDING else _not_forbidding(fill, seen))
+    if fill > FORBIDDING:
+        return _not_forbidding(fill, seen)
+    plain = fill == -np.inf or is_causal(seen)
+    return _attention(op, parts, seen if plain else _additive(op, parts, seen, 0.0, fill))
 
 
 @rewrite(lambda op, q, k, v, hidden, fill: _context(op, op.Where(hidden, op.number(fill), _scores(op, q, k)), v))
 def hidden_attention(op: Builder, hidden: ir.Value, fill: float, **found: Any) -> Result:
     """softmax(where(hidden, -inf, scores)) v => Attention(q, k, v, not hidden)"""
     parts = Parts(**found)
-    if fill > _FORBIDDING:
+    if fill > FORBIDDING:
         return _not_forbidding(fill, hidden)
     if fill == -np.inf:
         return _attention(op, parts, op.Pointwise(hidden, expression=format(apply("Not", Input(0), dtype="bool"))))
@@ -134,9 +134,9 @@ def _attention(op: Builder, parts: Parts, mask: ir.Value | Rejection | None) -> 
         if not np.isclose(softcap * inside, 1, rtol=1e-3):
             return reject("the scores are capped at another value than they are divided by", parts.tanh)
     rank = rank_of(parts.q) or 0
-    key = parts.k if attribute(parts.scores, "transpose_b") else op.Transpose(parts.k, perm=_swapped(rank))
+    key = parts.k if attribute(parts.scores, "transpose_b") else _transposed(op, parts.k, rank)
     operands = [_four_axes(op, value, rank) for value in (parts.q, key, parts.v)]
-    causal = mask is not None and _is_causal(mask)
+    causal = mask is not None and is_causal(mask)
     if mask is not None and not causal:
         operands.append(_four_axes(op, mask, rank))
     result = op.Attention(*operands, scale=scale, causal=int(causal), softcap=softcap)
@@ -199,8 +199,13 @@ def _shape(value: ir.Value) -> Shape:
     return shape
 
 
-def _swapped(rank: int) -> tuple[int, ...]:
-    return (*range(rank - 2), rank - 1, rank - 2)
+def _transposed(op: Builder, key: ir.Value, rank: int) -> ir.Value:
+    """The key with its last two axes exchanged, or what was exchanged to make it."""
+    source = maker(key, "Transpose")
+    if source is not None and exchanges_last(attribute(source, "perm")):
+        return operands_of(source)[0]
+    exchanged: ir.Value = op.Transpose(key, perm=(*range(rank - 2), rank - 1, rank - 2))
+    return exchanged
 
 
 def _four_axes(op: Builder, value: ir.Value, rank: int) -> ir.Value:
@@ -210,21 +215,6 @@ def _four_axes(op: Builder, value: ir.Value, rank: int) -> ir.Value:
         return value
     wide: ir.Value = op.View(value, shape=(shape[0], 1, *shape[1:]))
     return wide
-
-
-def _is_causal(mask: ir.Value) -> bool:
-    """Whether a constant mask lets every query see the keys up to its own, and no other."""
-    array = constant_of(mask)
-    if array is None or array.ndim < 2 or array.size > _CAUSAL_LIMIT:
-        return False
-    queries, keys = array.shape[-2:]
-    if array.size != queries * keys or queries < 2:
-        return False
-    square = array.reshape(queries, keys)
-    lower: np.ndarray[Any, Any] = np.tri(queries, keys, keys - queries, dtype=np.bool_)
-    if square.dtype == bool:
-        return bool(np.array_equal(square, lower))
-    return bool(np.all(square[lower] == 0) and np.all(square[~lower] <= _FORBIDDING))
 
 
 # shared key heads

@@ -14,6 +14,7 @@ from ingot.passes.facts import (
     attribute,
     changed,
     epilogue_of,
+    exchanges_last,
     extras_of,
     main_inputs,
     maker,
@@ -22,8 +23,10 @@ from ingot.passes.facts import (
     same_shape,
 )
 from ingot.passes.fuse_pointwise import distinct
+from ingot.passes.meeting import MEETINGS
 from ingot.passes.peephole import simpler, simplified
 from ingot.passes.rewrite import Builder, Result, Table, reject, rewrite_node
+from ingot.passes.shuffles import shuffles
 from ingot.plan.extent import Extent
 
 Perm = tuple[int, ...]
@@ -195,17 +198,12 @@ def transposed_operand(op: Builder, node: ir.Node) -> Result:
     for value, name in zip(main_inputs(node), ("transpose_a", "transpose_b"), strict=True):
         assert value is not None
         source, flags[name] = maker(value, "Transpose"), attribute(node, name)
-        if source is not None and _exchanges_last(attribute(source, "perm")):
+        if source is not None and exchanges_last(attribute(source, "perm")):
             value, flags[name] = _input(source), 1 - flags[name]
         operands.append(value)
     if tuple(operands) == main_inputs(node):
         return None
     return op.MatMul(*operands, *extras_of(node), **changed(node, **flags))
-
-
-def _exchanges_last(perm: Perm) -> bool:
-    rank = len(perm)
-    return rank > 1 and perm == (*range(rank - 2), rank - 1, rank - 2)
 
 
 @rewrite_node("Pointwise")
@@ -320,4 +318,4 @@ MOVES = (
     transposes, slices, concats, split_and_joined, expands, transposed_operand, broadcast_operand, reduce_transposed,
     reduce_viewed, squeezed_reduce, extreme_of_softmax, top_of_softmax, log_softmax,
 )  # fmt: skip
-SIMPLIFY = Table("simplify", MOVES)
+SIMPLIFY = Table("simplify", (*MOVES, shuffles, *MEETINGS))
