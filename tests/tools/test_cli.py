@@ -4,7 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import ingot
 from ingot.cli import VERBS, main
@@ -41,6 +43,24 @@ def test_the_example_gets_as_far_as_the_missing_file(
     told = capsys.readouterr()
     assert ("No such file" in told.err + told.out or "no folder" in told.err) and "Traceback" not in told.err + told.out
     assert not list(tmp_path.iterdir())
+
+
+def images() -> onnx.ModelProto:
+    """x[N, 3, 224, 224] halved."""
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, 224, 224]) for n in "xy"]
+    half = helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "half"], ["y"], "halve")], "g", ends[:1], ends[1:], [half])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "serve"])
+def test_the_example_runs(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a model.onnx and a model.engine; `serve` would stay."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(images(), "model.onnx")
+    if verb in ("inspect", "report"):
+        ingot.build("model.onnx", level=0).save("model.engine")
+    assert main(shlex.split(VERBS[verb].example)[1:]) == 0
 
 
 def test_build_reports(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
