@@ -103,15 +103,14 @@ def _items(module: Module, choices: Mapping[Work, Candidate], code: Code) -> lis
     made: set[Ref] = set()
 
     def want(tensor: Tensor | None, layout: str) -> Ref | None:
-        if tensor is None:
-            return None
-        root = tensor.root
-        home = homes.get(root, "plain")
-        if layout == home:
-            return (tensor, layout)
-        if (root, layout) not in made:
-            items.append(_reorder(root, home, layout, code))
-            made.add((root, layout))
+        if tensor is None or tensor.constant is not None:  # kernels pack constants in the layout they ask for
+            return None if tensor is None else (tensor, layout)
+        if tensor.alias is not None:  # a view: of the plain form, and blocked by its own shape, not by its source's
+            want(tensor.root, "plain")
+        home = homes.get(tensor, "plain")
+        if layout != home and (tensor, layout) not in made:
+            items.append(_reorder(tensor, home, layout, code))
+            made.add((tensor, layout))
         return (tensor, layout)
 
     for work in module.works:
@@ -363,7 +362,9 @@ class _Assembly:
 
 
 def _key(ref: Ref) -> Ref:
-    return (ref[0].root, ref[1])
+    """What a storage belongs to: views share the plain form of their source and nothing else."""
+    tensor, layout = ref
+    return (tensor.root, layout) if layout == "plain" else ref
 
 
 def _present(ref: Ref | None) -> Ref:

@@ -1,17 +1,20 @@
-"""The timing cache: what was measured, by node signature and candidate, in one JSON file that machines do not share.
+"""The timing cache: what was measured, by node signature and candidate, in one JSON file for any number of places.
 
-The file names the processor and the generator's fingerprint it belongs to; entries of another are kept but not used,
-and
-the build report says so. Writing merges with what another build wrote meanwhile.
+A place is a processor, an instruction set, a compiler and the generators' sources; times of another place are kept but
+not used, and the build report says in a sentence what differs. Writing merges with what other builds wrote meanwhile.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +23,39 @@ from ingot.kernels import Candidate
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.node import Node
 
+Outcome = float | str  # microseconds, or why the candidate has none
+Times = dict[str, dict[str, Outcome]]
 _FORMAT = "ingot timing cache 1"
+_PARTS = ("processor", "instruction set", "compiler", "kernel generators")
 
 
 @lru_cache(maxsize=1)
 def generator_fingerprint() -> str:
     """Digest of the kernel generators' sources: a changed generator does not inherit old times."""
     sha = hashlib.sha256()
-    for path in sorted((Path(__file__).parents[1] / "kernels").rglob("*.py")):
+    root = Path(__file__).parents[1]
+    for path in (*sorted((root / "kernels").rglob("*.py")), root / "tune" / "measure.py"):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The processor as the system names it: virtual machines differ in family and model where names are alike."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return "unknown processor"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), value.strip())
+    numbers = "/".join(found.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{found.get('model name', 'unknown processor')} ({numbers})"
+
+
+def place_of(isa: Isa) -> str:
+    """Where times are taken: they are not comparable with those of another place."""
+    return " | ".join((processor(), isa.name, f"llvmlite {version('llvmlite')}", generator_fingerprint()))
 
 
 def signature(node: Node) -> str:
@@ -56,40 +72,99 @@ def candidate_key(candidate: Candidate) -> str:
 
 
 class TimingCache:
-    """Microseconds by (machine, node signature, candidate)."""
+    """Outcomes by (place, node signature, candidate). Without a path it lasts as long as the build."""
 
     def __init__(self, path: Path | None, isa: Isa) -> None:
-        self._path, self._place = path, f"{processor()} | {isa.name} | {generator_fingerprint()}"
-        self._all = _read(path)
-        self.times: dict[str, dict[str, float]] = self._all.setdefault(self._place, {})
-        self.changed = False
+        self.path, self.place = path, place_of(isa)
+        places = read(path) if path is not None else {}
+        self.times: Times = places.pop(self.place, {})
+        self.foreign = tuple(places)
+        self._new: Times = {}
 
     @property
-    def foreign(self) -> list[str]:
-        """Other machines or generators the file holds times of."""
-        return [place for place in self._all if place != self._place]
+    def mismatch(self) -> str | None:
+        """Why a file with times has none for this place, in a sentence; None when it has some or is empty."""
+        if self.times or not self.foreign:
+            return None
+        return min((_differences(other, self.place) for other in self.foreign), key=lambda d: d.count(";"))
 
     def get(self, node: str, candidate: str) -> float | None:
         """A measured time."""
-        return self.times.get(node, {}).get(candidate)
+        outcome = self.times.get(node, {}).get(candidate)
+        return None if isinstance(outcome, str) else outcome
 
-    def put(self, node: str, candidate: str, microseconds: float) -> None:
-        """Remember a time (infinite: the candidate failed)."""
-        self.times.setdefault(node, {})[candidate] = round(microseconds, 3)
-        self.changed = True
+    def failure(self, node: str, candidate: str) -> str | None:
+        """Why the candidate was lost when it was tried."""
+        outcome = self.times.get(node, {}).get(candidate)
+        return outcome if isinstance(outcome, str) else None
+
+    def put(self, node: str, candidate: str, outcome: Outcome) -> None:
+        """Remember a time or a failure."""
+        kept = outcome if isinstance(outcome, str) else round(outcome, 3)
+        self.times.setdefault(node, {})[candidate] = kept
+        self._new.setdefault(node, {})[candidate] = kept
 
     def save(self) -> None:
-        """Merge into the file and replace it atomically."""
-        if self._path is None or not self.changed:
-            return
-        merged = _read(self._path)
-        mine = merged.setdefault(self._place, {})
-        for node, times in self.times.items():
-            mine.setdefault(node, {}).update(times)
-        _write(self._path, json.dumps({"format": _FORMAT, "machines": merged}, sort_keys=True))
+        """Merge what is new into the file and replace it atomically."""
+        if self.path is not None and self._new:
+            _update(self.path, {self.place: self._new})
+            self._new = {}
 
 
-def _write(path: Path, text: str) -> None:
+def merge(target: Path, sources: list[Path]) -> None:
+    """Add the times of other files to `target`, which need not exist; the last file wins where both know a time."""
+    for source in sources:
+        if not source.exists():
+            raise ConfigError(f"there is no timing cache {source}")
+        _update(target, read(source))
+
+
+def reset(path: Path) -> None:
+    """Forget all times. ConfigError when the file is not a timing cache: it is left alone."""
+    read(path)
+    with _locked(path):
+        _write(path, {})
+
+
+def _update(path: Path, added: Mapping[str, Times]) -> None:
+    with _locked(path):
+        places = read(path)
+        for place, times in added.items():
+            known = places.setdefault(place, {})
+            for node, outcomes in times.items():
+                known.setdefault(node, {}).update(outcomes)
+        _write(path, places)
+
+
+def _differences(other: str, mine: str) -> str:
+    """What sets two places apart."""
+    pairs = zip(_PARTS, other.split(" | "), mine.split(" | "), strict=False)
+    said = [_difference(part, theirs, ours) for part, theirs, ours in pairs if theirs != ours]
+    return "; ".join(said)
+
+
+def _difference(part: str, theirs: str, ours: str) -> str:
+    if part == _PARTS[-1]:
+        return "its times are of other sources of the kernel generators"
+    return f"its times are of the {part} {theirs!r}, this build's is {ours!r}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else updates the file meanwhile. The lock is a file of its own, since the cache itself is replaced."""
+    try:
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise ConfigError(f"cannot write the timing cache {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write(path: Path, places: Mapping[str, Times]) -> None:
+    text = json.dumps({"format": _FORMAT, "machines": places}, sort_keys=True)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -104,15 +179,25 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.exists():
-        if path is not None and not path.parent.is_dir():
+def read(path: Path) -> dict[str, Times]:
+    """Times by place; none where there is no file yet. ConfigError when the file is something else."""
+    if not path.exists():
+        if not path.parent.is_dir():
             raise ConfigError(f"the timing cache {path} has no folder to be written in: make {path.parent} first")
         return {}
     try:
         content = json.loads(path.read_text())
         if content["format"] != _FORMAT:
-            raise KeyError("format")
-        return dict(content["machines"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a timing cache ({error}); delete it or name another file") from None
+            raise ConfigError(f"{path} is a {content['format']!r}, this Ingot writes {_FORMAT!r}; delete it and build")
+        return {str(place): _checked(times) for place, times in content["machines"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not a timing cache ({said}); delete it or name another file") from None
+
+
+def _checked(times: Any) -> Times:
+    for node, outcomes in times.items():
+        for candidate, outcome in outcomes.items():
+            if not isinstance(outcome, str) and (isinstance(outcome, bool) or not 0 <= outcome < float("inf")):
+                raise ValueError(f"the time of {candidate!r} of node {node} is {outcome!r}")
+    return dict(times)

@@ -1,13 +1,14 @@
 """One candidate per work for a whole graph: the sum of prices and of the layout conversions between works, minimised.
 
-Per work only the cheapest candidate of each combination of port layouts matters; those are relaxed by sweeps in graph
-order
-until nothing moves (iterated conditional modes: Besag 1986). A tie goes to the layout the input already has.
+Per work only the cheapest candidate of each combination of port layouts matters. From several beginnings, each work in
+turn takes the option that is best given all others, until nothing moves (iterated conditional modes: Besag 1986); the
+cheapest end wins. No beginning ends dearer than it was, so the choice is never worse than any of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingot.kernels import Candidate, Ports
@@ -16,6 +17,7 @@ from ingot.plan.lower import Module, Tensor, Work
 from ingot.tune.binding import DEFAULT_EXTENT
 
 Price = Callable[[Work, Candidate], float]
+Taste = Callable[["Option"], bool]
 _REORDER_BYTES_PER_MICROSECOND = 6000.0
 _REORDER_FIXED = 1.0
 _SWEEPS = 12
@@ -33,10 +35,20 @@ class Option:
         """Its layouts."""
         return self.candidate.ports
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all its ports are row-major."""
+        return not {*self.ports.inputs, *self.ports.outputs} - {"", "plain"}
+
+
+Selection = dict[Work, Option]
+# What a selection to improve may begin with: the cheapest of what is to its taste, else the cheapest.
+_BEGINNINGS: tuple[Taste, ...] = (lambda option: True, lambda option: not option.is_plain, lambda o: o.is_plain)
+
 
 @dataclass(eq=False)
 class Choice:
-    """What was chosen, and the runners-up per work for a report."""
+    """What was chosen, and the sum of its prices and conversions."""
 
     candidates: dict[Work, Candidate] = field(default_factory=dict)
     microseconds: float = 0.0
@@ -44,20 +56,15 @@ class Choice:
 
 def choose(module: Module, price: Price, symbols: Mapping[str, int]) -> Choice:
     """A candidate for every native work of the module and of its bodies."""
-    works = [w for w in module.works if w.kind == "native"]
-    options = {w: _options(w, price) for w in works}
-    current = {w: min(o, key=lambda option: option.microseconds) for w, o in options.items()}
-    relaxation = _Relaxation(module, current, symbols)
-    for _ in range(_SWEEPS):
-        improved = [relaxation.improve(w, options[w]) for w in works if len(options[w]) > 1]
-        if True not in improved:
-            break
-    choice = Choice({w: o.candidate for w, o in current.items()}, sum(o.microseconds for o in current.values()))
-    for work in module.works:
-        for body in work.bodies:
-            inner = choose(body, price, symbols)
-            choice.candidates |= inner.candidates
-            choice.microseconds += inner.microseconds
+    options = {w: _options(w, price) for w in module.works if w.kind == "native"}
+    layouts = Layouts(module, symbols)
+    ends = [_improved(_beginning(options, taste), options, layouts) for taste in _BEGINNINGS]
+    best = min(ends, key=layouts.total)
+    choice = Choice({w: o.candidate for w, o in best.items()}, layouts.total(best))
+    for body in (body for work in module.works for body in work.bodies):
+        inner = choose(body, price, symbols)
+        choice.candidates |= inner.candidates
+        choice.microseconds += inner.microseconds
     return choice
 
 
@@ -67,68 +74,102 @@ def _options(work: Work, price: Price) -> list[Option]:
         cost = price(work, candidate)
         if candidate.ports not in best or cost < best[candidate.ports].microseconds:
             best[candidate.ports] = Option(candidate, cost)
-    return list(best.values())
+    usable = [option for option in best.values() if math.isfinite(option.microseconds)]
+    return usable or list(best.values())
 
 
-class _Relaxation:
-    def __init__(self, module: Module, current: dict[Work, Option], symbols: Mapping[str, int]) -> None:
-        self.current, self.symbols = current, symbols
-        self.producer: dict[Tensor, tuple[Work, int]] = {}
-        self.readers: dict[Tensor, list[tuple[Work | None, int]]] = {}
+def _beginning(options: Mapping[Work, Sequence[Option]], taste: Taste) -> Selection:
+    wanted = {w: [o for o in mine if taste(o)] or mine for w, mine in options.items()}
+    return {w: min(mine, key=lambda option: option.microseconds) for w, mine in wanted.items()}
+
+
+def _improved(selection: Selection, options: Mapping[Work, Sequence[Option]], layouts: Layouts) -> Selection:
+    """The selection after as many moves as help."""
+    for _ in range(_SWEEPS):
+        moved = [layouts.improve(selection, w, mine) for w, mine in options.items() if len(mine) > 1]
+        if True not in moved:
+            break
+    return selection
+
+
+class Layouts:
+    """Which works write and read each tensor, and what it costs to have it in more than one layout."""
+
+    def __init__(self, module: Module, symbols: Mapping[str, int]) -> None:
+        self._symbols = symbols
+        self._producer: dict[Tensor, tuple[Work, int]] = {}
+        self._readers: dict[Tensor, list[tuple[Work, int]]] = {}
+        self._plain: set[Tensor] = set()  # to be had in the plain layout, whoever else reads them
         for work in module.works:
-            self.producer.update({t: (work, i) for i, t in enumerate(work.outputs)})
+            self._producer.update({t: (work, i) for i, t in enumerate(work.outputs)})
             for index, tensor in enumerate(work.inputs):
-                if tensor is not None:
-                    # A view must be read in plain order whatever its reader would like.
-                    reader = work if tensor.alias is None else None
-                    self.readers.setdefault(tensor.root, []).append((reader, index))
-            for captured in (t for group in work.captures for t in group):
-                self.readers.setdefault(captured.root, []).append((None, 0))
-        for tensor in module.outputs:
-            self.readers.setdefault(tensor.root, []).append((None, 0))
+                self._add_reader(work, index, tensor)
+            self._plain.update(t.root for group in work.captures for t in group)
+        self._plain.update(t.root for t in module.outputs)
 
-    def improve(self, work: Work, options: Sequence[Option]) -> bool:
-        """Move one work to its best option given its neighbours; whether it moved."""
-        before = self.current[work]
-        ranked = [(self._cost(work, o), self._mismatches(work, o), i) for i, o in enumerate(options)]
-        best = options[min(ranked)[2]]
-        self.current[work] = best
-        return best is not before
+    def _add_reader(self, work: Work, index: int, tensor: Tensor | None) -> None:
+        if tensor is None:
+            return
+        if tensor.alias is not None or work.kind != "native":
+            self._plain.add(tensor.root)
+        if work.kind == "native":
+            self._readers.setdefault(tensor, []).append((work, index))
 
-    def _cost(self, work: Work, option: Option) -> float:
-        total = option.microseconds
-        for index, tensor in enumerate(work.inputs):
-            if tensor is not None and _wanted(option, index) != self._home(tensor):
-                total += self._conversion(tensor)
-        for index, tensor in enumerate(work.outputs):
-            given = option.ports.outputs[index] if index < len(option.ports.outputs) else "plain"
-            wanted = {self._reader_layout(reader, i) for reader, i in self.readers.get(tensor, ())}
-            total += len(wanted - {given or "plain"}) * self._conversion(tensor)
-        return round(total, 6)
+    def total(self, selection: Selection) -> float:
+        """Prices and conversions of a selection in microseconds."""
+        tensors = {**dict.fromkeys(self._readers), **dict.fromkeys(self._producer)}
+        return sum(o.microseconds for o in selection.values()) + sum(self._conversions(t, selection) for t in tensors)
 
-    def _mismatches(self, work: Work, option: Option) -> int:
-        return sum(t is not None and _wanted(option, i) != self._home(t) for i, t in enumerate(work.inputs))
+    def improve(self, selection: Selection, work: Work, options: Sequence[Option]) -> bool:
+        """Move one work to its best option given all others; whether it moved. A tie goes to the layouts at hand."""
+        before = selection[work]
+        ranked = []
+        for index, option in enumerate(options):
+            selection[work] = option
+            ranked.append((self._cost(selection, work), self._mismatches(selection, work), index))
+        selection[work] = options[min(ranked)[2]]
+        return selection[work] is not before
 
-    def _home(self, tensor: Tensor) -> str:
-        if tensor.alias is not None or tensor not in self.producer:
+    def _cost(self, selection: Selection, work: Work) -> float:
+        """What of the total depends on the work's option."""
+        return round(
+            selection[work].microseconds + sum(self._conversions(t, selection) for t in dict.fromkeys(_ports(work))), 6
+        )
+
+    def _mismatches(self, selection: Selection, work: Work) -> int:
+        pairs = ((t, _wanted(selection[work], i)) for i, t in enumerate(work.inputs) if t is not None)
+        return sum(wanted != self._home(t, selection) for t, wanted in pairs)
+
+    def _conversions(self, tensor: Tensor, selection: Selection) -> float:
+        if tensor.constant is not None:  # packed at build in the layout it is wanted in
+            return 0.0
+        wanted = {_wanted(selection[work], index) for work, index in self._readers.get(tensor, ())}
+        if tensor in self._plain:
+            wanted.add("plain")
+        count = len(wanted - {self._home(tensor, selection)})
+        return count * self._conversion(tensor) if count else 0.0
+
+    def _home(self, tensor: Tensor, selection: Selection) -> str:
+        """The layout it is written in; views, inputs and constants are plain."""
+        work, index = self._producer.get(tensor, (None, 0))
+        if work is None or work not in selection or tensor.alias is not None:
             return "plain"
-        work, index = self.producer[tensor]
-        if work not in self.current:
-            return "plain"
-        layouts = self.current[work].ports.outputs
-        return (layouts[index] if index < len(layouts) else "") or "plain"
-
-    def _reader_layout(self, reader: Work | None, index: int) -> str:
-        return "plain" if reader is None or reader not in self.current else _wanted(self.current[reader], index)
+        return _layout(selection[work].ports.outputs, index)
 
     def _conversion(self, tensor: Tensor) -> float:
-        if tensor.constant is not None:
-            return 0.0
-        size = tensor.root.port().bytes
-        free = {s: DEFAULT_EXTENT for s in symbols_of(size) if s not in self.symbols}
-        return _REORDER_FIXED + 2 * evaluate(size, {**self.symbols, **free}) / _REORDER_BYTES_PER_MICROSECOND
+        size = tensor.port().bytes
+        free = {s: DEFAULT_EXTENT for s in symbols_of(size) if s not in self._symbols}
+        return _REORDER_FIXED + 2 * evaluate(size, {**self._symbols, **free}) / _REORDER_BYTES_PER_MICROSECOND
+
+
+def _ports(work: Work) -> Iterator[Tensor]:
+    yield from (t for t in work.inputs if t is not None)
+    yield from work.outputs
 
 
 def _wanted(option: Option, index: int) -> str:
-    layouts = option.ports.inputs
+    return _layout(option.ports.inputs, index)
+
+
+def _layout(layouts: Sequence[str], index: int) -> str:
     return (layouts[index] if index < len(layouts) else "") or "plain"

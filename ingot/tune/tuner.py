@@ -5,89 +5,131 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ingot.config import BuildConfig
 from ingot.errors import BuildError
 from ingot.kernels import Candidate, Ports
 from ingot.kernels.cpu.isa import Isa
-from ingot.kernels.cpu.workers import WorkerDied, WorkerPool
 from ingot.plan.lower import Module, Work
 from ingot.report import BuildLog
-from ingot.runtime.cpu import usable_threads
+from ingot.runtime.machine import cpu_features
+from ingot.tune import trials
 from ingot.tune.cache import TimingCache, candidate_key, signature
 from ingot.tune.choose import Price
-from ingot.tune.measure import describe, without_weights
-from ingot.tune.price import Estimates, estimate
+from ingot.tune.measure import without_weights
+from ingot.tune.price import Estimates
+from ingot.tune.trials import Outcome, Trial
 
-# level → candidates timed per node and layout; seconds of running per node
-_LEVELS: dict[int, tuple[int, float]] = {1: (2, 0.02), 2: (3, 0.04), 3: (5, 0.08), 4: (10, 0.15), 5: (10_000, 0.4)}
-_HOPELESS = 3.0  # a layout whose estimate is this many times the best's is not timed
-_WORTH_TIMING = 3.0  # microseconds: below, the estimates decide
+
+@dataclass(frozen=True)
+class Level:
+    """How much is timed: at most `candidates` per node and layout, `budget` seconds of running per node. Layouts whose
+    estimate is more than `hopeless` times the best are left out, and nodes cheaper than `worth` microseconds."""
+
+    candidates: int
+    budget: float
+    hopeless: float = 3.0
+    worth: float = 3.0
+
+
+LEVELS = {
+    1: Level(2, 0.02),
+    2: Level(3, 0.04),
+    3: Level(5, 0.08),
+    4: Level(10, 0.15, hopeless=10.0),
+    5: Level(10_000, 0.4, hopeless=math.inf, worth=0.0),
+}
 
 
 def prices(module: Module, isa: Isa, symbols: Mapping[str, int], config: BuildConfig, log: BuildLog) -> Price:
     """The price function of a build."""
     estimates = Estimates(isa, symbols)
-    if config.level == 0 or not isa.machine <= _here():
+    if config.level == 0:
+        return estimates
+    if not isa.machine <= cpu_features():
+        log.note("not timed", isa.name, "this machine cannot run it; its kernels are chosen by estimate")
         return estimates
     cache = TimingCache(Path(config.timing_cache) if config.timing_cache else None, isa)
-    _note_foreign(cache, config, log)
-    shortlists = _shortlists(module, estimates, isa, config.level)
-    _measure(shortlists, estimates, cache, isa, config, log)
-    cache.save()
-    return _Measured(estimates, cache, shortlists)
+    if cache.mismatch:
+        log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")
+    lists = shortlists(module, estimates, LEVELS[config.level])
+    try:
+        _measure(lists, estimates, cache, isa, config, log)
+    finally:
+        cache.save()  # Ctrl-C does not lose what has been measured
+    return Measured(estimates, cache, lists, log)
 
 
-def _here() -> frozenset[str]:
-    from ingot.runtime.machine import cpu_features
-
-    return cpu_features()
-
-
-def _note_foreign(cache: TimingCache, config: BuildConfig, log: BuildLog) -> None:
-    if cache.foreign and not cache.times:
-        log.note(
-            "timing cache", str(config.timing_cache), f"holds times of {cache.foreign[0]} only",
-            "times of another processor or generator are not used; these are measured anew",
-        )  # fmt: skip
-
-
-class _Measured:
-    """Measured microseconds where there are some; candidates nobody timed do not compete with timed ones."""
-
-    def __init__(
-        self, estimates: Estimates, cache: TimingCache, shortlists: Mapping[Work, Sequence[Candidate]]
-    ) -> None:
-        self._estimates, self._cache = estimates, cache
-        self._keys = {work: signature(estimates.bound(work)) for work in shortlists}
-
-    def __call__(self, work: Work, candidate: Candidate) -> float:
-        if work not in self._keys:
-            return self._estimates(work, candidate)
-        known = self._cache.get(self._keys[work], candidate_key(candidate))
-        return math.inf if known is None else known
-
-
-def _shortlists(module: Module, estimates: Estimates, isa: Isa, level: int) -> dict[Work, list[Candidate]]:
+def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work, list[Candidate]]:
     """For each work with a real choice: the best few candidates of each layout by estimate."""
-    count, _ = _LEVELS[level]
     lists: dict[Work, list[Candidate]] = {}
     for work in module.all_works():
-        if work.kind != "native" or len(work.choices) < 2:
-            continue
-        node = estimates.bound(work)
-        ranked = sorted(((estimate(node, c, isa), i) for i, c in enumerate(work.choices)))
-        if ranked[0][0] < _WORTH_TIMING and level < 5:
-            continue
-        taken: dict[Ports, list[Candidate]] = {}
-        for cost, index in ranked:
-            candidate = work.choices[index]
-            group = taken.setdefault(candidate.ports, [])
-            if len(group) < count and (cost <= _HOPELESS * ranked[0][0] or level == 5):
-                group.append(candidate)
-        lists[work] = [c for group in taken.values() for c in group]
+        if work.kind == "native" and len(work.choices) > 1:
+            lists[work] = _shortlist(work, estimates, level)
     return {work: chosen for work, chosen in lists.items() if len(chosen) > 1}
+
+
+def _shortlist(work: Work, estimates: Estimates, level: Level) -> list[Candidate]:
+    ranked = sorted((estimates(work, c), i) for i, c in enumerate(work.choices))
+    best = ranked[0][0]
+    if best < level.worth:
+        return []
+    taken: dict[Ports, list[Candidate]] = {}
+    for cost, index in ranked:
+        candidate = work.choices[index]
+        group = taken.setdefault(candidate.ports, [])
+        if len(group) < level.candidates and cost <= level.hopeless * best:
+            group.append(candidate)
+    return [c for group in taken.values() for c in group]
+
+
+class Measured:
+    """Measured microseconds where there are some. Candidates nobody timed do not compete with timed ones; those that
+    failed compete with nobody, and are named in the log."""
+
+    def __init__(
+        self, estimates: Estimates, cache: TimingCache, lists: Mapping[Work, Sequence[Candidate]], log: BuildLog
+    ) -> None:
+        self._estimates, self._cache = estimates, cache
+        self._prices = {work: self._prices_of(work) for work in lists}
+        told: set[str] = set()
+        for work in lists:
+            key = signature(estimates.bound(work))
+            if key not in told:
+                told.add(key)
+                _tell_failures(work, key, cache, log)
+
+    def __call__(self, work: Work, candidate: Candidate) -> float:
+        if work not in self._prices:
+            return self._estimates(work, candidate)
+        return self._prices[work].get(candidate_key(candidate), math.inf)
+
+    def _prices_of(self, work: Work) -> dict[str, float]:
+        key, names = signature(self._estimates.bound(work)), {candidate_key(c): c for c in work.choices}
+        timed = {name: t for name in names if (t := self._cache.get(key, name)) is not None}
+        if timed:
+            return timed
+        left = {n: self._estimates(work, c) for n, c in names.items() if self._cache.failure(key, n) is None}
+        if not left:
+            raise BuildError(
+                f"every kernel for {work.op} {_nodes(work)} failed when it was timed; this is a bug in Ingot. "
+                "Build with level 0, or with another timing cache if the machine was to blame"
+            )
+        return left
+
+
+def _tell_failures(work: Work, key: str, cache: TimingCache, log: BuildLog) -> None:
+    remedy = "ended by the system? then reset the timing cache" if cache.path else "the others were timed without it"
+    for candidate in work.choices:
+        reason = cache.failure(key, candidate_key(candidate))
+        if reason is not None:
+            log.note("dropped tactic", _nodes(work), f"{candidate.label}: {reason}", remedy)
+
+
+def _nodes(work: Work) -> str:
+    return ", ".join(work.origins) or work.name
 
 
 def _measure(
@@ -98,11 +140,11 @@ def _measure(
     config: BuildConfig,
     log: BuildLog,
 ) -> None:
-    _, budget = _LEVELS[config.level]
+    """Fill the cache with what the shortlists need."""
     missing: dict[str, tuple[Work, list[Candidate]]] = {}
     for work, candidates in lists.items():
         key = signature(estimates.bound(work))
-        unknown = [c for c in candidates if cache.get(key, candidate_key(c)) is None]
+        unknown = [c for c in candidates if candidate_key(c) not in cache.times.get(key, {})]
         if unknown and key not in missing:
             missing[key] = (work, unknown)
     log.figures["candidates timed"] = sum(len(c) for _, c in missing.values())
@@ -113,29 +155,32 @@ def _measure(
         raise BuildError(
             f"the timing cache lacks {len(missing)} nodes ({names} …); build once without this restriction"
         )
-    jobs = [
-        (without_weights(estimates.bound(work)), [describe(c) for c in unknown], isa.name, budget)
-        for work, unknown in missing.values()
-    ]
-    with WorkerPool(min(usable_threads(), len(jobs))) as pool:
-        results = pool.map("ingot.tune.measure:time_candidates", jobs)
-        for done, (key, result) in enumerate(zip(missing, results, strict=True)):
-            work, unknown = missing[key]
-            _remember(key, work, unknown, result, cache, log)
-            log.advance("tune", (done + 1) / len(jobs))
+    anchors = {key: _anchor(key, work, cache) for key, (work, _) in missing.items()}
+    todo = [_trial(key, work, unknown, anchors[key], estimates) for key, (work, unknown) in missing.items()]
+    level = LEVELS[config.level]
+    for trial, outcomes in trials.run(todo, isa, level.budget, lambda share: log.advance(f"tune {isa.name}", share)):
+        _remember(trial, outcomes, anchors[trial.key], cache)
 
 
-def _remember(
-    key: str,
-    work: Work,
-    candidates: Sequence[Candidate],
-    result: list[float] | WorkerDied,
-    cache: TimingCache,
-    log: BuildLog,
-) -> None:
-    if isinstance(result, WorkerDied):
-        names = ", ".join(work.origins) or work.name
-        log.note("dropped tactics", names, f"{len(candidates)} candidates of {work.op}: {result}", "report this")
-        return
-    for candidate, microseconds in zip(candidates, result, strict=True):
-        cache.put(key, candidate_key(candidate), microseconds)
+def _anchor(key: str, work: Work, cache: TimingCache) -> Candidate | None:
+    """The fastest candidate timed earlier: timed again beside new ones, it says how fast the machine is today."""
+    timed = [(t, i) for i, c in enumerate(work.choices) if (t := cache.get(key, candidate_key(c))) is not None]
+    return work.choices[min(timed)[1]] if timed else None
+
+
+def _trial(
+    key: str, work: Work, unknown: Sequence[Candidate], anchor: Candidate | None, estimates: Estimates
+) -> Trial:
+    candidates = (*unknown, anchor) if anchor else tuple(unknown)
+    node = without_weights(estimates.bound(work))
+    return Trial(key, node, candidates, tuple(estimates(work, c) for c in candidates))
+
+
+def _remember(trial: Trial, outcomes: Sequence[Outcome], anchor: Candidate | None, cache: TimingCache) -> None:
+    scale = 1.0
+    if anchor is not None:
+        *outcomes, again = outcomes
+        before = cache.get(trial.key, candidate_key(anchor))
+        scale = before / again if before and not isinstance(again, str) else 1.0
+    for candidate, outcome in zip(trial.candidates, outcomes, strict=False):
+        cache.put(trial.key, candidate_key(candidate), outcome if isinstance(outcome, str) else outcome * scale)

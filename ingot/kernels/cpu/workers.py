@@ -14,7 +14,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,12 +23,19 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from ingot.errors import IngotError
+from ingot.runtime.cpu import usable_threads
 
 _LENGTH = struct.Struct("<Q")
+_ORPHAN_CHECK = 1.0  # seconds between looks whether the parent is still there
 
 
 class WorkerDied(IngotError):
-    """The child ended in the middle of a job (a crash of generated code, or the system killed it)."""
+    """The child ended in the middle of a job (a crash of generated code, or the system killed it), or was ended because
+    it took too long. `cause` says which in a few words."""
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Worker:
@@ -35,25 +43,35 @@ class Worker:
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([root, *(entry or os.getcwd() for entry in sys.path)])  # kernels may be a user's
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ingot.kernels.cpu.workers"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )  # fmt: skip
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Result of the function in the child. WorkerDied when the child ends first."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+    def call(self, function: str, *arguments: Any, limit: float | None = None) -> Any:
+        """Result of the function in the child. WorkerDied when the child ends first, or is ended after `limit`
+        seconds."""
+        watch = _Watch(self._process, limit)
         try:
-            _write(self._process.stdin, (function, arguments))
-            good, result = _read(self._process.stdout)
+            good, result = self._exchange((function, arguments))
         except (OSError, EOFError, struct.error):
             code = self._process.wait()
-            raise WorkerDied(f"a worker process ended while running {function} ({_cause(code)})") from None
+            cause = f"no answer within {limit:.3g} s" if watch.ended else _cause(code)
+            raise WorkerDied(f"a worker process ended while running {function} ({cause})", cause) from None
+        finally:
+            watch.stop()
+            if watch.ended:
+                self._process.wait()
         if not good:
             raise result
         return result
+
+    def _exchange(self, message: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        _write(self._process.stdin, message)
+        return _read(self._process.stdout)
 
     @property
     def alive(self) -> bool:
@@ -68,6 +86,27 @@ class Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+class _Watch:
+    """Ends a child that does not answer in time; `ended` tells whether it did."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit: float | None) -> None:
+        self.ended, self._process = False, process
+        self._timer = threading.Timer(limit, self._end) if limit is not None else None
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._process.kill()
+
+    def stop(self) -> None:
+        """The answer is there."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # a child must not be ended in the middle of its next job
 
 
 _SPARE: list[Worker] = []
@@ -90,6 +129,15 @@ def _take() -> Worker:
     return Worker()
 
 
+def _keep(workers: Sequence[Worker]) -> None:
+    """For the next build, as many as there are cores."""
+    with _SPARE_LOCK:
+        room = max(usable_threads() - len(_SPARE), 0)
+        _SPARE.extend(workers[:room])
+    for worker in workers[room:]:
+        worker.close()
+
+
 @atexit.register
 def dismiss() -> None:
     """End the children that wait for work."""
@@ -98,7 +146,14 @@ def dismiss() -> None:
             _SPARE.pop().close()
 
 
-os.register_at_fork(after_in_child=_SPARE.clear)  # a forked child must not talk to its parent's workers
+def _forget() -> None:
+    """A forked child must not talk to its parent's workers."""
+    global _SPARE_LOCK
+    _SPARE_LOCK = threading.Lock()  # another thread of the parent may have held it
+    _SPARE.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 class WorkerPool:
@@ -113,33 +168,26 @@ class WorkerPool:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="ingot-worker")
 
-    def submit(self, function: str, *arguments: Any) -> Future[Any]:
-        """The function's result, later; it raises what the child raised, or WorkerDied."""
-        return self._threads.submit(self._run, function, arguments)
+    def submit(self, function: str, *arguments: Any, limit: float | None = None) -> Future[Any]:
+        """The function's result, later; it raises what the child raised, or WorkerDied. `limit`: seconds it may run."""
+        return self._threads.submit(self._run, function, arguments, limit)
 
-    def map(self, function: str, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results in order as they become available; WorkerDied is returned in a result's place, not raised."""
-        futures = [self.submit(function, *job) for job in jobs]
-        for future in futures:
-            try:
-                yield future.result()
-            except WorkerDied as death:
-                yield death
-
-    def _run(self, function: str, arguments: tuple[Any, ...]) -> Any:
+    def _run(self, function: str, arguments: tuple[Any, ...], limit: float | None) -> Any:
         worker = self._idle.get()
         try:
-            return worker.call(function, *arguments)
-        except WorkerDied:
-            worker.close()
-            with self._lock:
-                if not self._closed:
-                    self._workers.remove(worker)
-                    worker = Worker()
-                    self._workers.append(worker)
-            raise
+            return worker.call(function, *arguments, limit=limit)
         finally:
-            self._idle.put(worker)
+            self._idle.put(self._sound(worker))
+
+    def _sound(self, worker: Worker) -> Worker:
+        """The worker, or a new one in the place of one that has ended."""
+        with self._lock:
+            if worker.alive or self._closed:
+                return worker
+            worker.close()
+            self._workers.remove(worker)
+            self._workers.append(Worker())
+            return self._workers[-1]
 
     def close(self) -> None:
         """End all children."""
@@ -159,8 +207,7 @@ class WorkerPool:
             self.close()
             return
         self._threads.shutdown()
-        with _SPARE_LOCK:
-            _SPARE.extend(self._workers)
+        _keep(self._workers)
 
 
 def _cause(code: int) -> str:
@@ -195,12 +242,29 @@ def _resolve(name: str) -> Callable[..., Any]:
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """A child's life: answer calls until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     for name, arguments in _messages(requests):
         try:
             answer: tuple[bool, Any] = (True, _resolve(name)(*arguments))
         except Exception as error:  # noqa: BLE001  raised again in the parent
-            answer = (False, error)
+            answer = (False, _portable(error))
         _write(answers, answer)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A child busy in native code would not notice that nobody waits for it any more."""
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_CHECK)
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it survives the way to the parent, else its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  whatever its own reduction does
+        return IngotError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _messages(pipe: IO[bytes]) -> Iterable[tuple[str, tuple[Any, ...]]]:

@@ -1,0 +1,101 @@
+"""Trials: candidates compiled on all cores, then timed in one child with the machine to itself.
+
+A candidate that crashes, hangs or is killed is lost alone; the others of its node are timed without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from ingot.kernels import Candidate
+from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.cpu.standalone import Compiled
+from ingot.kernels.cpu.workers import WorkerDied, WorkerPool
+from ingot.kernels.node import Node
+from ingot.runtime.cpu import usable_threads
+from ingot.tune.measure import describe
+
+Outcome = float | str  # microseconds, or why there are none
+Progress = Callable[[float], None]
+_COMPILE_LIMIT = 120.0  # seconds
+_PATIENCE = 10.0  # seconds a child may take for a set of candidates, beyond what its runs should take
+_RUNS = 400  # a candidate is run fewer times than this, whatever the level
+_COMPILE_SHARE = 0.1  # of a second, to weigh progress: compiling one candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Candidates of one node to be timed. `node` has static extents; `estimates` are microseconds per candidate."""
+
+    key: str
+    node: Node
+    candidates: tuple[Candidate, ...]
+    estimates: tuple[float, ...]
+
+
+Ready = Sequence[tuple[Candidate, Compiled]]
+
+
+def run(trials: Sequence[Trial], isa: Isa, budget: float, progress: Progress) -> Iterator[tuple[Trial, list[Outcome]]]:
+    """Each trial with an outcome per candidate; `budget`: seconds of running per trial."""
+    count = sum(len(t.candidates) for t in trials)
+    compiling = _COMPILE_SHARE * count / usable_threads()
+    whole = compiling + budget * len(trials)
+    codes = _compile_all(trials, isa, lambda done: progress(compiling / whole * done / count))
+    with WorkerPool(1) as alone:
+        for done, trial in enumerate(trials):
+            yield trial, _outcomes(alone, trial, codes[trial], isa, budget)
+            progress((compiling + budget * (done + 1)) / whole)
+
+
+def _compile_all(trials: Sequence[Trial], isa: Isa, told: Callable[[int], None]) -> dict[Trial, list[Compiled | str]]:
+    done = 0
+    codes: dict[Trial, list[Compiled | str]] = {}
+    with WorkerPool(usable_threads()) as pool:
+        futures = {t: [_compile(pool, t.node, c, isa) for c in t.candidates] for t in trials}
+        for trial, waiting in futures.items():
+            codes[trial] = [_code(future) for future in waiting]
+            done += len(waiting)
+            told(done)
+    return codes
+
+
+def _compile(pool: WorkerPool, node: Node, candidate: Candidate, isa: Isa) -> Future[Compiled]:
+    arguments = (node, describe(candidate), isa.name)
+    return pool.submit("ingot.tune.measure:compile_candidate", *arguments, limit=_COMPILE_LIMIT)
+
+
+def _code(future: Future[Compiled]) -> Compiled | str:
+    try:
+        return future.result()
+    except Exception as error:  # noqa: BLE001  one candidate is lost and named, the build goes on
+        return f"while it was compiled: {_words(error)}"
+
+
+def _outcomes(
+    pool: WorkerPool, trial: Trial, codes: Sequence[Compiled | str], isa: Isa, budget: float
+) -> list[Outcome]:
+    ready = [(c, code) for c, code in zip(trial.candidates, codes, strict=True) if not isinstance(code, str)]
+    limit = _PATIENCE + 10 * budget + _RUNS * sum(trial.estimates) / 1e6
+    times = iter(_timed(pool, trial.node, ready, isa, budget, limit))
+    return [code if isinstance(code, str) else next(times) for code in codes]
+
+
+def _timed(pool: WorkerPool, node: Node, ready: Ready, isa: Isa, budget: float, limit: float) -> list[Outcome]:
+    """Outcomes in the order of `ready`; if timing all together fails, one by one."""
+    if not ready:
+        return []
+    described = [(describe(candidate), code) for candidate, code in ready]
+    job = pool.submit("ingot.tune.measure:time_candidates", node, described, isa.name, budget, limit=limit)
+    try:
+        return list(job.result())
+    except Exception as error:  # noqa: BLE001  one candidate is lost and named, the build goes on
+        if len(ready) == 1:
+            return [f"while it was timed: {_words(error)}"]
+    return [outcome for one in ready for outcome in _timed(pool, node, [one], isa, budget, limit)]
+
+
+def _words(error: Exception) -> str:
+    return error.cause if isinstance(error, WorkerDied) else " ".join(f"{type(error).__name__}: {error}".split())
