@@ -25,24 +25,27 @@ class Arena:
         self._map: mmap.mmap | None = None
         self._view = np.zeros(0, np.uint8)
 
-    def write(self, arrays: Mapping[str, Array]) -> list[Entry]:
-        """Put arrays in, growing as needed; returns where they lie."""
-        packed = {name: (_packed(array), array) for name, array in arrays.items()}
-        entries: list[Entry] = []
+    def write(self, groups: Sequence[Mapping[str, Array]]) -> list[list[Entry]]:
+        """Put groups of arrays in, growing as needed; returns where they lie."""
+        packed: list[tuple[int, Array]] = []
+        entries: list[list[Entry]] = []
         end = 0
-        for name, (data, array) in packed.items():
-            dtype = "bytes" if array.dtype == object else array.dtype.name
-            entries.append((name, dtype, array.shape, end, data.nbytes))
-            end += -(-data.nbytes // _ALIGNED) * _ALIGNED
+        for group in groups:
+            entries.append([])
+            for name, array in group.items():
+                data, dtype = _packed(array), "bytes" if array.dtype == object else array.dtype.name
+                entries[-1].append((name, dtype, array.shape, end, data.nbytes))
+                packed.append((end, data))
+                end += -(-data.nbytes // _ALIGNED) * _ALIGNED
         self._reserve(end)
-        for (data, _), entry in zip(packed.values(), entries, strict=True):
-            np.copyto(self._view[entry[3] : entry[3] + entry[4]], data)
+        for at, data in packed:
+            self._view[at : at + data.nbytes] = data
         return entries
 
-    def read(self, entries: Sequence[Entry], copy: bool) -> dict[str, Array]:
-        """The arrays at the entries: views that hold until the next exchange, or copies."""
-        self._reserve(max((entry[3] + entry[4] for entry in entries), default=0))
-        return {entry[0]: self._array(entry, copy) for entry in entries}
+    def read(self, groups: Sequence[Sequence[Entry]], copy: bool) -> list[dict[str, Array]]:
+        """The groups at the entries: views that hold until the next exchange, or copies."""
+        self._reserve(max((entry[3] + entry[4] for group in groups for entry in group), default=0))
+        return [{entry[0]: self._array(entry, copy) for entry in group} for group in groups]
 
     def _array(self, entry: Entry, copy: bool) -> Array:
         _, dtype, shape, offset, size = entry

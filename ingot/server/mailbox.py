@@ -48,6 +48,16 @@ class Mailbox:
         else:
             self.post(action)
 
+    def watch(self, handle: int, action: Action) -> None:
+        """Run an action whenever there is something to read; on the loop's thread only."""
+        assert self._loop is not None
+        self._loop.add_reader(handle, action)
+
+    def unwatch(self, handle: int) -> None:
+        """No longer, before the handle is closed; on the loop's thread only."""
+        assert self._loop is not None
+        self._loop.remove_reader(handle)
+
     def post_later(self, action: Action, seconds: float) -> None:
         """Run it on the loop after a while; on the loop's thread only."""
         assert self._loop is not None

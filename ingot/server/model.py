@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +15,13 @@ from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine
 from ingot.server.batcher import Batcher
 from ingot.server.config import Config, completed, enum_name, instance_count, rules_of
+from ingot.server.drivers import Lines, OnLoop, Threads
 from ingot.server.instances import Instance, SessionInstance
 from ingot.server.latency import LatencyTable
 from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Feeds, Ports, ports_of
 from ingot.server.request import BY_CONFIG, BY_NAME, Done, Request, invalid
-from ingot.server.scheduler import Cancel, Queue, Scheduler
+from ingot.server.scheduler import Cancel, Driver, Queue, Scheduler
 from ingot.server.sequences import SequenceBatcher
 from ingot.server.states import sequence_rules, states_of
 from ingot.server.statistics import Statistics
@@ -109,10 +110,10 @@ def load_engine_model(config: Config, version: int, engine: Engine, folder: Path
         for worker in owned:
             worker.close()
         raise
-    quick = not placing.processes and len(instances) == 1 and slowest is not None and slowest < _QUICK
+    quick = slowest is not None and slowest < _QUICK
     scheduler = Scheduler(
-        ports, version, _queue(config, len(instances), latency), instances, statistics, latency,
-        ordered=config.dynamic_batching.preserve_ordering, loop=placing.loop if quick else None, states=states,
+        ports, version, _queue(config, len(instances), latency), _driver(instances, placing.loop if quick else None),
+        statistics, latency, ordered=config.dynamic_batching.preserve_ordering, states=states,
     )  # fmt: skip
     return EngineModel(version, config, ports, scheduler, statistics, owned)
 
@@ -123,6 +124,18 @@ def _maker(config: Config, engine: Engine, placing: Placing) -> tuple[Callable[[
         return lambda: SessionInstance(engine, placing.device, placing.threads), ()
     worker = Worker(config.name, Path(engine.source), placing.device, placing.threads)
     return lambda: ProcessInstance(worker), (worker,)
+
+
+def _driver(instances: Sequence[Instance], loop: Mailbox | None) -> Callable[[Scheduler], Driver]:
+    """Threads, unless a model is so quick that handing it over would cost more than running it."""
+    if loop is None:
+        return lambda scheduler: Threads(scheduler, instances)
+    lines = [instance for instance in instances if isinstance(instance, ProcessInstance)]
+    if lines:
+        return lambda scheduler: Lines(scheduler, lines, loop)
+    if len(instances) == 1:
+        return lambda scheduler: OnLoop(scheduler, instances[0], loop)
+    return lambda scheduler: Threads(scheduler, instances)
 
 
 def _queue(config: Config, instances: int, latency: LatencyTable) -> Queue:

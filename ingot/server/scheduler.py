@@ -1,8 +1,4 @@
-"""A batcher with a lock, and the instance threads that pull from it: gather, run, split, answer.
-
-A model that takes less than the hand-over to a thread runs on the event loop instead, a batch after each look at the
-input: what arrived together runs together.
-"""
+"""A queue with a lock, and what happens to a batch: gather, run, split, answer. drivers.py says who runs it, where."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,16 +14,14 @@ from ingot.errors import IngotError
 from ingot.server.batcher import Entry, Take
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
-from ingot.server.mailbox import Mailbox
-from ingot.server.ports import Ports, answer
-from ingot.server.request import Code, Done, Outcome, Request, SequencePlace, ServerError
+from ingot.server.ports import Feeds, Ports, answer
+from ingot.server.request import Array, Code, Done, Outcome, Request, SequencePlace, ServerError
 from ingot.server.states import States
 from ingot.server.statistics import Statistics, Timing
 
 log = logging.getLogger("ingot.server")
 clock = time.monotonic_ns
 Cancel = Callable[[], bool]
-_PUMPED = 1_000_000  # nanoseconds for which quick models may keep the event loop from its input
 
 
 class Closed(Exception):
@@ -62,189 +56,153 @@ class _Job:
     done: Done
 
 
+class Driver(Protocol):
+    """What takes batches from the queue and runs them: drivers.py."""
+
+    def wake(self) -> None:
+        """Something is there to be taken; called under the lock."""
+
+    def at_once(self, entry: Entry) -> bool:
+        """Run it now, if that is better than to queue it."""
+
+    def close(self) -> None:
+        """Return when everything that was accepted is answered."""
+
+
 class Scheduler:
     """Answers every request it accepts exactly once, also those that wait when it closes."""
 
     def __init__(
-        self, ports: Ports, version: int, batcher: Queue, instances: Sequence[Instance], statistics: Statistics,
-        latency: LatencyTable, ordered: bool = False, loop: Mailbox | None = None,
-        states: States | None = None,
+        self, ports: Ports, version: int, queue: Queue, drive: Callable[[Scheduler], Driver], statistics: Statistics,
+        latency: LatencyTable, ordered: bool = False, states: States | None = None,
     ) -> None:  # fmt: skip
-        self._ports, self._version, self._batcher, self._statistics = ports, version, batcher, statistics
-        self._latency, self._instances, self._states = latency, instances, states
-        self._ready = threading.Condition(threading.Lock())
-        self._closing = False
+        self.ports, self._version, self._queue, self._statistics = ports, version, queue, statistics
+        self._latency, self._states = latency, states
+        self.ready = threading.Condition(threading.Lock())
+        self.closing = False
         self._order: _InOrder | None = _InOrder() if ordered else None
-        self._loop, self._pumping, self._idle = loop, False, threading.Event()
-        self._at_once = loop is not None and not ports.max_rows and not ordered
-        self._threads = [
-            threading.Thread(target=self._serve, args=(instance,), name=f"ingot-{ports.model}-{number}", daemon=True)
-            for number, instance in enumerate(() if loop else instances)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._driver = drive(self)
 
     @property
     def pending(self) -> int:
         """Requests that wait."""
-        return len(self._batcher)
+        return len(self._queue)
 
     def submit(self, request: Request, done: Done) -> Cancel:
         """Queue a request; returns what cancels it while it waits. Closed if this version takes no more."""
-        rows, shape = self._ports.check(request)
+        rows, shape = self.ports.check(request)
         job = _Job(request, done)
         now = clock()
-        if self._at_once and self._loop is not None and self._loop.here() and not len(self._batcher):
-            return self._run_at_once(Entry(0, rows, shape, now, 1, None, job))
-        with self._ready:
-            if self._closing:
+        if not self.ports.max_rows and not len(self._queue) and not self._order and not self._states:
+            if self.closing:
                 raise Closed
-            entry = self._batcher.push(rows, shape, job, now, request.priority, request.timeout_us, request.sequence)
-            self._wake()
+            if self._driver.at_once(Entry(0, rows, shape, now, 1, None, job)):
+                return _too_late
+        with self.ready:
+            if self.closing:
+                raise Closed
+            entry = self._queue.push(rows, shape, job, now, request.priority, request.timeout_us, request.sequence)
+            self._driver.wake()
         return lambda: self._cancel(entry)
 
-    def _run_at_once(self, entry: Entry) -> Cancel:
-        """On the event loop, with nothing before it and nothing that could run with it."""
-        if self._closing:
-            raise Closed
-        self._run(self._instances[0], (entry,))
-        return _too_late
-
     def close(self) -> None:
-        """Take no more requests, answer those that wait, end the threads, close the instances."""
-        with self._ready:
-            self._closing = True
-            self._batcher.closing()
-            self._ready.notify_all()
-            if self._loop is not None:
-                self._wake()
-        if self._loop is not None:
-            self._idle.wait()
-        for thread in self._threads:
-            thread.join()
-        for instance in self._instances:
-            instance.close()
+        """Take no more requests, answer those that wait, end the driver and its instances."""
+        with self.ready:
+            self.closing = True
+            self._queue.closing()
+            self.ready.notify_all()
+            self._driver.wake()
+        self._driver.close()
 
     def _cancel(self, entry: Entry) -> bool:
-        with self._ready:
-            waiting = self._batcher.cancel(entry)
+        with self.ready:
+            waiting = self._queue.cancel(entry)
         if waiting:
             self._finish(entry, ServerError(Code.CANCELLED, "the request was cancelled", "CANCELED"))
         return waiting
 
-    def _wake(self) -> None:
-        """Something is there to be taken; under the lock."""
-        if self._loop is None:
-            self._ready.notify()
-        elif not self._pumping:
-            self._pumping = True
-            self._loop.post(self._pump)
-
-    def _take(self) -> Take:
-        """What the batcher says; under the lock."""
-        take = self._batcher.take(clock())
+    # -- for drivers --------------------------------------------------------------------------------------------------
+    def take(self) -> Take:
+        """What the queue says; under the lock."""
+        take = self._queue.take(clock())
         for entry in take.rejected:
             self._latency.relax(entry.shape)
         if self._order:
             self._order.expect(take.batch)
         return take
 
-    # -- an instance thread -------------------------------------------------------------------------------------------
-    def _serve(self, instance: Instance) -> None:
-        while (batch := self._next()) is not None:
-            if batch:
-                self._run(instance, batch)
+    def drained(self) -> bool:
+        """Closing, and nothing waits; under the lock."""
+        return self.closing and not len(self._queue)
 
-    def _next(self) -> tuple[Entry, ...] | None:
-        """The next batch; empty after refusals, None when closed and nothing waits."""
-        with self._ready:
-            take = self._take()
-            while not take.batch and not take.rejected:
-                if self._closing and not len(self._batcher):
-                    return None
-                self._ready.wait(None if take.wake is None else max(take.wake - clock(), 0) / 1e9)
-                take = self._take()
-            if len(self._batcher):
-                self._ready.notify()
-        self._reject(take)
-        return take.batch
-
-    # -- on the event loop --------------------------------------------------------------------------------------------
-    def _pump(self) -> None:
-        """Run what waits, for a while, and come again if more does."""
-        until = clock() + _PUMPED
-        while True:
-            with self._ready:
-                take = self._take()
-                more = bool(len(self._batcher)) and bool(take.batch or take.rejected)
-                self._pumping = more
-            self._reject(take)
-            if take.batch:
-                self._run(self._instances[0], take.batch)
-            if not more or clock() > until:
-                break
-        if self._loop is not None and more:
-            self._loop.post(self._pump)
-        elif self._loop is not None and take.wake is not None:
-            self._loop.post_later(self._pump_again, max(take.wake - clock(), 0) / 1e9)
-        elif self._closing and not len(self._batcher):
-            self._idle.set()
-
-    def _pump_again(self) -> None:
-        with self._ready:
-            self._wake()
-
-    def _reject(self, take: Take) -> None:
+    def reject(self, take: Take) -> None:
+        """Answer what the queue has refused."""
         for entry in take.rejected:
             self._finish(entry, ServerError(Code.UNAVAILABLE, "Request timeout expired", "REJECTED"))
 
-    # -- one batch ----------------------------------------------------------------------------------------------------
-    def _run(self, instance: Instance, batch: tuple[Entry, ...]) -> None:
-        requests = [self._job(entry).request for entry in batch]
+    def gather(self, batch: Sequence[Entry]) -> Feeds:
+        """What the model is given for a batch."""
+        feeds = self.ports.gather([self._job(entry).request for entry in batch])
+        return feeds | self._states.feeds(batch) if self._states else feeds
+
+    def run(self, instance: Instance, batch: Sequence[Entry]) -> None:
+        """Run a batch here and now, and answer it."""
         start = clock()
         try:
-            feeds = self._ports.gather(requests)
-            if self._states:
-                feeds |= self._states.feeds(batch)
+            feeds = self.gather(batch)
             gathered = clock()
             results = instance.run(feeds)
-            computed = clock()
+        except Exception as error:  # noqa: BLE001 - whatever a model raises is its requests' answer, not the server's end
+            self.fail(batch, error)
+        else:
+            self.complete(batch, results, start, gathered, clock())
+
+    def complete(
+        self, batch: Sequence[Entry], results: Mapping[str, Array], start: int, gathered: int, ran: int
+    ) -> None:
+        """Answer a batch that has run; the times are when it started, was gathered and had run."""
+        requests = [self._job(entry).request for entry in batch]
+        try:
             if self._states:
                 self._states.keep(batch, results)
-            parts = self._ports.split(results, requests, [entry.rows for entry in batch])
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is its requests' answer, not the server's end
-            self._fail(batch, error)
+            parts = self.ports.split(results, requests, [entry.rows for entry in batch])
+        except Exception as error:  # noqa: BLE001 - a model that returns nonsense fails its requests
+            self.fail(batch, error)
             return
-        self._note(batch, Timing(start, gathered, computed, clock()))
+        self._note(batch, Timing(start, gathered, ran, clock()))
         self._answer(
-            batch, [answer(r, self._version, part, self._ports) for r, part in zip(requests, parts, strict=True)]
+            batch, [answer(r, self._version, part, self.ports) for r, part in zip(requests, parts, strict=True)]
         )
 
-    def _note(self, batch: Sequence[Entry], timing: Timing) -> None:
-        rows = sum(entry.rows for entry in batch)
-        with self._ready:
-            self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
-            self._over(batch)
-        self._statistics.executed([entry.arrived for entry in batch], rows, timing)
-
-    def _fail(self, batch: Sequence[Entry], error: Exception) -> None:
+    def fail(self, batch: Sequence[Entry], error: Exception) -> None:
+        """Answer a batch with what went wrong."""
         if not isinstance(error, IngotError):
-            log.exception("model %s failed", self._ports.model, exc_info=error)
+            log.error("model %s failed", self.ports.model, exc_info=error)
         failure = as_server_error(error)
-        with self._ready:
+        with self.ready:
             self._over(batch)
         for entry in batch:
             self._statistics.failed(clock() - entry.arrived, failure.reason)
         self._answer(batch, [failure] * len(batch))
 
+    def expected(self, batch: Sequence[Entry]) -> int:
+        """Nanoseconds a batch will probably take; under the lock."""
+        return self._latency(batch[0].shape, sum(entry.rows for entry in batch))
+
+    def _note(self, batch: Sequence[Entry], timing: Timing) -> None:
+        rows = sum(entry.rows for entry in batch)
+        with self.ready:
+            self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
+            self._over(batch)
+        self._statistics.executed([entry.arrived for entry in batch], rows, timing)
+
     def _over(self, batch: Sequence[Entry]) -> None:
         """A batch has run; what follows in its sequences may be taken. Under the lock."""
         if self._states:
-            self._batcher.finished(batch, clock())
-            if len(self._batcher):
-                self._wake()
-            elif self._closing:
-                self._ready.notify_all()
+            self._queue.finished(batch, clock())
+            self._driver.wake()
+            if self.closing:
+                self.ready.notify_all()
 
     def _job(self, entry: Entry) -> _Job:
         return entry.token.inner if self._states else entry.token

@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,8 @@ class Worker:
         """The process's number while it lives."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
-    def line(self, dead: int = 0) -> tuple[int, socket.socket, Arena, Arena]:
-        """(generation, line, arena for inputs, arena for outputs); `dead`: a generation known to have died."""
+    def line(self, dead: int = 0) -> Line:
+        """A new line; `dead`: a generation of the process that is known to have died."""
         with self._lock:
             if self._process is None or self.generation == dead or self._process.poll() is not None:
                 self._start()
@@ -58,7 +60,7 @@ class Worker:
             assert self._control is not None
             with theirs:
                 socket.send_fds(self._control, [b"line"], [theirs.fileno(), inputs.handle, outputs.handle])
-            return self.generation, ours, inputs, outputs
+            return Line(self.generation, ours, inputs, outputs)
 
     def _start(self) -> None:
         self._end()
@@ -99,54 +101,98 @@ class Worker:
             self._end()
 
 
-class ProcessInstance:
-    """One line to a worker."""
+Results = Mapping[str, Array] | ServerError
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._generation, self._line, self._inputs, self._outputs = worker.line()
 
-    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """One run in the worker; tried once more if the worker dies during it."""
-        try:
-            return self._exchange(feeds)
-        except Died:
-            log.error("model %s: its process died while it ran; starting it again", self._worker.name)
-        self._reconnect()
-        try:
-            return self._exchange(feeds)
-        except Died:
-            self._reconnect()
-            raise ServerError(
-                Code.UNAVAILABLE, f"the process of model '{self._worker.name}' died twice while running this request",
-                "BACKEND",
-            ) from None  # fmt: skip
+@dataclass(frozen=True)
+class Line:
+    """A connection to a worker's process, with the memory both sides see."""
 
-    def _exchange(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    generation: int
+    socket: socket.socket
+    inputs: Arena
+    outputs: Arena
+
+    def send(self, runs: Sequence[Mapping[str, Array]]) -> None:
+        """Ask for some runs; Died if nobody is there."""
         try:
-            self._line.sendall(orjson.dumps(self._inputs.write(feeds)))
-            raw = self._line.recv(_LONGEST)
+            self.socket.sendall(orjson.dumps(self.inputs.write(runs)))
+        except ConnectionError as error:
+            raise Died from error
+
+    def receive(self) -> list[tuple[Results, int]]:
+        """(outputs or error, nanoseconds) of each run that was asked for; Died if the process ended first."""
+        try:
+            raw = self.socket.recv(_LONGEST)
         except ConnectionError as error:
             raise Died from error
         if not raw:
             raise Died
-        answer = orjson.loads(raw)
-        if "error" in answer:
-            raise ServerError(Code[answer["code"]], answer["error"], "BACKEND")
-        return self._outputs.read(answer["outputs"], copy=True)
-
-    def _reconnect(self) -> None:
-        self._drop()
-        self._generation, self._line, self._inputs, self._outputs = self._worker.line(dead=self._generation)
-
-    def _drop(self) -> None:
-        self._line.close()
-        self._inputs.close()
-        self._outputs.close()
+        answers = orjson.loads(raw)
+        outputs = iter(self.outputs.read([item["outputs"] for item in answers if "outputs" in item], copy=True))
+        return [(next(outputs) if "outputs" in item else _error_of(item), item["ns"]) for item in answers]
 
     def close(self) -> None:
-        """Give up the line; the worker ends with its last one."""
-        self._drop()
+        """Give everything back."""
+        self.socket.close()
+        self.inputs.close()
+        self.outputs.close()
+
+
+def _error_of(item: Mapping[str, Any]) -> ServerError:
+    return ServerError(Code[item["code"]], item["error"], "BACKEND")
+
+
+class ProcessInstance:
+    """A line to a worker that is opened again when the process has died."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.line: Line | None = worker.line()
+        self._last = self.line.generation
+
+    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """One run in the worker; tried once more if the worker dies during it."""
+        ((results, _),) = self.run_all([feeds])
+        if isinstance(results, ServerError):
+            raise results
+        return results
+
+    def run_all(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Results, int]]:
+        """Several runs in one exchange."""
+        try:
+            return self._exchange(runs)
+        except Died:
+            log.error("model %s: its process died while it ran; starting it again", self._worker.name)
+        return self.run_again(runs)
+
+    def run_again(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Results, int]]:
+        """The second and last try, in a new process."""
+        self.close()
+        try:
+            return self._exchange(runs)
+        except Died:
+            self.close()
+            reason = f"the process of model '{self._worker.name}' died twice while running this request"
+            return [(ServerError(Code.UNAVAILABLE, reason, "BACKEND"), 0) for _ in runs]
+
+    def opened(self) -> Line:
+        """The line, to a living process as far as is known."""
+        if self.line is None:
+            self.line = self._worker.line(dead=self._last)
+            self._last = self.line.generation
+        return self.line
+
+    def _exchange(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Results, int]]:
+        line = self.opened()
+        line.send(runs)
+        return line.receive()
+
+    def close(self) -> None:
+        """Give up the line; idempotent."""
+        if self.line is not None:
+            self.line.close()
+            self.line = None
 
 
 # -- the worker's side ------------------------------------------------------------------------------------------------
@@ -175,18 +221,26 @@ def serve(engine_path: str, device: str, threads: int | None, control: socket.so
 
 def _serve_line(instance: SessionInstance, line: socket.socket, inputs: Arena, outputs: Arena) -> None:
     while raw := line.recv(_LONGEST):
+        answers = [_run(instance, feeds) for feeds in inputs.read(orjson.loads(raw), copy=False)]
+        good = [answer for answer in answers if "outputs" in answer]
+        for answer, entries in zip(good, outputs.write([answer["outputs"] for answer in good]), strict=True):
+            answer["outputs"] = entries
         try:
-            results = instance.run(inputs.read(orjson.loads(raw), copy=False))
-            answer: dict[str, Any] = {"outputs": outputs.write(results)}
-        except IngotError as error:
-            answer = {"error": str(error), "code": "INVALID_ARG"}
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is its request's answer
-            answer = {"error": f"{type(error).__name__}: {error}", "code": "INTERNAL"}
-        try:
-            line.sendall(orjson.dumps(answer))
+            line.sendall(orjson.dumps(answers))
         except ConnectionError:  # the front gave the line up while this ran
             break
     instance.close()
+
+
+def _run(instance: SessionInstance, feeds: Mapping[str, Array]) -> dict[str, Any]:
+    start = time.monotonic_ns()
+    try:
+        answer: dict[str, Any] = {"outputs": instance.run(feeds)}
+    except IngotError as error:
+        answer = {"error": str(error), "code": "INVALID_ARG"}
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is its request's answer
+        answer = {"error": f"{type(error).__name__}: {error}", "code": "INTERNAL"}
+    return {**answer, "ns": time.monotonic_ns() - start}
 
 
 def main(arguments: list[str]) -> None:

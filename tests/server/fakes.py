@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from ingot.server.batcher import Batcher, Rules
+from ingot.server.drivers import OnLoop, Threads
 from ingot.server.latency import LatencyTable
+from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Port, Ports
 from ingot.server.request import Outcome, Request, Response, Tensor
-from ingot.server.scheduler import Queue, Scheduler
+from ingot.server.scheduler import Driver, Scheduler
 from ingot.server.statistics import Statistics
 
 PORTS = Ports("m", (Port("x", "FP32", (2,)),), (Port("y", "FP32", (2,)),), 8)
@@ -71,8 +73,13 @@ def value_of(outcome: Outcome) -> float:
     return float(outcome.outputs[0].data[0, 0])
 
 
-def scheduler(*instances: Any, rules: Rules | None = None, queue: Queue | None = None, **options: Any) -> Scheduler:
+def scheduler(
+    *instances: Any, rules: Rules | None = None, loop: Mailbox | None = None, ports: Ports = PORTS, **options: Any
+) -> Scheduler:
     latency = LatencyTable()
-    return Scheduler(
-        PORTS, 1, queue or Batcher(rules or Rules(max_rows=8), latency), instances, Statistics(), latency, **options
-    )
+
+    def drive(made: Scheduler) -> Driver:
+        return Threads(made, instances) if loop is None else OnLoop(made, instances[0], loop)
+
+    queue = Batcher(rules or Rules(max_rows=8), latency)
+    return Scheduler(ports, 1, queue, drive, Statistics(), latency, **options)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from ingot.server.arena import Arena
 from ingot.server.model import EngineModel
 from ingot.server.request import Request, Response, ServerError, Tensor
 from tests.server.conftest import options
+from tests.server.fakes import Answers
 from tests.server.models import add_version, identity, scale
 
 BYTES = 8  # onnx.TensorProto.STRING
@@ -28,9 +30,11 @@ def test_arrays_cross_an_arena() -> None:
     arrays = {"x": np.arange(6, dtype=np.int16).reshape(2, 3), "empty": np.zeros((0, 4), np.float32), "words": words}
     for size in (1, 1 << 18):
         arrays["grown"] = np.full(size, 7, np.uint8)
-        found = reader.read(json.loads(json.dumps(writer.write(arrays))), copy=True)
-        for name, array in arrays.items():
-            assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+        groups = [arrays, {"x": arrays["grown"][:3]}]
+        found = reader.read(json.loads(json.dumps(writer.write(groups))), copy=True)
+        for group, again in zip(groups, found, strict=True):
+            assert all(again[name].dtype == array.dtype for name, array in group.items())
+            assert all(np.array_equal(again[name], array) for name, array in group.items())
     writer.close()
     reader.close()
 
@@ -67,8 +71,10 @@ X = Tensor("x", "FP32", np.array([[1, 2, 3, 4]], np.float32))
 def worker_of(server: Server, name: str) -> int:
     servable = server.repository.find(name)
     assert isinstance(servable, EngineModel)
-    pid = servable.workers[0].pid
-    assert pid is not None and pid != os.getpid()
+    end = time.monotonic() + 20
+    while (pid := servable.workers[0].pid) is None:  # between a death and its restart
+        assert time.monotonic() < end
+    assert pid != os.getpid()
     return pid
 
 
@@ -85,6 +91,31 @@ def test_a_killed_process_starts_again_and_no_request_is_lost(server: Server) ->
     for _ in range(4):
         assert np.array_equal(infer(server, "scale", X).outputs[0].data, X.data * 2)
     assert worker_of(server, "scale") != dead and worker_of(server, "other") == other
+
+
+def test_killed_again_and_again_under_load(server: Server) -> None:
+    """Every request is answered once: rightly, or with a clear refusal if its process died twice."""
+    answers, expected = Answers(), {}
+
+    def ask(first: int) -> None:
+        for number in range(first, first + 40):
+            tensor = Tensor("x", "FP32", np.full((1, 4), number, np.float32))
+            server.service.infer(Request("scale", (tensor,), id=str(number)), answers)
+            expected[str(number)] = number * 2.0
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(0, 400, 100)]
+    for thread in threads:
+        thread.start()
+    for killed in range(3):
+        answers.wait(1 + killed * 10)
+        os.kill(worker_of(server, "scale"), signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    outcomes = answers.wait(160)
+    good = [outcome for outcome in outcomes if isinstance(outcome, Response)]
+    assert all(outcome.outputs[0].data[0, 0] == expected[outcome.id] for outcome in good)
+    assert all("died twice" in str(outcome) for outcome in outcomes if isinstance(outcome, ServerError))
+    assert len(outcomes) == 160 and len({outcome.id for outcome in good}) == len(good) > 0
 
 
 def test_other_models_never_notice(server: Server) -> None:
