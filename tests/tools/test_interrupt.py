@@ -58,7 +58,8 @@ def test_ctrl_c_during_a_build(tmp_path: Path) -> None:
         os.sched_yield()
     os.killpg(build.pid, signal.SIGINT)
     rest = build.communicate(timeout=30)[1]
-    assert build.returncode == 130 and "interrupted; no file was left half-written" in rest
+    assert build.returncode in (130, -signal.SIGINT)  # Python may end itself by the signal: 130 in a shell as well
+    assert "interrupted; no file was left half-written" in rest
     assert "Traceback" not in told + rest
     assert not target.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["layers.onnx"]
     deadline = time.monotonic() + 10

@@ -48,6 +48,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ingot.kernels.cpu.workers"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            process_group=0,  # a terminal's Ctrl-C is the parent's to handle, also while the child still imports
         )  # fmt: skip
 
     def call(self, function: str, *arguments: Any, limit: float | None = None) -> Any:
@@ -241,7 +242,6 @@ def _resolve(name: str) -> Callable[..., Any]:
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """A child's life: answer calls until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     for name, arguments in _messages(requests):
         try:
