@@ -21,7 +21,7 @@ def padded_conv(op: Builder, node: ir.Node) -> Result:
         return reject("Pad is not constant over the spatial axes alone", pad)
     if attribute(pad, "value") != attribute(node, "x_zero_point"):
         return reject("Pad writes another value than zero", pad)
-    total = np.add(pads, attribute(node, "pads"))
+    total = [outer + own for outer, own in zip(pads, attribute(node, "pads"), strict=True)]
     _, weight = main_inputs(node)
     return op.Conv(pad.inputs[0], weight, *extras_of(node), **changed(node, pads=total))
 
