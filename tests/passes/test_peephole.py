@@ -67,8 +67,8 @@ def test_what_would_compute_something_else_stays(text: str, dtypes: tuple[str, .
 
 
 STEPS = ["Relu {} -> float32", "Neg {} -> float32", "Add {} 0.0 -> float32", "Mul {} 1.0 -> float32",
-         "Abs {} -> float32", "Clip {} -2.0 3.0 -> float32", "Max {} 0 -> float32", "Cast {} -> float64", "Cast {} -> float32",
-         "Sigmoid {} -> float32", "Floor {} -> float32", "Sub {} %1 -> float32"]  # fmt: skip
+         "Abs {} -> float32", "Clip {} -2.0 3.0 -> float32", "Max {} 0 -> float32", "Cast {} -> float64",
+         "Cast {} -> float32", "Sigmoid {} -> float32", "Floor {} -> float32", "Sub {} %1 -> float32"]  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None)
