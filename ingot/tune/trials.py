@@ -22,7 +22,7 @@ Progress = Callable[[float], None]
 _COMPILE_LIMIT = 120.0  # seconds
 _PATIENCE = 10.0  # seconds a child may take for a set of candidates, beyond what its runs should take
 _RUNS = 400  # a candidate is run fewer times than this, whatever the level
-_COMPILE_SHARE = 0.1  # of a second, to weigh progress: compiling one candidate
+_COMPILING, _SETTING_UP = 0.1, 0.1  # seconds, to weigh progress: for one candidate, for one trial beyond its budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +41,13 @@ Ready = Sequence[tuple[Candidate, Compiled]]
 def run(trials: Sequence[Trial], isa: Isa, budget: float, progress: Progress) -> Iterator[tuple[Trial, list[Outcome]]]:
     """Each trial with an outcome per candidate; `budget`: seconds of running per trial."""
     count = sum(len(t.candidates) for t in trials)
-    compiling = _COMPILE_SHARE * count / usable_threads()
-    whole = compiling + budget * len(trials)
+    compiling, timing = _COMPILING * count / usable_threads(), _SETTING_UP + budget
+    whole = compiling + timing * len(trials)
     codes = _compile_all(trials, isa, lambda done: progress(compiling / whole * done / count))
     with WorkerPool(1) as alone:
         for done, trial in enumerate(trials):
             yield trial, _outcomes(alone, trial, codes[trial], isa, budget)
-            progress((compiling + budget * (done + 1)) / whole)
+            progress((compiling + timing * (done + 1)) / whole)
 
 
 def _compile_all(trials: Sequence[Trial], isa: Isa, told: Callable[[int], None]) -> dict[Trial, list[Compiled | str]]:

@@ -1,0 +1,228 @@
+"""Whole builds that tune: levels, the cache, bytes, candidates that crash or hang, Ctrl-C, progress."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import ingot
+from ingot.errors import BuildError
+from ingot.kernels.cpu import workers
+from ingot.kernels.cpu.standalone import native_isa
+from ingot.report import last_log
+from ingot.tune import trials, tuner
+from ingot.tune.cache import candidate_key
+from ingot.tune.tuner import LEVELS, Level
+from tests.tune.support import abs_model, planted, saved
+
+pytestmark = pytest.mark.skipif(native_isa() is None, reason="needs AVX2")
+
+
+def layers(count: int = 3) -> onnx.ModelProto:
+    """Linear layers of as many shapes."""
+    rng = np.random.default_rng(0)
+    widths = [96 + 32 * i for i in range(count + 1)]
+    weights = [
+        numpy_helper.from_array((rng.standard_normal((a, b)) / 16).astype(np.float32), f"w{i}")
+        for i, (a, b) in enumerate(itertools.pairwise(widths))
+    ]
+    nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], f"layer{i}") for i in range(count)]
+    ends = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, [64, widths[i]]) for i in (0, count)]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
+def test_two_builds_from_one_cache_have_the_same_bytes(tmp_path: Path, level: int) -> None:
+    cache = tmp_path / "times"
+    first = saved(ingot.build(layers(), level=level, timing_cache=cache), tmp_path / "a")
+    assert last_log().figures["candidates timed"] > 0
+    times = cache.read_bytes()
+    for name in "bc":
+        assert saved(ingot.build(layers(), level=level, timing_cache=cache), tmp_path / name) == first
+        assert last_log().figures["candidates timed"] == 0
+    assert cache.read_bytes() == times
+
+
+def test_a_higher_level_times_more_and_keeps_what_is_known(tmp_path: Path) -> None:
+    cache, timed = tmp_path / "times", []
+    for level in (1, 3, 5):
+        before = json.loads(cache.read_text())["machines"] if cache.exists() else {}
+        ingot.build(layers(1), level=level, timing_cache=cache)
+        timed.append(last_log().figures["candidates timed"])
+        after = json.loads(cache.read_text())["machines"]
+        for place, nodes in before.items():
+            assert all(after[place][n].items() >= outcomes.items() for n, outcomes in nodes.items())
+    assert timed[0] > 0 and timed[2] > 0
+
+
+def test_equal_nodes_are_timed_once() -> None:
+    ingot.build(layers(1), level=2)
+    alone = last_log().figures["candidates timed"]
+    model = layers(1)
+    for i, (a, b) in enumerate([("x1", "y1"), ("y1", "y2")]):  # back and forth: transposed shapes, the first again
+        weight = np.full((128, 96) if i == 0 else (96, 128), 0.01, np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, f"v{i}"))
+        model.graph.node.append(helper.make_node("MatMul", [a, f"v{i}"], [b], f"more{i}"))
+    model.graph.output[0].name = "y2"
+    ingot.build(model, level=2)
+    assert alone < last_log().figures["candidates timed"] <= 2 * alone + 2
+
+
+def test_without_permission_to_measure_it_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="layer0"):
+        ingot.build(layers(), level=1, timing_cache=tmp_path / "times", timing_cache_only=True)
+    ingot.build(layers(), level=1, timing_cache=tmp_path / "times")
+    ingot.build(layers(), level=1, timing_cache=tmp_path / "times", timing_cache_only=True)
+
+
+def test_times_of_another_machine_are_explained(tmp_path: Path) -> None:
+    cache = tmp_path / "times"
+    ingot.build(layers(1), level=1, timing_cache=cache)
+    text = cache.read_text()
+    cache.write_text(text.replace("llvmlite ", "llvmlite 9"))
+    ingot.build(layers(1), level=1, timing_cache=cache)
+    notice = next(n for n in last_log().notices if n.kind == "timing cache")
+    assert "compiler 'llvmlite 9" in notice.reason and "measures its own" in notice.remedy
+    assert len(json.loads(cache.read_text())["machines"]) == 2
+
+
+def test_a_variant_this_machine_cannot_run_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "cpu_features", frozenset)
+    ingot.build(layers(1), level=5, variants=("avx2",), verify=False)
+    assert [n.node for n in last_log().notices if n.kind == "not timed"] == ["avx2"]
+
+
+def test_progress_only_moves_forward() -> None:
+    told: list[tuple[str, float]] = []
+    ingot.build(layers(2), level=1, progress=lambda stage, share: told.append((stage, share)))
+    tuning = [share for stage, share in told if stage.startswith("tune ")]
+    assert tuning[0] == 0 and tuning[-1] == 1 and tuning == sorted(tuning) and len(set(tuning)) > 3
+
+
+def test_ctrl_c_keeps_what_has_been_measured(tmp_path: Path) -> None:
+    cache = tmp_path / "times"
+
+    def interrupt(stage: str, share: float) -> None:
+        if stage.startswith("tune") and 0.8 < share < 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        ingot.build(layers(4), level=1, timing_cache=cache, progress=interrupt)
+    (known,) = json.loads(cache.read_text())["machines"].values()
+    assert 0 < len(known) < 4
+    ingot.build(layers(4), level=1, timing_cache=cache)
+    assert last_log().figures["candidates timed"] > 0
+    (known,) = json.loads(cache.read_text())["machines"].values()
+    assert len(known) == 4
+
+
+def test_two_builds_at_once_share_a_cache(tmp_path: Path) -> None:
+    job = "tests.tune.test_tuner:build_layers"
+    with workers.WorkerPool(2) as pool:
+        for done in [pool.submit(job, count, str(tmp_path / "times")) for count in (1, 2)]:
+            done.result()
+    ingot.build(layers(2), level=1, timing_cache=tmp_path / "times")
+    assert last_log().figures["candidates timed"] == 0
+
+
+def build_layers(count: int, cache: str) -> None:
+    """Called in a child."""
+    ingot.build(layers(count), level=1, timing_cache=cache)
+
+
+# -- kernels that go wrong
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A kernel with four ways to fail, seemingly the cheapest; little patience with it."""
+    monkeypatch.setattr(trials, "_PATIENCE", 0.5)
+    monkeypatch.setitem(LEVELS, 5, Level(10_000, 0.02, hopeless=float("inf"), worth=0.0))
+    yield from (None for _ in planted(monkeypatch, "tests.tune.faulty"))
+
+
+def failures() -> dict[str, str]:
+    return {n.reason.partition(":")[0]: n.reason for n in last_log().notices if n.kind == "dropped tactic"}
+
+
+def test_each_fault_loses_its_candidate_only_and_is_named(faulty: None, tmp_path: Path) -> None:
+    cache = tmp_path / "times"
+    engine = ingot.build(abs_model(), level=5, timing_cache=cache)
+    told = failures()
+    assert set(told) == {f"faulty(fault={fault})" for fault in ("refuse", "garble", "crash", "hang")}
+    assert "does not like the shape" in told["faulty(fault=refuse)"] and "compiled" in told["faulty(fault=refuse)"]
+    assert "not valid LLVM IR" in told["faulty(fault=garble)"]
+    assert "SIGSEGV" in told["faulty(fault=crash)"] and "timed" in told["faulty(fault=crash)"]
+    assert "no answer within" in told["faulty(fault=hang)"]
+    assert all(n.node == "users_abs" for n in last_log().notices if n.kind == "dropped tactic")
+    x = np.linspace(-1, 1, 64 * 1024, dtype=np.float32).reshape(64, 1024)
+    assert np.array_equal(ingot.Session(engine).run({"x": x})["y"], np.abs(x))
+
+    again = ingot.build(abs_model(), level=5, timing_cache=cache)
+    assert last_log().figures["candidates timed"] == 0 and failures() == told
+    assert saved(again, tmp_path / "b") == saved(engine, tmp_path / "a")
+
+
+def test_when_all_timed_candidates_fail_another_is_taken(faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEVELS, 3, Level(4, 0.02, worth=0.0))
+    engine = ingot.build(abs_model(), level=3)
+    assert len(failures()) == 4
+    (segment,) = engine.variants[0].plan.segments
+    assert "faulty" not in str(segment)
+
+
+def test_when_every_candidate_fails_the_build_says_so(faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot import kernels
+
+    table = kernels._TABLE["Pointwise", "cpu"]
+    monkeypatch.setitem(kernels._TABLE, ("Pointwise", "cpu"), [k for k in table if k.name == "faulty"])
+    with pytest.raises(BuildError, match=r"every kernel for Pointwise users_abs failed.*level 0"):
+        ingot.build(abs_model(), level=5)
+
+
+def test_no_child_is_left_spinning(faulty: None) -> None:
+    ingot.build(abs_model(), level=5)
+    workers.dismiss()
+    listed = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_mine(p)]
+    assert not listed
+
+
+def _is_mine(process: Path) -> bool:
+    try:
+        parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        return parent == os.getpid() and b"cpu.workers" in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+# -- prices
+
+
+def test_shortlists_hold_the_cheapest_of_every_layout() -> None:
+    from tests.tune.support import candidate, module, tensor, work
+
+    x, y = tensor("x", (64, 64, 64, 64)), tensor("y", (64, 64, 64, 64))
+    names = [f"k{i}" for i in range(6)]
+    choices = [candidate(n, [layout], [layout]) for n in names for layout in ("", "blocked")]
+    cost = {candidate_key(c): 10.0 + i for i, c in enumerate(choices)}
+
+    class Prices:
+        def __call__(self, _: object, c: object) -> float:
+            return cost[candidate_key(c)]  # type: ignore[arg-type]
+
+    one = work("w", [x], [y], choices)
+    (chosen,) = tuner.shortlists(module([x], [y], [one]), Prices(), Level(2, 0.1)).values()  # type: ignore[arg-type]
+    assert [candidate_key(c) for c in chosen] == ["k0() >", "k1() >", "k0() blocked>blocked", "k1() blocked>blocked"]
+    assert tuner.shortlists(module([x], [y], [one]), Prices(), Level(2, 0.1, worth=100.0)) == {}  # type: ignore[arg-type]
+    (near,) = tuner.shortlists(module([x], [y], [one]), Prices(), Level(9, 0.1, hopeless=1.15)).values()  # type: ignore[arg-type]
+    assert len(near) == 2
