@@ -45,7 +45,7 @@ FAMILIES = (
 )
 _HOST = "it has no canonical form"
 IMPOSSIBLE = "ingot.impossible"  # metadata of a node whose inputs have shapes it cannot take
-_CONTROL = ("If", "Loop", "Scan")
+_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 
 
 @dataclass(frozen=True)

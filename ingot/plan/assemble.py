@@ -247,8 +247,8 @@ class _Assembly:
             return
         is_output = layout == "plain" and any(o.root is tensor for o in self.module.outputs)
         place = "output" if is_output else "arena"
-        if item.work.kind != "native" and self._unknown_size(size):
-            place = "host"
+        if self._unknown_size(size):  # no buffer can be there before the run: late ones are made as sizes become known
+            place = "arena" if item.work.kind == "native" else "host"
         self._storage_of[ref] = self._new_storage(Storage(place, size, 0, position, last))  # type: ignore[arg-type]
 
     def _unknown_size(self, size: Extent) -> bool:

@@ -25,7 +25,7 @@ from ingot.plan.extent import Extent, symbols_of
 
 Array = np.ndarray[Any, Any]
 REJECTED = "ingot.rejected"  # metadata key: why a node stayed an ONNX operator
-CONTROL = {"If", "Loop", "Scan"}
+CONTROL = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",), "SequenceMap": ("body",)}
 _EPILOGUE_KEYS = ("epilogue", "expression")
 
 
@@ -147,7 +147,7 @@ class _Lowering:
         inputs = self._inputs(node, known)
         outputs = tuple(self._tensor(v, known) for v in node.outputs)
         if node.domain == "ingot" and node.op_type == "View" and self._is_alias(inputs, outputs):
-            outputs[0].alias = inputs[0]
+            _see(outputs[0], inputs[0])
             return None
         if node.domain == "ingot" and node.op_type == "Unreachable":
             return Work("control", node.name or "", node.op_type, origins(node), (), outputs, settings=attributes(node))
@@ -158,7 +158,7 @@ class _Lowering:
     @staticmethod
     def _is_alias(inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> bool:
         source = inputs[0]
-        return source is not None and source.native and outputs[0].native and source.constant is None
+        return source is not None and source.native and outputs[0].native
 
     def _native(
         self, node: onnx_ir.Node, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor, ...]
@@ -211,7 +211,7 @@ class _Lowering:
         outputs: tuple[Tensor, ...],
         known: dict[onnx_ir.Value, Tensor],
     ) -> Work:
-        keys = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}[node.op_type]
+        keys = CONTROL[node.op_type]
         graphs = [node.attributes[key].as_graph() for key in keys]
         bodies, captures = [], []
         for graph in graphs:
@@ -232,6 +232,15 @@ class _Lowering:
             "control", node.name or "", node.op_type, origins(node), inputs, outputs,
             bodies=tuple(bodies), captures=tuple(captures), settings=settings,
         )  # fmt: skip
+
+
+def _see(view: Tensor, source: Tensor | None) -> None:
+    """Make a tensor a view: of a tensor's storage, or of a constant, which makes it a constant."""
+    assert source is not None and view.shape is not None
+    if source.constant is None:
+        view.alias = source
+    else:
+        view.constant = source.constant.reshape([int(extent) for extent in view.shape])
 
 
 def kernel_node(node: onnx_ir.Node, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Node:

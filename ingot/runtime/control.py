@@ -1,4 +1,4 @@
-"""If, Loop and Scan over nested plans. Source: ONNX operator specification, If-25, Loop-25, Scan-25."""
+"""If, Loop, Scan and SequenceMap over nested plans. Source: ONNX operator specification, versions 25 and 17."""
 
 from __future__ import annotations
 
@@ -89,6 +89,23 @@ def _scan_one(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequenc
     return [*states, *(_stacked(scan, out_axes[i], segment, i) for i, scan in enumerate(ordered))]
 
 
+def _sequence_map(segment: ControlSegment, arguments: Sequence[Any], bodies: Sequence[Body]) -> list[Any]:
+    """arguments: (sequence, *others): other sequences are walked alongside, tensors are the same for every element."""
+    sequence, *others = arguments
+    short = next((other for other in others if isinstance(other, list) and len(other) < len(sequence)), None)
+    if short is not None:
+        raise InputError(
+            f"{segment.step.name!r} (SequenceMap) walks sequences of {len(sequence)} and {len(short)} elements; "
+            "give every sequence as many elements as the first"
+        )
+    mapped: list[list[Any]] = [[] for _ in segment.step.outputs]
+    for index, element in enumerate(sequence):
+        results = bodies[0](element, *(other[index] if isinstance(other, list) else other for other in others))
+        for held, y in zip(mapped, results, strict=True):
+            held.append(np.array(y, copy=True))
+    return mapped
+
+
 def _stacked(items: list[Any], axis: int, segment: ControlSegment, output: int) -> Any:
     if items:
         return np.stack(items, axis)
@@ -102,5 +119,6 @@ _TABLE: dict[str, Callable[[ControlSegment, Sequence[Any], Sequence[Body]], list
     "If": _if,
     "Loop": _loop,
     "Scan": _scan,
+    "SequenceMap": _sequence_map,
     "Unreachable": _unreachable,
 }
