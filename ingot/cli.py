@@ -71,15 +71,24 @@ def _guarded(action: Callable[[], Any]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _tell_warning
             return int(action())
-    except BrokenPipeError:  # whoever read has enough; nor is there anybody to flush to at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except failures.EXPECTED as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 0
         print(f"ingot: error: {failures.sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ingot: interrupted; no file was left half-written", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether who read our output has had enough (`ingot … | head`); then nothing is to be flushed at exit either."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -7,6 +7,7 @@ die without taking the build with it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pickle  # noqa: TID251  between a parent and the children it started, never from a file
 import signal
@@ -86,7 +87,8 @@ class Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # a message that Ctrl-C cut off is for nobody
+                    pipe.close()
 
 
 class _Watch:
