@@ -8,13 +8,21 @@ deadlines run earliest deadline first, in the batch size whose measured latency 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ingot.server.request import Code, SequencePlace, ServerError
 
-Latency = Callable[[Hashable, int], int]  # (shapes, rows) -> expected nanoseconds of one execution
+
+class Latency(Protocol):
+    """What is known of a model's speed; latency.LatencyTable."""
+
+    def __call__(self, shape: Hashable, rows: int) -> int:
+        """Expected nanoseconds of one execution; 0 if nothing is known."""
+
+    def warm(self, shape: Hashable, rows: int) -> bool:
+        """Whether this very size has been measured."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class Batcher:
         wake = None if preferred else self._wait_until(batch, len(candidates), now)
         if wake is not None and wake > now:
             return Take((), rejected, wake)
-        chosen = preferred or batch
+        chosen = preferred or self._worthwhile(batch)
         self._forget(chosen)
         return Take(chosen, rejected)
 
@@ -232,6 +240,23 @@ class Batcher:
                 chosen = count if rows in self.rules.preferred else chosen
         return batch[:chosen]
 
+    def _worthwhile(self, batch: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """The beginning of a batch up to the last size that pays: a larger one must serve clearly more rows a second.
+
+        Only a few sizes are used, so that each is soon known and its memory kept; one not yet measured is tried.
+        """
+        if self._latency is None or self.rules.max_delay or len(batch) == 1:
+            return batch
+        best, best_rate, rows = 0, 0.0, 0
+        for count, entry in enumerate(batch, 1):
+            rows += entry.rows
+            if count > 1 and not _is_step(rows) and rows != self.rules.max_rows:
+                continue
+            rate = self._rate(batch[:count])
+            if rate > best_rate * _CLEAR_GAIN or not self._latency.warm(entry.shape, rows):
+                best, best_rate = count, rate
+        return batch[:best]
+
     # -- delay --------------------------------------------------------------------------------------------------------
     def _wait_until(self, batch: Sequence[Entry], waiting: int, now: int) -> int | None:
         """Until when a batch may wait for more; None to run at once."""
@@ -248,6 +273,12 @@ class Batcher:
 _STARTS = 64
 _CLEAR_GAIN = 1.05
 _PATIENCE = 1_000_000_000  # a request without a deadline is served as if it were due after a second: it never starves
+
+
+def _is_step(rows: int) -> bool:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    power = 1 << (rows.bit_length() - 1)
+    return rows in (power, power * 3 // 2)
 
 
 def _rows(batch: Sequence[Entry]) -> int:

@@ -14,6 +14,7 @@ class LatencyTable:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, dict[int, float]] = {}
+        self._cold: set[tuple[Hashable, int]] = set()
 
     def __call__(self, shape: Hashable, rows: int) -> int:
         known = self._known.get(shape)
@@ -24,9 +25,20 @@ class LatencyTable:
         return int(_between(known, rows))
 
     def observe(self, shape: Hashable, rows: int, ns: int) -> None:
-        """An execution took so long."""
-        known = self._known.setdefault(shape, {})
-        known[rows] = ns if rows not in known else known[rows] + _NEW * (ns - known[rows])
+        """An execution took so long. The first of its size also made room for itself: the second replaces it."""
+        known, key = self._known.setdefault(shape, {}), (shape, rows)
+        if rows not in known:
+            known[rows] = ns
+            self._cold.add(key)
+        elif key in self._cold:
+            self._cold.remove(key)
+            known[rows] = ns
+        else:
+            known[rows] += _NEW * (ns - known[rows])
+
+    def warm(self, shape: Hashable, rows: int) -> bool:
+        """Whether executions of this size have been timed when nothing was new to them."""
+        return rows in self._known.get(shape, ()) and (shape, rows) not in self._cold
 
     def relax(self, shape: Hashable) -> None:
         """A request was refused on this estimate: lower it a little, so that a wrong one is tried again some day."""

@@ -1,6 +1,7 @@
 """The batcher as a pure object: Triton's rules by example, and what must hold for any arrivals by hypothesis."""
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -102,8 +103,22 @@ def test_a_cancelled_request_frees_its_place() -> None:
     assert tokens(batcher.take(0).batch) == [1]
 
 
-def linear(shape: Hashable, size: int) -> int:
-    return 2 * MS + size * MS
+@dataclass(frozen=True)
+class Straight:
+    """A model that takes `base` and `row` for each row; measured at every size, or at none above `known`."""
+
+    base: int = 2 * MS
+    row: int = MS
+    known: int = 1000
+
+    def __call__(self, shape: Hashable, size: int) -> int:
+        return self.base + size * self.row
+
+    def warm(self, shape: Hashable, size: int) -> bool:
+        return size <= self.known
+
+
+linear = Straight()
 
 
 DEADLINES = Rules(max_rows=16, policy=QueuePolicy(allow_override=True), slack=0)
@@ -130,6 +145,21 @@ def test_a_head_that_would_make_the_batch_small_is_passed_over() -> None:
     for number in range(12):
         batcher.push(1, "s", number, 0, timeout_us=20_000)
     assert tokens(batcher.take(0).batch) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("latency", "expected"),
+    [
+        (Straight(), [12, 1]),  # batching pays: the largest size among the steps
+        (Straight(base=0), [1, 1]),  # it does not: one at a time
+        (Straight(base=0, known=1), [12, 1]),  # nobody knows yet: try
+    ],
+)
+def test_batches_are_as_large_as_pays(latency: Straight, expected: list[int]) -> None:
+    batcher = Batcher(Rules(max_rows=16), latency)
+    for number in range(13):
+        batcher.push(1, "s", number, 0)
+    assert [len(batcher.take(0).batch) for _ in range(2)] == expected
 
 
 def test_shapes_are_gathered_across_the_queue() -> None:
