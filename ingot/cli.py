@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -83,12 +84,12 @@ def _guarded(action: Callable[[], Any]) -> int:
 
 def _nobody_reads() -> bool:
     """Whether who read our output has had enough (`ingot … | head`); then nothing is to be flushed at exit either."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
 
 
 def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
