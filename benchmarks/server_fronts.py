@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,41 @@ def request_for(engine: ingot.Engine) -> bytes:
     return head.encode() + text + data
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A run of the load, and the CPU time of the server's processes for each request, in microseconds."""
+
+    load: Load
+    cpu: float
+
+
+def processor_seconds(pid: int) -> float:
+    """CPU time so far of a process and its children, which are looked for once a call."""
+    total = 0.0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # ended meanwhile
+                continue
+            if pid in (int(entry.name), int(fields[1])):
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def measured(pid: int, port: int, request: bytes, clients: int, seconds: float) -> Measured:
+    closed_loop(port, request, clients, 0.3)
+    before = processor_seconds(pid)
+    load = closed_loop(port, request, clients, seconds)
+    return Measured(load, (processor_seconds(pid) - before) / load.requests * 1e6)
+
+
 @contextlib.contextmanager
-def running(command: list[str], port: int, path: str) -> Iterator[None]:
+def running(command: list[str], port: int, path: str) -> Iterator[int]:
     process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, path)
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -159,9 +188,12 @@ def commands(engine: Path, repository: Path) -> dict[str, Callable[[int], tuple[
     return {**{name: raw(name) for name in RAW}, "ingot serve": whole("false"), "ingot, processes": whole("true")}
 
 
-def measure(model: Path, clients: list[int], seconds: float, rounds: int) -> dict[str, dict[int, list[Load]]]:
+Results = dict[str, dict[int, list[Measured]]]
+
+
+def measure(model: Path, clients: list[int], seconds: float, rounds: int) -> Results:
     """Every front in turn, `rounds` times."""
-    results: dict[str, dict[int, list[Load]]] = {}
+    results: Results = {}
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "models" / "model" / "1"
         version.mkdir(parents=True)
@@ -171,33 +203,35 @@ def measure(model: Path, clients: list[int], seconds: float, rounds: int) -> dic
         for _ in range(rounds):
             for name, command in commands(version / "model.engine", version.parent.parent).items():
                 port = free_port()
-                with running(*(lambda made, port=port: (made[0], port, made[1]))(command(port))):
+                words, path = command(port)
+                with running(words, port, path) as pid:
                     for count in clients:
-                        closed_loop(port, request, count, 0.3)
-                        found = closed_loop(port, request, count, seconds)
+                        found = measured(pid, port, request, count, seconds)
                         results.setdefault(name, {}).setdefault(count, []).append(found)
     return results
 
 
-def middle(loads: list[Load]) -> Load:
-    return sorted(loads, key=lambda load: load.rate)[len(loads) // 2]
+def middle(runs: list[Measured]) -> Measured:
+    return sorted(runs, key=lambda run: run.load.rate)[len(runs) // 2]
 
 
-def report(results: dict[str, dict[int, list[Load]]], clients: list[int]) -> float:
-    """Print the table; returns the whole server's share of the best raw ASGI rate at most clients."""
-    print(f"{'front':17}" + "".join(f"{count:>4} clients: req/s   p50 µs   p99 µs" for count in clients))
+def report(results: Results, clients: list[int]) -> str:
+    """Print the table; returns the claim."""
+    print(f"{'front':17}" + "".join(f"{count:>4} clients: req/s   p50 µs   p99 µs   CPU µs" for count in clients))
     for name, rows in results.items():
         cells = [middle(rows[count]) for count in clients]
-        print(f"{name:17}" + "".join(f"{c.rate:19.0f} {c.p50:8.0f} {c.p99:8.0f}" for c in cells))
+        print(
+            f"{name:17}"
+            + "".join(f"{c.load.rate:19.0f} {c.load.p50:8.0f} {c.load.p99:8.0f} {c.cpu:8.0f}" for c in cells)
+        )
     most = max(clients)
-    shares = [share_of(results, name, most) for name in ("ingot serve", "ingot, processes")]
-    print(f"at {most} clients: {shares[0]:.2f} of the best raw ASGI application, {shares[1]:.2f} with processes")
-    return shares[0]
+    alone, processes = (share_of(results, name, most) for name in ("ingot serve", "ingot, processes"))
+    return f"at {most} clients: {alone:.2f} of the best raw ASGI application, {processes:.2f} with processes"
 
 
-def share_of(results: dict[str, dict[int, list[Load]]], name: str, clients: int) -> float:
+def share_of(results: Results, name: str, clients: int) -> float:
     rounds = zip(*(results[front][clients] for front in (name, "uvicorn", "granian")), strict=True)
-    return statistics.median(whole.rate / max(one.rate, other.rate) for whole, one, other in rounds)
+    return statistics.median(own.load.rate / max(one.load.rate, other.load.rate) for own, one, other in rounds)
 
 
 def main() -> int:
@@ -215,12 +249,12 @@ def main() -> int:
         return 0
     clients = [int(count) for count in arguments.clients.split(",")]
     results = measure(arguments.model, clients, arguments.seconds, arguments.rounds)
-    share = report(results, clients)
+    claim = report(results, clients)
+    print(claim)
     if arguments.json:
-        claim = f"ingot serve at {max(clients)} clients: {share:.2f} of the best raw ASGI application"
         rows = [
-            {"front": name, "clients": count, **asdict(load)}
-            for name, by_count in results.items() for count, loads in by_count.items() for load in loads
+            {"front": name, "clients": count, **asdict(run.load), "cpu": run.cpu}
+            for name, by_count in results.items() for count, runs in by_count.items() for run in runs
         ]  # fmt: skip
         write_json(arguments.json, claim, rows)
     return 0
