@@ -7,6 +7,9 @@ from collections.abc import Callable
 import onnx_ir
 from onnx_shape_inference import ShapeInferenceContext, broadcast_shapes, registry
 
+from ingot.ir.shapes_sizes import Dim, elements
+from ingot.ir.symbolic import canonical
+
 registry.collect()  # theirs first: the last registration counts
 MICROSOFT = "com.microsoft"
 _LARGEST_RANK = 64
@@ -107,14 +110,24 @@ _infer_group_query_attention = registry.get(MICROSOFT, "GroupQueryAttention", ve
 
 @registry.register(MICROSOFT, "GroupQueryAttention")
 def infer_group_query_attention(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
-    """The present cache is as long as the past's buffer or as the longest sequence, which only the run knows."""
+    """The present cache is as long as the past's buffer or as the longest sequence, if its length can be followed."""
     assert _infer_group_query_attention is not None
     _infer_group_query_attention(context, node)
     past = node.inputs[3] if len(node.inputs) > 3 else None
     if past is not None and past.shape is not None:
-        length = context.new_symbolic_dim()
+        length = _longer(context, past.shape[2], node.inputs[6])
         for present in node.outputs[1:3]:
             present.shape = onnx_ir.Shape([*past.shape.dims[:2], length, past.shape[3]])
+
+
+def _longer(context: ShapeInferenceContext, held: Dim, total: onnx_ir.Value | None) -> Dim:
+    """The larger of two lengths; a new symbol where the second is not known."""
+    sizes = elements(context, total)
+    texts = [d if isinstance(d, int) else d.value for d in (held, *(sizes or ()))]
+    if len(texts) != 2 or None in texts:
+        return context.new_symbolic_dim()
+    extent = canonical(f"max({texts[0]},{texts[1]})")
+    return extent if isinstance(extent, int) else onnx_ir.SymbolicDim(extent)
 
 
 @registry.register("", "Unique", since_version=11)

@@ -17,7 +17,7 @@ registry.collect()  # theirs first: the last registration counts
 _FAR = 2**31 - 1  # what exporters write for "to the end"
 
 
-def _elements(context: ShapeInferenceContext, value: onnx_ir.Value | None) -> list[Dim] | None:
+def elements(context: ShapeInferenceContext, value: onnx_ir.Value | None) -> list[Dim] | None:
     """The elements of a small integer tensor, where they can be followed."""
     if value is None:
         return None
@@ -34,7 +34,7 @@ def infer_constant_of_shape(context: ShapeInferenceContext, node: onnx_ir.Node) 
     value = node.attributes.get("value")
     dtype = onnx_ir.DataType.FLOAT if value is None else value.as_tensor().dtype
     source = node.inputs[0]
-    dims = _elements(context, source)
+    dims = elements(context, source)
     if dims is None and source is not None and source.shape is not None and isinstance(source.shape[0], int):
         dims = [context.new_symbolic_dim() for _ in range(source.shape[0])]
     context.set_shape_and_dtype(node.outputs[0], None if dims is None else onnx_ir.Shape(dims), dtype)
@@ -47,9 +47,9 @@ def infer_slice(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
     if x is None or x.shape is None:
         return
     inputs = [*node.inputs, None, None]
-    starts, ends = _elements(context, inputs[1]), _elements(context, inputs[2])
-    axes = _whole(_elements(context, inputs[3])) if inputs[3] is not None else range(len(starts or ()))
-    steps = _whole(_elements(context, inputs[4])) if inputs[4] is not None else [1] * len(starts or ())
+    starts, ends = elements(context, inputs[1]), elements(context, inputs[2])
+    axes = _whole(elements(context, inputs[3])) if inputs[3] is not None else range(len(starts or ()))
+    steps = _whole(elements(context, inputs[4])) if inputs[4] is not None else [1] * len(starts or ())
     dims = list(x.shape.dims)
     if axes is None or steps is None or starts is None or ends is None:
         touched = range(len(dims)) if axes is None or starts is None else axes
@@ -59,7 +59,7 @@ def infer_slice(context: ShapeInferenceContext, node: onnx_ir.Node) -> None:
         slice_dims(context, dims, axes, starts, ends, steps)
     context.set_shape_and_dtype(node.outputs[0], onnx_ir.Shape(dims), x.dtype)
     whole = x.dtype in (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32)
-    sizes = _elements(context, x) if whole and len(dims) == 1 else None
+    sizes = elements(context, x) if whole and len(dims) == 1 else None
     if sizes is not None and axes is not None and (taken := _taken(starts, ends, steps)) is not None:
         context.set_symbolic_value(node.outputs[0], sizes[taken])
 

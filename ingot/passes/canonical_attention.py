@@ -277,7 +277,7 @@ def microsoft_rotary(op: Builder) -> Result:
 
 
 def _rotary(op: Builder, cosine: ir.Value, sine: ir.Value, places: ir.Value | None) -> Result:
-    x, t = op.x(), op.dtype
+    x = op.x()
     flat = len(shape(x)) == 3
     count = op.attribute("num_heads", 0)
     if flat:
@@ -290,11 +290,20 @@ def _rotary(op: Builder, cosine: ir.Value, sine: ir.Value, places: ir.Value | No
     if not isinstance(size, int) or not isinstance(turned, int):
         return reject("the width of its heads is symbolic", "give the heads a static width")
     angles = [_angles(op, cache, places, x, flat) for cache in (cosine, sine)]
-    front = _last(op, x, 0, turned)
-    y = _turned(op, front, angles, t, bool(op.attribute("interleaved", 0)))
-    if turned < size:
-        y = op.concat([y, _last(op, x, turned, size - turned)], 3)
+    y = _partly_turned(op, x, angles, turned, bool(op.attribute("interleaved", 0)))
     return op.view(y, shape(op.x()))
+
+
+def turned_heads(op: Builder, x: ir.Value, caches: Sequence[ir.Value], places: ir.Value, interleaved: bool) -> ir.Value:
+    """x[B,H,S,D] turned by the angles at its places [B,S]; what is wider than the angles stays."""
+    angles = [_angles(op, cache, places, x, flat=False) for cache in caches]
+    return _partly_turned(op, x, angles, 2 * int(shape(caches[0])[1]), interleaved)
+
+
+def _partly_turned(op: Builder, x: ir.Value, angles: Sequence[ir.Value], turned: int, interleaved: bool) -> ir.Value:
+    size = int(shape(x)[-1])
+    y = _turned(op, _last(op, x, 0, turned), angles, dtype_of(x), interleaved)
+    return op.concat([y, _last(op, x, turned, size - turned)], 3) if turned < size else y
 
 
 def _angles(op: Builder, cache: ir.Value, places: ir.Value | None, x: ir.Value, flat: bool) -> ir.Value:
