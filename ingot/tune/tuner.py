@@ -25,8 +25,9 @@ from ingot.tune.trials import Outcome, Trial
 
 @dataclass(frozen=True)
 class Level:
-    """How much is timed: at most `candidates` per node and layout, `budget` seconds of running per node. Layouts whose
-    estimate is more than `hopeless` times the best are left out, and nodes cheaper than `worth` microseconds."""
+    """How much is timed: at most `candidates` per kernel and layout of a node, `budget` seconds of running per node.
+    Candidates estimated at more than `hopeless` times the best are left out, and nodes cheaper than `worth`
+    microseconds."""
 
     candidates: int
     budget: float
@@ -35,10 +36,10 @@ class Level:
 
 
 LEVELS = {
-    1: Level(2, 0.02),
-    2: Level(3, 0.04),
-    3: Level(5, 0.08),
-    4: Level(10, 0.15, hopeless=10.0),
+    1: Level(1, 0.02),
+    2: Level(2, 0.04),
+    3: Level(4, 0.08),
+    4: Level(8, 0.15, hopeless=10.0),
     5: Level(10_000, 0.4, hopeless=math.inf, worth=0.0),
 }
 
@@ -63,7 +64,8 @@ def prices(module: Module, isa: Isa, symbols: Mapping[str, int], config: BuildCo
 
 
 def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work, list[Candidate]]:
-    """For each work with a real choice: the best few candidates of each layout by estimate."""
+    """For each work with a real choice: the best few candidates of each kernel and layout by estimate. Estimates rank
+    one kernel's tactics better than they rank kernels: without seats of its own a good kernel was shut out."""
     lists: dict[Work, list[Candidate]] = {}
     for work in module.all_works():
         if work.kind == "native" and len(work.choices) > 1:
@@ -76,10 +78,10 @@ def _shortlist(work: Work, estimates: Estimates, level: Level) -> list[Candidate
     best = ranked[0][0]
     if best < level.worth:
         return []
-    taken: dict[Ports, list[Candidate]] = {}
+    taken: dict[tuple[str, Ports], list[Candidate]] = {}
     for cost, index in ranked:
         candidate = work.choices[index]
-        group = taken.setdefault(candidate.ports, [])
+        group = taken.setdefault((candidate.kernel.name, candidate.ports), [])
         if len(group) < level.candidates and cost <= level.hopeless * best:
             group.append(candidate)
     return [c for group in taken.values() for c in group]
@@ -168,9 +170,7 @@ def _anchor(key: str, work: Work, cache: TimingCache) -> Candidate | None:
     return work.choices[min(timed)[1]] if timed else None
 
 
-def _trial(
-    key: str, work: Work, unknown: Sequence[Candidate], anchor: Candidate | None, estimates: Estimates
-) -> Trial:
+def _trial(key: str, work: Work, unknown: Sequence[Candidate], anchor: Candidate | None, estimates: Estimates) -> Trial:
     candidates = (*unknown, anchor) if anchor else tuple(unknown)
     node = without_weights(estimates.bound(work))
     return Trial(key, node, candidates, tuple(estimates(work, c) for c in candidates))

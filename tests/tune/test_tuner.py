@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ingot
 from ingot.errors import BuildError
+from ingot.kernels import Candidate
 from ingot.kernels.cpu import workers
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.report import last_log
 from ingot.tune import trials, tuner
 from ingot.tune.cache import candidate_key
 from ingot.tune.tuner import LEVELS, Level
-from tests.tune.support import abs_model, planted, saved
+from tests.tune.support import abs_model, candidate, module, planted, saved, tensor, work
 
 pytestmark = pytest.mark.skipif(native_isa() is None, reason="needs AVX2")
 
@@ -146,7 +148,7 @@ def build_layers(count: int, cache: str) -> None:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A kernel with four ways to fail, seemingly the cheapest; little patience with it."""
-    monkeypatch.setattr(trials, "_PATIENCE", 0.5)
+    monkeypatch.setattr(trials, "_PATIENCE", 3.0)
     monkeypatch.setitem(LEVELS, 5, Level(10_000, 0.02, hopeless=float("inf"), worth=0.0))
     yield from (None for _ in planted(monkeypatch, "tests.tune.faulty"))
 
@@ -174,7 +176,7 @@ def test_each_fault_loses_its_candidate_only_and_is_named(faulty: None, tmp_path
 
 
 def test_when_all_timed_candidates_fail_another_is_taken(faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LEVELS, 3, Level(4, 0.02, worth=0.0))
+    monkeypatch.setitem(LEVELS, 3, Level(4, 0.02, worth=0.0))  # the faulty ones make all others look hopeless
     engine = ingot.build(abs_model(), level=3)
     assert len(failures()) == 4
     (segment,) = engine.variants[0].plan.segments
@@ -208,21 +210,30 @@ def _is_mine(process: Path) -> bool:
 # -- prices
 
 
-def test_shortlists_hold_the_cheapest_of_every_layout() -> None:
-    from tests.tune.support import candidate, module, tensor, work
-
+def shortlist(level: Level) -> list[str]:
+    """Of two kernels, "good" with three tactics and "modest", each plain and blocked: the costs grow in this order."""
     x, y = tensor("x", (64, 64, 64, 64)), tensor("y", (64, 64, 64, 64))
-    names = [f"k{i}" for i in range(6)]
-    choices = [candidate(n, [layout], [layout]) for n in names for layout in ("", "blocked")]
+    tactics = [("good", 1), ("good", 2), ("good", 3), ("modest", 1)]
+    choices = [
+        replace(candidate(name, [layout], [layout]), tactic={"t": t})
+        for name, t in tactics
+        for layout in ("", "blocked")
+    ]
     cost = {candidate_key(c): 10.0 + i for i, c in enumerate(choices)}
 
-    class Prices:
-        def __call__(self, _: object, c: object) -> float:
-            return cost[candidate_key(c)]  # type: ignore[arg-type]
+    def price(_: object, c: Candidate) -> float:
+        return cost[candidate_key(c)]
 
-    one = work("w", [x], [y], choices)
-    (chosen,) = tuner.shortlists(module([x], [y], [one]), Prices(), Level(2, 0.1)).values()  # type: ignore[arg-type]
-    assert [candidate_key(c) for c in chosen] == ["k0() >", "k1() >", "k0() blocked>blocked", "k1() blocked>blocked"]
-    assert tuner.shortlists(module([x], [y], [one]), Prices(), Level(2, 0.1, worth=100.0)) == {}  # type: ignore[arg-type]
-    (near,) = tuner.shortlists(module([x], [y], [one]), Prices(), Level(9, 0.1, hopeless=1.15)).values()  # type: ignore[arg-type]
-    assert len(near) == 2
+    lists = tuner.shortlists(module([x], [y], [work("w", [x], [y], choices)]), price, level)  # type: ignore[arg-type]
+    return [candidate_key(c) for chosen in lists.values() for c in chosen]
+
+
+def test_shortlists_give_every_kernel_and_layout_a_seat() -> None:
+    ends = (">", "blocked>blocked")
+    assert sorted(shortlist(Level(1, 0.1))) == sorted(f"{k}(t=1) {end}" for k in ("good", "modest") for end in ends)
+    assert len(shortlist(Level(2, 0.1))) == 6 and len(shortlist(Level(9, 0.1))) == 8
+
+
+def test_shortlists_leave_out_the_hopeless_and_what_is_cheap_anyway() -> None:
+    assert len(shortlist(Level(9, 0.1, hopeless=1.15))) == 2
+    assert shortlist(Level(9, 0.1, worth=100.0)) == []
