@@ -128,6 +128,16 @@ def test_a_transposition_meets_another_below_a_linear() -> None:
     assert result.fired("transpose below linear") + result.fired("transpose above linear") == 1
 
 
+def test_a_transposition_meets_another_above_a_linear() -> None:
+    """The result of attention, joined to [S,N,C], projected, and put back to [N,S,C]"""
+    net = Net()
+    joined = view(net, moved(net, "x", 2, 0, 1, 3), 5, 2, 24)
+    y = moved(net, net.node("Add", net.node("MatMul", joined, net.draw(24, 7)), net.draw(7)), 1, 0, 2)
+    result = rewritten_same(net, {"x": ("float32", (2, 4, 5, 6))}, relu(net, y))
+    assert result.fired("transpose above linear") == 1
+    assert result.operators == {"Transpose": 1, "View": 1, "Linear": 1}
+
+
 def test_a_residual_in_the_other_order_holds_it_back() -> None:
     net = Net()
     result = rewritten_same(net, X, relu(net, in_time_order(net, residual=True)), N=2, S=3)
