@@ -185,7 +185,7 @@ class _Assembly:
         scratch = max([scratch, *(p.scratch for s in segments if isinstance(s, ControlSegment) for p in s.plans)])
         return Plan(
             inputs, outputs, tuple(self.values), tuple(self.storages), tuple(segments), tuple(self.extents),
-            (), self.module.derived, scratch,
+            (), self.module.derived, scratch, tuple(self.module.demands),
         )  # fmt: skip
 
     # -- lifetimes --

@@ -20,8 +20,10 @@ from ingot.ir.graph import attributes, constant_of, dtype_of
 from ingot.ir.provenance import origins
 from ingot.ir.shapes import is_data_dependent, shape_of
 from ingot.kernels import Candidate, candidates
+from ingot.kernels.demands import demands_of
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, symbols_of
+from ingot.plan.plan import Demand
 
 Array = np.ndarray[Any, Any]
 REJECTED = "ingot.rejected"  # metadata key: why a node stayed an ONNX operator
@@ -86,6 +88,7 @@ class Module:
     works: list[Work]
     opsets: Mapping[str, int]
     derived: tuple[str, ...] = ()
+    demands: Sequence[Demand] = ()
 
     def all_works(self) -> Iterator[Work]:
         """Works of this module and of all bodies below it."""
@@ -117,10 +120,24 @@ class _Lowering:
         known = dict(scope)
         inputs = tuple(self._tensor(v, known) for v in graph.inputs)
         works = [w for node in graph if (w := self._work(node, known)) is not None]
+        demands = self._demands(graph, known)
         outputs = tuple(self._lookup(v, known) for v in graph.outputs)
         symbols = {s for t in known.values() for d in t.shape or () for s in symbols_of(d) if is_data_dependent(s)}
         bound = {s for t in inputs for d in t.shape or () for s in symbols_of(d)}
-        return Module(inputs, outputs, works, self.opsets, tuple(sorted(symbols - bound)))
+        return Module(inputs, outputs, works, self.opsets, tuple(sorted(symbols - bound)), demands)
+
+    def _demands(self, graph: onnx_ir.Graph, known: Mapping[onnx_ir.Value, Tensor]) -> list[Demand]:
+        """What native nodes and views rely on, each pair of extents once."""
+        found: dict[tuple[Extent, Extent], Demand] = {}
+        for node in graph if self.isa is not None else ():
+            inputs = [None if value is None else known[value] for value in node.inputs]
+            outputs = [known[value] for value in node.outputs]
+            odd = not all(tensor is None or tensor.native for tensor in (*inputs, *outputs))
+            if odd or node.domain != "ingot" or node.op_type == "Unreachable":
+                continue
+            for pair in demands_of(kernel_node(node, inputs, outputs)):
+                found.setdefault(pair, Demand(*pair, f"{', '.join(origins(node)) or node.name} ({node.op_type})"))
+        return list(found.values())
 
     def _tensor(self, value: onnx_ir.Value, known: dict[onnx_ir.Value, Tensor]) -> Tensor:
         is_tensor = isinstance(value.type, onnx_ir.TensorType) and value.dtype is not None

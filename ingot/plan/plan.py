@@ -120,6 +120,15 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """Two extents that `node` takes to be equal, which only a run's sizes can tell."""
+
+    left: Extent
+    right: Extent
+    node: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole model or the body of a control step. `extents` is the table native code indexes; `derived` symbols that
     host steps define (data-dependent) are bound when they run. `scratch` is bytes per thread."""
@@ -133,6 +142,7 @@ class Plan:
     memory: tuple[MemoryPlan, ...] = ()
     derived: tuple[str, ...] = ()
     scratch: int = 0
+    demands: tuple[Demand, ...] = ()
 
     @property
     def host_steps(self) -> tuple[HostSegment, ...]:

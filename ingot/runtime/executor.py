@@ -143,6 +143,7 @@ class Frame:
         self._objects: dict[int, Any] = {}
         self._views: dict[int, Array] = {}
         self._late = [i for i, s in enumerate(plan.storages) if _depends(s.bytes, plan.derived)]
+        self._check_demands()
         self._place_weights()
         self._place_arena()
         self._fill_extents()
@@ -251,6 +252,7 @@ class Frame:
         }
         if new:
             self.symbols.update(new)
+            self._check_demands()
             self._views = {i: v for i, v in self._views.items() if self.plan.values[i].storage not in self._late}
             self._fill_extents()
             self._place_late()
@@ -265,6 +267,18 @@ class Frame:
         sizes = [evaluate(e, self.symbols) for e in extents]
         alone = sum(sizes[::2]) / _BYTES_PER_MICROSECOND + sum(sizes[1::2]) / _FLOPS_PER_MICROSECOND
         return segment.phases if alone > _WORTH_A_TEAM else 0
+
+    def _check_demands(self) -> None:
+        """InputError where sizes contradict what a node was compiled for, as far as they are known by now."""
+        for demand in self.plan.demands:
+            if not (symbols_of(demand.left) | symbols_of(demand.right)) <= self.symbols.keys():
+                continue
+            left, right = (evaluate(extent, self.symbols) for extent in (demand.left, demand.right))
+            if left != right:
+                raise InputError(
+                    f"node {demand.node} needs {demand.left} and {demand.right} to be equal, these inputs make them "
+                    f"{left} and {right}; give inputs that fit (an axis is broadcast where the model says that it is 1)"
+                )
 
     # -- placing --------------------------------------------------------------------------------------------------
     def _place_weights(self) -> None:

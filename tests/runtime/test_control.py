@@ -228,7 +228,10 @@ def test_scan_of_two_sequences_with_axes_of_their_own() -> None:
               info("bias", FLOAT, [3])]  # fmt: skip
     proto = model([node], inputs, [info("last", FLOAT, [3]), info("y", FLOAT, [3, "T"])])
     rng = np.random.default_rng(1)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
     same(proto, *({"start": draw(3), "a": draw(3, t), "b": draw(t, 3), "bias": draw(3)} for t in (4, 1, 0)))
 
 
