@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ingot import __version__
 from ingot.engine import Engine
-from ingot.errors import IngotError
+from ingot.errors import EngineError, IngotError
 from ingot.runtime.machine import cpu_features
 from ingot.server.config import Config, files_of
 from ingot.server.request import Code, ServerError, invalid
@@ -55,9 +56,13 @@ class Builder:
         shapes = _shapes(config)
         features = ",".join(sorted(cpu_features()))
         beside = sorted(path for path in file.parent.rglob("*") if path.is_file())
-        target = self.cache / f"{digest_of(beside, shapes, features, *self.arguments)}.engine"
-        if not target.exists():
-            self._install(target, lambda temporary: self._run(config.name, file, temporary, shapes))
+        target = self.cache / f"{digest_of(beside, __version__, shapes, features, *self.arguments)}.engine"
+        if target.exists():
+            try:
+                return Engine.load(target)
+            except EngineError as error:
+                log.warning("model %s: the engine in the cache is built again: %s", config.name, error)
+        self._install(target, lambda temporary: self._run(config.name, file, temporary, shapes))
         return Engine.load(target)
 
     def _run(self, name: str, file: Path, output: Path, shapes: str) -> None:
@@ -87,7 +92,7 @@ def _model_file(config: Config, folder: Path) -> Path:
     names = files_of(config)
     for name in names:
         file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()) and not file.is_symlink():
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # links are the repository owner's own business
             raise invalid(f"model '{config.name}': default_model_filename '{name}' leads out of the version's folder")
         if file.is_file():
             return file

@@ -78,11 +78,12 @@ class HttpApi:
     def _infer(self, exchange: Exchange, model: str, version: int) -> None:
         if exchange.method != b"POST":
             raise ServerError(Code.UNSUPPORTED, "inference takes POST")
-        action = partial(self._decode_and_submit, exchange, model, version)
-        if _encoding_of(exchange) or _accepted_encoding(exchange):
+        accepted = _accepted_encoding(exchange)
+        if accepted or b"content-encoding" in exchange.headers:
+            action = partial(self._decode_and_submit, exchange, model, version, accepted)
             self.pool.submit(self._guarded, exchange, action)
         else:
-            action()
+            self._decode_and_submit(exchange, model, version, accepted)
 
     def _guarded(self, exchange: Exchange, action: Callable[[], None]) -> None:
         try:
@@ -90,14 +91,16 @@ class HttpApi:
         except Exception as error:  # noqa: BLE001 - becomes the answer
             exchange.post(partial(self._error, exchange, error))
 
-    def _decode_and_submit(self, exchange: Exchange, model: str, version: int) -> None:
+    def _decode_and_submit(self, exchange: Exchange, model: str, version: int, encoding: bytes) -> None:
         headers, arrived, body = exchange.headers, clock(), exchange.body
-        self.service.repository.find(model, version)
         if b"content-encoding" in headers:
-            body = http_codec.decompressed(body, _encoding_of(exchange), self.body_limit)
+            body = http_codec.decompressed(body, headers[b"content-encoding"].lower(), self.body_limit)
         length = headers.get(b"inference-header-content-length")
-        request = self._decoder(body, _header_length(length), model, version, arrived)
-        encoding = _accepted_encoding(exchange)
+        try:
+            request = self._decoder(body, _header_length(length), model, version, arrived)
+        except ServerError:
+            self.service.repository.find(model, version)  # an unknown model is the better answer
+            raise
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
 
     def _done(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
@@ -165,10 +168,6 @@ class HttpApi:
             log.error("a request failed", exc_info=error)
         failure = as_server_error(error)
         exchange.respond(failure.code.status, [_message(str(failure))], _JSON)
-
-
-def _encoding_of(exchange: Exchange) -> bytes:
-    return exchange.headers.get(b"content-encoding", b"").lower()
 
 
 def _accepted_encoding(exchange: Exchange) -> bytes:

@@ -68,8 +68,11 @@ class Statistics:
             if batch is None:
                 batch = self.batches[rows] = {name: Duration() for name in _STAGES}
             for name, ns in zip(_STAGES, spans, strict=True):
-                batch[name].add(ns)
-                durations[name].add(ns * count, count)
+                one, every = batch[name], durations[name]
+                one.count += 1
+                one.ns += ns
+                every.count += count
+                every.ns += ns * count
             durations["queue"].add(timing.start * count - sum(arrivals), count)
             for arrived in arrivals:
                 self._succeeded(timing.answered - arrived)

@@ -22,6 +22,7 @@ from ingot.server.mailbox import Mailbox
 Handler = Callable[["Exchange"], None]
 Part = bytes | bytearray | memoryview
 _SCRATCH = 64 << 10
+_COPIED = 16 << 10  # bytes up to which one write of a joined answer is cheaper than several parts
 _STATUS_LINE = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 } | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}  # fmt: skip
@@ -311,11 +312,11 @@ class Connection(asyncio.BufferedProtocol):
         """Write a whole answer, then go on with the next request."""
         if self._closed or exchange is not self._active:
             return
-        head = self._head(exchange, status, headers, b"content-length: %d\r\n\r\n" % sum(map(len, parts)))
+        length = sum([len(part) for part in parts])
+        head = self._head(exchange, status, headers, b"content-length: %d\r\n\r\n" % length)
         if exchange.method == b"HEAD":
-            parts = ()
-        small = sum(map(len, parts)) < 16384
-        if small:
+            self._transport.write(head)
+        elif length < _COPIED:
             self._transport.write(b"".join((head, *parts)))
         else:
             self._transport.writelines((head, *parts))
