@@ -25,6 +25,7 @@ from ingot.passes import (
     canonical_recurrent,
     canonical_reduce,
     canonical_resize,
+    canonical_sample,
     canonical_signal,
 )
 from ingot.passes.canonical_table import TABLE, Builder, Function, Reject, reject
@@ -43,6 +44,7 @@ FAMILIES = (
     canonical_recurrent,
     canonical_reduce,
     canonical_resize,
+    canonical_sample,
     canonical_signal,
 )
 _HOST = "it has no canonical form"

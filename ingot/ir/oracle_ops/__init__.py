@@ -11,11 +11,13 @@ from ingot.ir.oracle_ops import (
     pool,
     quantize,
     recurrent,
+    sample,
 )
 from ingot.ir.oracle_ops.table import Value, find, meaning
 
 FAMILIES = (
     control, convolution, elementwise, gather, microsoft, microsoft_attention, normalize, pool, quantize, recurrent,
+    sample,
 )  # fmt: skip
 
 __all__ = ["FAMILIES", "Value", "find", "meaning"]
