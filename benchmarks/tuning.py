@@ -26,9 +26,9 @@ from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.plan.lower import Module, Work, lower
 from ingot.report import BuildLog, last_log
-from ingot.tune.cache import TimingCache, candidate_key, signature
+from ingot.tune.cache import TimingCache, candidate_key
 from ingot.tune.price import Estimates
-from ingot.tune.tuner import LEVELS, shortlists
+from ingot.tune.tuner import LEVELS, Nodes, shortlists, weights_are_distant
 
 ROUNDS = 15
 EQUAL = 1.03
@@ -95,13 +95,13 @@ def lowered(name: str, isa: Isa) -> Module:
 
 def judged(module: Module, isa: Isa, cache: TimingCache) -> Iterator[Pruning]:
     """Each level's shortlists against the times of all candidates."""
-    estimates = Estimates(isa, {})
+    nodes = Nodes(Estimates(isa, {}), weights_are_distant(module))
     steps: dict[str, list[Work]] = {}
     for work in module.all_works():
         if work.kind == "native" and len(work.choices) > 1:
-            steps.setdefault(signature(estimates.bound(work)), []).append(work)
+            steps.setdefault(nodes.key(work), []).append(work)
     for number in range(1, 5):
-        lists = shortlists(module, estimates, LEVELS[number])
+        lists = shortlists(module, nodes.estimates, LEVELS[number])
         yield judge(number, steps, {work: [candidate_key(c) for c in kept] for work, kept in lists.items()}, cache)
 
 

@@ -34,7 +34,7 @@ def generator_fingerprint() -> str:
     """Digest of the kernel generators' sources: a changed generator does not inherit old times."""
     sha = hashlib.sha256()
     root = Path(__file__).parents[1]
-    for path in (*sorted((root / "kernels").rglob("*.py")), root / "tune" / "measure.py"):
+    for path in (*sorted((root / "kernels").rglob("*.py")), *(root / "tune" / f"{m}.py" for m in ("measure", "cold"))):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]
 
@@ -58,10 +58,11 @@ def place_of(isa: Isa) -> str:
     return " | ".join((processor(), isa.name, f"llvmlite {version('llvmlite')}", generator_fingerprint()))
 
 
-def signature(node: Node) -> str:
-    """What of a node decides its speed: op, ports, attributes, epilogue; not names, not weights' values."""
+def signature(node: Node, distant: bool = False) -> str:
+    """What of a node decides its speed: op, ports, attributes, epilogue, whether weights come from memory; not names,
+    not weights' values."""
     ports = [p and [p.dtype, list(p.shape), p.constant is not None] for p in (*node.inputs, None, *node.outputs)]
-    text = json.dumps([node.op, ports, sorted(node.attributes.items()), repr(node.epilogue)], default=str)
+    text = json.dumps([node.op, ports, sorted(node.attributes.items()), repr(node.epilogue), distant], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -17,14 +17,13 @@ from ingot.kernels import Candidate, Ports, kernels_for
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import Compiled, Standalone, compiled, generate
 from ingot.kernels.node import Node, Port
+from ingot.tune import cold
 
 Array = np.ndarray[Any, Any]
 Description = tuple[str, str, Mapping[str, Any], Ports]  # module, kernel, tactic, layouts
-_FLUSH_BYTES = 12 << 20
 _LARGE = 4096
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
 _CLOSE = 1.15  # candidates this many times slower than the best of their layout are not timed any further
-_FLUSH: list[Array] = []
 
 
 def describe(candidate: Candidate) -> Description:
@@ -69,8 +68,10 @@ class _Runner:
     ports: Ports
     seconds: list[float] = field(default_factory=list)
 
-    def once(self) -> None:
-        _flush()
+    def once(self, distant: bool) -> None:
+        cold.sweep()
+        if distant:
+            cold.evict(self.alone.constants)
         self.alone.warm_inputs()
         start = time.thread_time()  # not what others took of the core meanwhile
         self.alone.run()
@@ -83,9 +84,10 @@ class _Runner:
 
 
 def time_candidates(
-    node: Node, ready: Sequence[tuple[Description, Compiled]], isa_name: str, budget: float
+    node: Node, ready: Sequence[tuple[Description, Compiled]], isa_name: str, budget: float, distant: bool
 ) -> list[float]:
-    """Microseconds of each candidate on one thread. `budget`: seconds of running to spend on the whole set."""
+    """Microseconds of each candidate on one thread. `budget`: seconds of running to spend on the whole set; `distant`:
+    weights come from memory rather than from the last level of cache."""
     isa = BY_NAME[isa_name]
     node = _with_drawn_weights(node)
     feeds = [None if p is None else _draw(p) for p in node.inputs]
@@ -95,7 +97,7 @@ def time_candidates(
         if rounds >= _FEWEST_ROUNDS and time.perf_counter() - start > budget:
             break
         for runner in _promising(runners) if rounds >= _FEWEST_ROUNDS else runners:
-            runner.once()
+            runner.once(distant)
     return [runner.typical * 1e6 for runner in runners]
 
 
@@ -112,13 +114,6 @@ def _promising(runners: Sequence[_Runner]) -> list[_Runner]:
     for runner in runners:
         best[runner.ports] = min(best.get(runner.ports, np.inf), *runner.seconds)
     return [runner for runner in runners if min(runner.seconds) <= _CLOSE * best[runner.ports]]
-
-
-def _flush() -> None:
-    """Push weights out of the private caches."""
-    if not _FLUSH:
-        _FLUSH.append(np.zeros(_FLUSH_BYTES // 8))
-    _FLUSH[0] += 1.0
 
 
 def _with_drawn_weights(node: Node) -> Node:

@@ -27,12 +27,14 @@ _COMPILING, _SETTING_UP = 0.1, 0.1  # seconds, to weigh progress: for one candid
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Candidates of one node to be timed. `node` has static extents; `estimates` are microseconds per candidate."""
+    """Candidates of one node to be timed. `node` has static extents; `estimates` are microseconds per candidate;
+    `distant`: its weights will come from memory."""
 
     key: str
     node: Node
     candidates: tuple[Candidate, ...]
     estimates: tuple[float, ...]
+    distant: bool = False
 
 
 Ready = Sequence[tuple[Candidate, Compiled]]
@@ -79,22 +81,22 @@ def _outcomes(
 ) -> list[Outcome]:
     ready = [(c, code) for c, code in zip(trial.candidates, codes, strict=True) if not isinstance(code, str)]
     limit = _PATIENCE + 10 * budget + _RUNS * sum(trial.estimates) / 1e6
-    times = iter(_timed(pool, trial.node, ready, isa, budget, limit))
+    times = iter(_timed(pool, trial, ready, (isa.name, budget, trial.distant), limit))
     return [code if isinstance(code, str) else next(times) for code in codes]
 
 
-def _timed(pool: WorkerPool, node: Node, ready: Ready, isa: Isa, budget: float, limit: float) -> list[Outcome]:
+def _timed(pool: WorkerPool, trial: Trial, ready: Ready, how: tuple[str, float, bool], limit: float) -> list[Outcome]:
     """Outcomes in the order of `ready`; if timing all together fails, one by one."""
     if not ready:
         return []
     described = [(describe(candidate), code) for candidate, code in ready]
-    job = pool.submit("ingot.tune.measure:time_candidates", node, described, isa.name, budget, limit=limit)
+    job = pool.submit("ingot.tune.measure:time_candidates", trial.node, described, *how, limit=limit)
     try:
         return list(job.result())
     except Exception as error:  # noqa: BLE001  one candidate is lost and named, the build goes on
         if len(ready) == 1:
             return [f"while it was timed: {_words(error)}"]
-    return [outcome for one in ready for outcome in _timed(pool, node, [one], isa, budget, limit)]
+    return [outcome for one in ready for outcome in _timed(pool, trial, [one], how, limit)]
 
 
 def _words(error: Exception) -> str:

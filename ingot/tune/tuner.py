@@ -44,11 +44,15 @@ LEVELS = {
 }
 
 
+_CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
+
+
 def prices(module: Module, isa: Isa, symbols: Mapping[str, int], config: BuildConfig, log: BuildLog) -> Price:
     """The price function of a build."""
     estimates = Estimates(isa, symbols)
     if config.level == 0:
         return estimates
+    nodes = Nodes(estimates, weights_are_distant(module))
     if not isa.machine <= cpu_features():
         log.note("not timed", isa.name, "this machine cannot run it; its kernels are chosen by estimate")
         return estimates
@@ -57,10 +61,29 @@ def prices(module: Module, isa: Isa, symbols: Mapping[str, int], config: BuildCo
         log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")
     lists = shortlists(module, estimates, LEVELS[config.level])
     try:
-        _measure(lists, estimates, cache, isa, config, log)
+        _measure(lists, nodes, cache, isa, config, log)
     finally:
         cache.save()  # Ctrl-C does not lose what has been measured
-    return Measured(estimates, cache, lists, log)
+    return Measured(nodes, cache, lists, log)
+
+
+def weights_are_distant(module: Module) -> bool:
+    """Whether the weights do not stay in a cache from run to run; tables from which rows are gathered do not count."""
+    works = (work for work in module.all_works() if work.op != "Gather")
+    arrays = {id(t.constant): t.constant for work in works for t in work.inputs if t is not None}
+    return sum(array.nbytes for array in arrays.values() if array is not None) > _CACHED
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """The nodes of works, as they are estimated and timed. `distant`: their weights come from memory."""
+
+    estimates: Estimates
+    distant: bool
+
+    def key(self, work: Work) -> str:
+        """What the timing cache knows a work by."""
+        return signature(self.estimates.bound(work), self.distant)
 
 
 def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work, list[Candidate]]:
@@ -92,13 +115,13 @@ class Measured:
     failed compete with nobody, and are named in the log."""
 
     def __init__(
-        self, estimates: Estimates, cache: TimingCache, lists: Mapping[Work, Sequence[Candidate]], log: BuildLog
+        self, nodes: Nodes, cache: TimingCache, lists: Mapping[Work, Sequence[Candidate]], log: BuildLog
     ) -> None:
-        self._estimates, self._cache = estimates, cache
+        self._nodes, self._estimates, self._cache = nodes, nodes.estimates, cache
         self._prices = {work: self._prices_of(work) for work in lists}
         told: set[str] = set()
         for work in lists:
-            key = signature(estimates.bound(work))
+            key = nodes.key(work)
             if key not in told:
                 told.add(key)
                 _tell_failures(work, key, cache, log)
@@ -109,7 +132,7 @@ class Measured:
         return self._prices[work].get(candidate_key(candidate), math.inf)
 
     def _prices_of(self, work: Work) -> dict[str, float]:
-        key, names = signature(self._estimates.bound(work)), {candidate_key(c): c for c in work.choices}
+        key, names = self._nodes.key(work), {candidate_key(c): c for c in work.choices}
         timed = {name: t for name in names if (t := self._cache.get(key, name)) is not None}
         if timed:
             return timed
@@ -136,7 +159,7 @@ def _nodes(work: Work) -> str:
 
 def _measure(
     lists: Mapping[Work, Sequence[Candidate]],
-    estimates: Estimates,
+    nodes: Nodes,
     cache: TimingCache,
     isa: Isa,
     config: BuildConfig,
@@ -145,7 +168,7 @@ def _measure(
     """Fill the cache with what the shortlists need."""
     missing: dict[str, tuple[Work, list[Candidate]]] = {}
     for work, candidates in lists.items():
-        key = signature(estimates.bound(work))
+        key = nodes.key(work)
         unknown = [c for c in candidates if candidate_key(c) not in cache.times.get(key, {})]
         if unknown and key not in missing:
             missing[key] = (work, unknown)
@@ -158,7 +181,7 @@ def _measure(
             f"the timing cache lacks {len(missing)} nodes ({names} …); build once without this restriction"
         )
     anchors = {key: _anchor(key, work, cache) for key, (work, _) in missing.items()}
-    todo = [_trial(key, work, unknown, anchors[key], estimates) for key, (work, unknown) in missing.items()]
+    todo = [_trial(key, work, unknown, anchors[key], nodes) for key, (work, unknown) in missing.items()]
     level = LEVELS[config.level]
     for trial, outcomes in trials.run(todo, isa, level.budget, lambda share: log.advance(f"tune {isa.name}", share)):
         _remember(trial, outcomes, anchors[trial.key], cache)
@@ -170,10 +193,10 @@ def _anchor(key: str, work: Work, cache: TimingCache) -> Candidate | None:
     return work.choices[min(timed)[1]] if timed else None
 
 
-def _trial(key: str, work: Work, unknown: Sequence[Candidate], anchor: Candidate | None, estimates: Estimates) -> Trial:
+def _trial(key: str, work: Work, unknown: Sequence[Candidate], anchor: Candidate | None, nodes: Nodes) -> Trial:
     candidates = (*unknown, anchor) if anchor else tuple(unknown)
-    node = without_weights(estimates.bound(work))
-    return Trial(key, node, candidates, tuple(estimates(work, c) for c in candidates))
+    node = without_weights(nodes.estimates.bound(work))
+    return Trial(key, node, candidates, tuple(nodes.estimates(work, c) for c in candidates), nodes.distant)
 
 
 def _remember(trial: Trial, outcomes: Sequence[Outcome], anchor: Candidate | None, cache: TimingCache) -> None:

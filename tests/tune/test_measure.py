@@ -38,7 +38,7 @@ def some(made: Node, count: int = 3) -> list[Candidate]:
 
 def timed(made: Node, chosen: list[Candidate], budget: float = 0.01) -> list[float]:
     ready = [(describe(c), compile_candidate(made, describe(c), isa().name)) for c in chosen]
-    return time_candidates(made, ready, isa().name, budget)
+    return time_candidates(made, ready, isa().name, budget, False)
 
 
 def test_every_candidate_is_timed() -> None:
@@ -116,7 +116,7 @@ def fake_runners(monkeypatch: pytest.MonkeyPatch, costs: list[float], layouts: l
 
     monkeypatch.setattr(measure, "time", clock)
     monkeypatch.setattr(measure, "_runner", runner)
-    monkeypatch.setattr(measure, "_flush", lambda: None)
+    monkeypatch.setattr(measure.cold, "sweep", lambda: None)
     return counts
 
 
@@ -124,17 +124,17 @@ def test_those_far_behind_in_their_layout_are_given_up(monkeypatch: pytest.Monke
     costs, layouts = [1e-3, 1.05e-3, 2e-3, 9e-3], ["", "", "", "blocked"]
     counts = fake_runners(monkeypatch, costs, layouts)
     ready: Any = [((), None)] * 4
-    times = time_candidates(linear(), ready, isa().name, 0.2)
+    times = time_candidates(linear(), ready, isa().name, 0.2, False)
     assert times == pytest.approx([c * 1e6 for c in costs])
     assert counts[2] == measure._FEWEST_ROUNDS and counts[0] == counts[1] == counts[3] > measure._FEWEST_ROUNDS
 
 
 def test_the_budget_and_the_number_of_rounds_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = fake_runners(monkeypatch, [1e-6], [""])
-    time_candidates(linear(), [((), None)], isa().name, 10.0)  # type: ignore[list-item]
+    time_candidates(linear(), [((), None)], isa().name, 10.0, False)  # type: ignore[list-item]
     assert counts == [measure._MOST_ROUNDS]
     counts = fake_runners(monkeypatch, [1.0], [""])
-    time_candidates(linear(), [((), None)], isa().name, 0.5)  # type: ignore[list-item]
+    time_candidates(linear(), [((), None)], isa().name, 0.5, False)  # type: ignore[list-item]
     assert counts == [measure._FEWEST_ROUNDS]
 
 

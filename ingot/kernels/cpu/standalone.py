@@ -105,6 +105,11 @@ class Standalone:
             for begin in range(0, count, size):
                 call(*self._arguments, begin, min(begin + size, count))
 
+    @property
+    def constants(self) -> list[Array]:
+        """The packed weights and tables."""
+        return [array for handle, array in self._memory.items() if handle.kind == "constant"]
+
     def warm_inputs(self) -> None:
         """Bring the run-time inputs into the cache, as a producer would have left them."""
         for array in self._inputs:
