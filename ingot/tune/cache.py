@@ -106,9 +106,10 @@ class TimingCache:
         self._new.setdefault(node, {})[candidate] = kept
 
     def save(self) -> None:
-        """Merge what is new into the file and replace it atomically."""
-        if self.path is not None and self._new:
-            _update(self.path, {self.place: self._new})
+        """Merge what is new into the file and replace it atomically. The file is there afterwards even when no node was
+        worth timing: whoever asked for it reads it."""
+        if self.path is not None and (self._new or not self.path.exists()):
+            _update(self.path, {self.place: self._new} if self._new else {})
             self._new = {}
 
 

@@ -55,9 +55,12 @@ def test_times_and_failures_come_back(path: Path) -> None:
     assert again.get("n", "unknown") is None and again.get("m", "fast") is None and again.failure("n", "fast") is None
 
 
-def test_nothing_new_nothing_written(path: Path) -> None:
+def test_a_file_that_was_asked_for_is_there_even_when_nothing_was_timed(path: Path) -> None:
     TimingCache(path, AVX2).save()
-    assert not path.exists()
+    assert path.exists() and read(path) == {}
+
+
+def test_nothing_new_nothing_written(path: Path) -> None:
     filled(path, a=1.0)
     before = path.stat().st_mtime_ns
     TimingCache(path, AVX2).save()
