@@ -23,7 +23,8 @@ from ingot.server.grpc import GrpcApi
 from ingot.server.http import HttpApi
 from ingot.server.mailbox import Mailbox
 from ingot.server.metrics import MetricsApi
-from ingot.server.model import Placing, Servable, load_engine_model
+from ingot.server.model import EngineModel, Placing, Servable, load_engine_model
+from ingot.server.python_model import has_python_backend, load_python_model
 from ingot.server.repository import Mode, Repository, in_dependency_order
 from ingot.server.request import ServerError
 from ingot.server.service import Service
@@ -125,12 +126,18 @@ class Server:
         """One version, ready to serve."""
         if config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
             return load_ensemble(config, version, folder, self.repository.find, self.service.submit)
-        engine = self.builder.engine(config, folder / str(version))
-        placing = Placing("cpu", self.options.threads, self.mailbox, self.options.processes)
-        loaded = load_engine_model(config, version, engine, folder, placing)
+        if has_python_backend(config):
+            loaded = load_python_model(config, version, folder)
+        else:
+            loaded = self._engine_model(config, version, folder)
         if config.response_cache.enable and self.cache.capacity:
             return CachedModel(loaded, self.cache, os.urandom(16))
         return loaded
+
+    def _engine_model(self, config: Config, version: int, folder: Path) -> EngineModel:
+        engine = self.builder.engine(config, folder / str(version))
+        placing = Placing("cpu", self.options.threads, self.mailbox, self.options.processes)
+        return load_engine_model(config, version, engine, folder, placing)
 
     def _load_first(self) -> list[ServerError]:
         """Load what the control mode asks for at the start."""

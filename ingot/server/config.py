@@ -57,7 +57,7 @@ def files_of(config: Config) -> tuple[str, ...]:
     if backend not in MODEL_FILES:
         raise invalid(
             f"model '{config.name}': this server has no backend '{backend}'; "
-            f"it serves {', '.join(sorted(filter(None, MODEL_FILES)))} and ensembles"
+            f"it serves {', '.join(sorted(filter(None, MODEL_FILES)))}, python and ensembles"
         )
     return (config.default_model_filename,) if config.default_model_filename else MODEL_FILES[backend]
 

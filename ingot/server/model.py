@@ -25,7 +25,7 @@ from ingot.server.scheduler import Cancel, Driver, Queue, Scheduler
 from ingot.server.sequences import SequenceBatcher
 from ingot.server.states import sequence_rules, states_of
 from ingot.server.statistics import Statistics
-from ingot.server.worker import ProcessInstance, Worker
+from ingot.server.worker import ProcessInstance, Worker, engine_worker
 
 log = logging.getLogger("ingot.server")
 _MEASURED = 3
@@ -122,7 +122,7 @@ def _maker(config: Config, engine: Engine, placing: Placing) -> tuple[Callable[[
     """What makes an instance, and the process behind them if there is one."""
     if not placing.processes:
         return lambda: SessionInstance(engine, placing.device, placing.threads), ()
-    worker = Worker(config.name, Path(engine.source), placing.device, placing.threads)
+    worker = engine_worker(config.name, Path(engine.source), placing.device, placing.threads)
     return lambda: ProcessInstance(worker), (worker,)
 
 

@@ -18,6 +18,14 @@ Feeds = dict[str, Any]
 _CHECKS_KEPT = 4096
 
 
+class PartlyRefused(Exception):
+    """Of a batch that ran, some requests are refused: `parts` are outputs or errors, in order."""
+
+    def __init__(self, parts: Sequence[Sequence[Tensor] | ServerError]) -> None:
+        super().__init__("some requests of the batch are refused")
+        self.parts = parts
+
+
 @dataclass(frozen=True)
 class Port:
     """One input or output without the batch axis. `inner`: the model's own dims where the configuration reshapes."""

@@ -14,8 +14,8 @@ from ingot.errors import IngotError
 from ingot.server.batcher import Entry, Take
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
-from ingot.server.ports import Feeds, Ports, answer
-from ingot.server.request import Array, Code, Done, Outcome, Request, SequencePlace, ServerError
+from ingot.server.ports import Feeds, PartlyRefused, Ports, answer
+from ingot.server.request import Array, Code, Done, Outcome, Request, SequencePlace, ServerError, Tensor
 from ingot.server.states import States
 from ingot.server.statistics import Statistics, Timing
 
@@ -166,6 +166,9 @@ class Scheduler:
             if self._states:
                 self._states.keep(batch, results)
             parts = self.ports.split(results, requests, [entry.rows for entry in batch])
+        except PartlyRefused as partly:
+            self._complete_partly(batch, partly.parts, Timing(start, gathered, ran, clock()))
+            return
         except Exception as error:  # noqa: BLE001 - a model that returns nonsense fails its requests
             self.fail(batch, error)
             return
@@ -173,6 +176,20 @@ class Scheduler:
         self._answer(
             batch, [answer(r, self._version, part, self.ports) for r, part in zip(requests, parts, strict=True)]
         )
+
+    def _complete_partly(
+        self, batch: Sequence[Entry], parts: Sequence[Sequence[Tensor] | ServerError], timing: Timing
+    ) -> None:
+        """Fail what the model refused, one by one; answer the rest."""
+        good = [(entry, part) for entry, part in zip(batch, parts, strict=True) if not isinstance(part, ServerError)]
+        for entry, part in zip(batch, parts, strict=True):
+            if isinstance(part, ServerError):
+                self.fail((entry,), part)
+        if good:
+            entries = [entry for entry, _ in good]
+            self._note(entries, timing)
+            outcomes = [answer(self._job(entry).request, self._version, part, self.ports) for entry, part in good]
+            self._answer(entries, outcomes)
 
     def fail(self, batch: Sequence[Entry], error: Exception) -> None:
         """Answer a batch with what went wrong."""

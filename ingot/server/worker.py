@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ import orjson
 from ingot.engine import Engine
 from ingot.errors import IngotError
 from ingot.server.arena import Arena
-from ingot.server.instances import SessionInstance
+from ingot.server.instances import Instance, SessionInstance
 from ingot.server.request import Array, Code, ServerError
 
 log = logging.getLogger("ingot.server")
-_LONGEST = 1 << 17  # bytes of a message: names and shapes, never tensors
-_STARTING_SECONDS = 60.0
+LONGEST_MESSAGE = 1 << 17  # bytes of a message: names and shapes, never tensors
 
 
 class Died(Exception):
@@ -36,11 +35,14 @@ class Died(Exception):
 
 # -- the front's side -------------------------------------------------------------------------------------------------
 class Worker:
-    """A model's process, shared by its instances; started on first use and again after it died."""
+    """A model's process, shared by its instances; started on first use and again after it died.
 
-    def __init__(self, name: str, engine: Path, device: str, threads: int | None) -> None:
+    `arguments`: module and words it is started with; the file descriptor of its control line follows them.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0) -> None:
         self.name, self.generation, self.restarts = name, 0, 0
-        self._command = [sys.executable, "-m", "ingot.server.worker", str(engine), device, str(threads or 0)]
+        self._arguments, self._starting_seconds = arguments, starting_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lock = threading.Lock()
@@ -64,18 +66,12 @@ class Worker:
 
     def _start(self) -> None:
         self._end()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [*self._command, str(theirs.fileno())]
-            self._process = subprocess.Popen(  # a session of its own: Ctrl-C is for the front, which drains first
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        self._control = ours
+        self._process, self._control = spawned(self._arguments)
         self.restarts += self.generation > 0
         self.generation += 1
-        ours.settimeout(_STARTING_SECONDS)
+        self._control.settimeout(self._starting_seconds)
         try:
-            greeting = ours.recv(_LONGEST)
+            greeting = self._control.recv(LONGEST_MESSAGE)
         except (TimeoutError, ConnectionError):
             greeting = b""
         if greeting != b"ready":
@@ -101,6 +97,22 @@ class Worker:
             self._end()
 
 
+def spawned(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A Python process of a module and words, and the line that controls it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        command = [sys.executable, "-m", *arguments, str(theirs.fileno())]
+        process = subprocess.Popen(  # a session of its own: Ctrl-C is for the front, which drains first
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return process, ours
+
+
+def engine_worker(name: str, engine: Path, device: str, threads: int | None) -> Worker:
+    """The process of an engine."""
+    return Worker(name, ["ingot.server.worker", str(engine), device, str(threads or 0)])
+
+
 Results = Mapping[str, Array] | ServerError
 
 
@@ -123,7 +135,7 @@ class Line:
     def receive(self) -> list[tuple[Results, int]]:
         """(outputs or error, nanoseconds) of each run that was asked for; Died if the process ended first."""
         try:
-            raw = self.socket.recv(_LONGEST)
+            raw = self.socket.recv(LONGEST_MESSAGE)
         except ConnectionError as error:
             raise Died from error
         if not raw:
@@ -202,25 +214,25 @@ def serve(engine_path: str, device: str, threads: int | None, control: socket.so
         engine = Engine.load(engine_path)
         SessionInstance(engine, device, threads).close()
     except IngotError as error:
-        control.send(str(error).encode()[:_LONGEST])
+        control.send(str(error).encode()[:LONGEST_MESSAGE])
         return
     control.send(b"ready")
+    serve_lines(control, lambda: SessionInstance(engine, device, threads))
+
+
+def serve_lines(control: socket.socket, make: Callable[[], Instance]) -> None:
+    """An instance and a thread for each line that the front sends; returns when the front is gone."""
     while True:
         data, handles, _, _ = socket.recv_fds(control, 16, 3)
         if not data:
             return
         line, inputs, outputs = handles
-        arguments = (
-            SessionInstance(engine, device, threads),
-            socket.socket(fileno=line),
-            Arena(inputs),
-            Arena(outputs),
-        )
+        arguments = (make(), socket.socket(fileno=line), Arena(inputs), Arena(outputs))
         threading.Thread(target=_serve_line, args=arguments, daemon=True).start()
 
 
-def _serve_line(instance: SessionInstance, line: socket.socket, inputs: Arena, outputs: Arena) -> None:
-    while raw := line.recv(_LONGEST):
+def _serve_line(instance: Instance, line: socket.socket, inputs: Arena, outputs: Arena) -> None:
+    while raw := line.recv(LONGEST_MESSAGE):
         answers = [_run(instance, feeds) for feeds in inputs.read(orjson.loads(raw), copy=False)]
         good = [answer for answer in answers if "outputs" in answer]
         for answer, entries in zip(good, outputs.write([answer["outputs"] for answer in good]), strict=True):
@@ -232,7 +244,7 @@ def _serve_line(instance: SessionInstance, line: socket.socket, inputs: Arena, o
     instance.close()
 
 
-def _run(instance: SessionInstance, feeds: Mapping[str, Array]) -> dict[str, Any]:
+def _run(instance: Instance, feeds: Mapping[str, Array]) -> dict[str, Any]:
     start = time.monotonic_ns()
     try:
         answer: dict[str, Any] = {"outputs": instance.run(feeds)}
