@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,20 +22,27 @@ from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.graph import dtype_of
 from ingot.kernels import Candidate
-from ingot.kernels.cpu import emit, workers
+from ingot.kernels.cpu import workers
+from ingot.kernels.cpu.backend import open_backend as open_cpu
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import native_isa
+from ingot.kernels.cuda.architecture import Architecture, architecture
+from ingot.kernels.cuda.backend import open_backend as open_cuda
+from ingot.kernels.target import Backend, Target
 from ingot.plan.assemble import Code, assemble
 from ingot.plan.lower import REJECTED, Module, Work, lower
 from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
+from ingot.precision import half
 from ingot.report import BuildLog
+from ingot.runtime import cuda
 from ingot.runtime.cpu import usable_threads
 from ingot.tune import choose, tuner
 
 Symbols = Mapping[str, int]
 _OUTLINE_LIMIT = 3000
 _TOOLCHAIN = ("ingot", "onnx", "onnx_ir", "onnx-shape-inference", "llvmlite", "numpy")
+_CUDA_TOOLCHAIN = ("triton", "cuda-bindings")
 
 
 def import_model(model: Any, config: BuildConfig, log: BuildLog) -> onnx_ir.Model:
@@ -68,6 +76,8 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
             if node.name in reasons and node.domain != "ingot":
                 node.metadata_props[REJECTED] = reasons[node.name]
         log.figures["rewrites"] = dict(result.counts)
+        if config.precision in half.DTYPES:
+            log.figures["kept in float32"] = half.convert(model, half.DTYPES[config.precision])
         return model
 
 
@@ -76,7 +86,7 @@ class Compiled:
     """A variant with what it was made from, for finding a wrong kernel."""
 
     variant: Variant
-    isa: Isa | None = None
+    target: Target | None = None
     module: Module | None = None
     choices: Mapping[Work, Candidate] = field(default_factory=dict)
 
@@ -91,7 +101,18 @@ def compile_variants(
     """A variant per instruction set asked for, best first; `banned` candidates (by label) are not used."""
     if optimised is None:
         return [Compiled(_host_variant(source, config))]
-    return [_native_variant(optimised, isa, config, log, banned) for isa in _isas(config)]
+    return [_native_variant(optimised, target, config, log, banned) for target in _targets(config)]
+
+
+def _targets(config: BuildConfig) -> Sequence[Target]:
+    return _isas(config) if config.target == "cpu" else _architectures(config)
+
+
+def _architectures(config: BuildConfig) -> list[Architecture]:
+    """Of the target's name ("cuda:sm_90"), of --variants, or of the GPU that is here."""
+    named = config.target.partition(":")[2]
+    names = named.split(",") if named else list(config.variants) or [cuda.first_architecture()]
+    return sorted((architecture(name, config.precision) for name in names), key=lambda a: a.capability, reverse=True)
 
 
 def _isas(config: BuildConfig) -> list[Isa]:
@@ -114,25 +135,29 @@ def _host_variant(source: onnx_ir.Model, config: BuildConfig) -> Variant:
     return Variant("host", "", (), plan_bytes(plan), weights=code.weight_bytes().data)
 
 
+_BACKENDS: Mapping[str, Callable[..., AbstractContextManager[Backend]]] = {"cpu": open_cpu, "cuda": open_cuda}
+
+
 def _native_variant(
-    model: onnx_ir.Model, isa: Isa, config: BuildConfig, log: BuildLog, banned: frozenset[str]
+    model: onnx_ir.Model, target: Target, config: BuildConfig, log: BuildLog, banned: frozenset[str]
 ) -> Compiled:
-    with log.stage(f"lower {isa.name}"):
-        module = lower(model, isa, banned=banned, exact=config.exact)
+    with log.stage(f"lower {target.name}"):
+        module = lower(model, target, target.target, banned=banned, exact=config.exact)
         _note_host_works(module, log)
-    with log.stage(f"tune {isa.name}"):
+    with log.stage(f"tune {target.name}"):
         symbols = typical_symbols(model, config)
-        price = tuner.prices(module, isa, symbols, config, log)
-        choice = choose.choose(module, price, symbols)
-    with log.stage(f"compile {isa.name}"), emit.Compilation(isa, log) as compilation:
-        code = Code(isa, compilation)
+        price = tuner.prices(module, target, symbols, config, log)
+        choice = choose.choose(module, price, symbols, target.pace)
+    with log.stage(f"compile {target.name}"), _BACKENDS[target.target](target, log) as backend:
+        code = Code(backend)
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
         _note_approximations(choice.candidates, log)
         weights = code.weight_bytes().data  # while the last kernels compile
-        image, exported = compilation.image()
-    variant = Variant("cpu", isa.name, tuple(sorted(isa.machine)), plan_bytes(plan), image, exported, weights)
-    return Compiled(variant, isa, module, choice.candidates)
+        image, exported = backend.image()
+    requires = tuple(sorted(target.machine))
+    variant = Variant(target.target, target.name, requires, plan_bytes(plan), image, exported, weights)
+    return Compiled(variant, target, module, choice.candidates)
 
 
 def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
@@ -230,7 +255,7 @@ def package(source: onnx_ir.Model, compiled: Sequence[Compiled], config: BuildCo
             "config": config.described(),
             "model": {"name": source.graph.name or "", "digest": digest(source), "opsets": dict(source.opset_imports)},
             "graph": _graph_outline(source),
-            "toolchain": toolchain(),
+            "toolchain": toolchain(_CUDA_TOOLCHAIN if config.target.startswith("cuda") else ()),
             "notices": [str(n) for n in log.notices if n.kind != "not fused"],
         }
         return Engine(inputs, outputs, tuple(c.variant for c in compiled), details)
@@ -256,10 +281,10 @@ def _spec(value: onnx_ir.Value, config: BuildConfig) -> TensorSpec:
     return TensorSpec(name, dtype, shape, low, triples[0][1], high)
 
 
-def toolchain() -> dict[str, str]:
+def toolchain(further: Sequence[str] = ()) -> dict[str, str]:
     """Versions of what took part in the build."""
     found = {"python": platform.python_version()}
-    for name in _TOOLCHAIN:
+    for name in (*_TOOLCHAIN, *further):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -10,7 +10,8 @@ from typing import Any
 from ingot.errors import ConfigError
 
 Shape = tuple[int, ...]
-TARGETS = ("cpu", "host")
+TARGETS = ("cpu", "host", "cuda")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 class Profile:
@@ -40,7 +41,9 @@ def _triple(name: str, given: Sequence[Any]) -> tuple[Shape, Shape, Shape]:
 class BuildConfig:
     """Options of `build`.
 
-    target: "cpu" or "host" (every step on the oracle). variants: ISA names to hold, best first; default the best of
+    target: "cpu", "host" (every step on the oracle), "cuda" (the GPU that is here) or "cuda:sm_90" (built on any
+    machine). precision, for cuda: "fp32"; "tf32" (products of 10 bits); "fp16", "bf16" (tensors in 16 bits, sums in
+    float32; inputs and outputs stay as they are). variants: ISA names to hold, best first; default the best of
     this machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. exact: no
     kernel that adds an error of its own to float32 (products in bfloat16 parts, 2^-15; noted in the report). verify:
     compare with the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of
@@ -49,6 +52,7 @@ class BuildConfig:
     """
 
     target: str = "cpu"
+    precision: str = "fp32"
     profiles: Sequence[Profile] = ()
     level: int = 3
     variants: Sequence[str] = ()
@@ -65,8 +69,12 @@ class BuildConfig:
     tactics: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConfigError(f"target {self.target!r} is not known; use one of {', '.join(TARGETS)}")
+        kind, _, named = self.target.partition(":")
+        if kind not in TARGETS or (named and kind != "cuda"):
+            raise ConfigError(f"target {self.target!r} is not known; use one of {', '.join(TARGETS)}, cuda:sm_90")
+        if self.precision not in PRECISIONS or (self.precision != "fp32" and kind != "cuda"):
+            raise ConfigError(f"precision {self.precision!r} is not known for target {kind}; "
+                              f"{', '.join(PRECISIONS)} are for cuda, fp32 alone for the others")  # fmt: skip
         if not 0 <= self.level <= 5:
             raise ConfigError(f"level must be 0 to 5, not {self.level}")
         if self.threads is not None and self.threads < 1:

@@ -35,7 +35,7 @@ from ingot.plan.lower import Work
 from ingot.plan.plan import TensorSpec
 from ingot.report import BuildLog
 from ingot.runtime.machine import cpu_features
-from ingot.runtime.session import Session
+from ingot.runtime.session import Session, features
 from ingot.tune.binding import bind
 
 Array = np.ndarray[Any, Any]
@@ -124,10 +124,10 @@ def blame(compiled: Sequence[Compiled], config: BuildConfig, log: BuildLog) -> f
     """Labels of chosen candidates that, run alone, differ from their op's numpy meaning."""
     wrong: set[str] = set()
     for made in compiled:
-        if made.isa is None or not made.isa.machine <= cpu_features():
+        if not isinstance(made.target, Isa) or not made.target.machine <= cpu_features():
             continue
         for work, candidate in made.choices.items():
-            if candidate.label not in wrong and (reason := _fault(work, candidate, made.isa, config)):
+            if candidate.label not in wrong and (reason := _fault(work, candidate, made.target, config)):
                 wrong.add(candidate.label)
                 log.note("dropped tactic", ", ".join(work.origins) or work.name, f"{candidate.label}: {reason}")
     return frozenset(wrong)
@@ -153,7 +153,7 @@ def _feed(rng: np.random.Generator, port: Port) -> np.ndarray[Any, Any]:
 
 
 def _runnable(engine: Engine) -> bool:
-    return any(frozenset(v.requires) <= cpu_features() for v in engine.variants)
+    return any(frozenset(v.requires) <= features(v.target) for v in engine.variants)
 
 
 def _complaint(failed: Sequence[Difference], config: BuildConfig) -> str:
@@ -168,7 +168,7 @@ def _complaint(failed: Sequence[Difference], config: BuildConfig) -> str:
 def check(engine: Engine, reference: _Reference, config: BuildConfig, log: BuildLog) -> list[Difference]:
     """Differences of every output at every set of shapes."""
     found: list[Difference] = []
-    with Session(engine, device="cpu" if engine.variants[0].target == "cpu" else "host") as session:
+    with Session(engine, device=engine.variants[0].target) as session:
         points = list(_answerable(engine.inputs, reference, config))
         if not points:
             log.note("not verified", engine.source, "the reference accepts none of the sizes tried", "give a profile")

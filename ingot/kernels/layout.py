@@ -1,4 +1,5 @@
-"""Physical layouts of feature maps: "plain" is row-major; "blocked" groups channels: [N, ceil(C/b), *spatial, b]."""
+"""Physical layouts of feature maps: "plain" is row-major; "blocked" groups channels: [N, ceil(C/b), *spatial, b];
+"channels_last" is [N, *spatial, C]."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ def physical_shape(shape: tuple[Extent, ...], layout: str, lanes: int) -> tuple[
     """Shape of the stored array."""
     if layout == "plain":
         return shape
+    if layout == "channels_last":
+        return (shape[0], *shape[2:], shape[1])
     return (shape[0], ceil_div(shape[1], lanes), *shape[2:], lanes)
 
 

@@ -18,7 +18,7 @@ class Port:
     """One operand: dtype by numpy name, row-major shape, `constant` when known at build time.
 
     layout "plain": row-major. "blocked": [N, ceil(C/b), *spatial, b] with b = isa.lanes; the lanes beyond C hold
-    anything.
+    anything. "channels_last": [N, *spatial, C].
     """
 
     dtype: str

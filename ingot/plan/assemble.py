@@ -11,34 +11,28 @@ import numpy as np
 from ingot.dtypes import size_of
 from ingot.errors import BuildError
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
-from ingot.kernels.cpu.build import PLACEHOLDER, KernelBuilder
-from ingot.kernels.cpu.compile import kernel_name
-from ingot.kernels.cpu.driver import Call, counters, segment_text
-from ingot.kernels.cpu.emit import Compilation
-from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node
+from ingot.kernels.target import Backend, Build, Handle, Place
 from ingot.kernels.work import bytes_of, flops_of
 from ingot.plan.extent import Extent, product, symbols_of
 from ingot.plan.lower import Module, Tensor, Work, host_node
 from ingot.plan.packing import align
-from ingot.plan.plan import ControlSegment, HostSegment, NativeSegment, Plan, Segment, Step, Storage, Value
+from ingot.plan.plan import ControlSegment, HostSegment, Plan, Segment, Step, Storage, Value
 from ingot.runtime.buffers import aligned_bytes
 
 Array = np.ndarray[Any, Any]
 Ref = tuple[Tensor, str]
-_SERIAL_BYTES, _SERIAL_FLOPS = 32 << 10, 200_000
 
 
 @dataclass(eq=False)
 class Code:
-    """What all plans of a variant share: kernels and segments being compiled, and the weights section."""
+    """What all plans of a variant share: the backend that makes kernels and segments (None: the plan has host steps
+    alone), and the weights section."""
 
-    isa: Isa | None
-    compilation: Compilation | None = None
+    backend: Backend | None
     weights: list[Array] = field(default_factory=list)
     size: int = 0
-    segments: int = 0
     _offsets: dict[tuple[bytes, int], list[tuple[int, Array]]] = field(default_factory=dict)
 
     def add_weight(self, array: Array) -> int:
@@ -62,16 +56,6 @@ class Code:
             offset = align(offset + data.nbytes + 64)
         return section
 
-    def add_text(self, name: str, text: str) -> None:
-        """Have a module compiled."""
-        assert self.compilation is not None
-        self.compilation.add(name, text)
-
-    def next_segment(self) -> str:
-        """A fresh segment symbol."""
-        self.segments += 1
-        return f"segment{self.segments}"
-
 
 @dataclass(eq=False)
 class Item:
@@ -82,8 +66,7 @@ class Item:
     outputs: tuple[Ref, ...]
     candidate: Candidate | None = None
     node: Node | None = None
-    build: KernelBuilder | None = None
-    symbol: str = ""
+    build: Build | None = None
 
 
 def assemble(module: Module, choices: Mapping[Work, Candidate], code: Code) -> Plan:
@@ -134,13 +117,9 @@ def _item(
     work: Work, inputs: tuple[Ref | None, ...], outputs: tuple[Ref, ...], candidate: Candidate | None, code: Code
 ) -> Item:
     item = Item(work, inputs, outputs, candidate)
-    if candidate is not None and work.node is not None and code.isa is not None:
+    if candidate is not None and work.node is not None and code.backend is not None:
         item.node = with_layouts(work.node, candidate.ports)
-        item.build = KernelBuilder(item.node, code.isa)
-        candidate.kernel.generate(item.build, item.node, **candidate.tactic)
-        text = item.build.text()
-        item.symbol = kernel_name(text, code.isa)
-        code.add_text(item.symbol, text.replace(PLACEHOLDER, item.symbol))
+        item.build = code.backend.generate(item.node, candidate)
     return item
 
 
@@ -151,7 +130,8 @@ def _reorder(tensor: Tensor, source: str, target: str, code: Code) -> Item:
         {"layout_from": source, "layout_to": target}, name=f"{tensor.name}:{target}",
     )  # fmt: skip
     ports = Ports((source,), (target,))
-    found = next((c for c in candidates(node, "cpu", code.isa)), None)
+    platform = code.backend.target if code.backend else None
+    found = next(candidates(node, platform.target, platform), None) if platform else None
     if found is None:
         raise BuildError(f"no kernel brings {tensor.name!r} from layout {source} to {target}; this is a bug in Ingot")
     work = Work("native", node.name, "Reorder", (), (tensor,), (tensor,), node)
@@ -257,7 +237,7 @@ class _Assembly:
     def _bytes(self, ref: Ref) -> Extent:
         tensor, layout = ref
         assert tensor.shape is not None
-        lanes = self.code.isa.lanes if self.code.isa else 1
+        lanes = self.code.backend.target.lanes if self.code.backend else 1
         return product((*physical_shape(tensor.shape, layout, lanes), size_of(tensor.dtype)))
 
     def _taken_over(self, item: Item, size: Extent, position: int) -> int | None:
@@ -278,14 +258,12 @@ class _Assembly:
     def _segments(self) -> list[Segment]:
         segments: list[Segment] = []
         steps: list[Step] = []
-        calls: list[Call] = []
+        calls: list[Any] = []
 
         def flush() -> None:
             if steps:
-                symbol = self.code.next_segment()
-                assert self.code.isa is not None
-                self.code.add_text(symbol, segment_text(symbol, calls, self.code.isa))
-                segments.append(NativeSegment(symbol, counters(calls), tuple(steps)))
+                assert self.code.backend is not None
+                segments.append(self.code.backend.segment(tuple(steps), calls))
                 steps.clear()
                 calls.clear()
 
@@ -329,31 +307,22 @@ class _Assembly:
         return ControlSegment(step, item.work.settings, plans, captures)
 
     # -- native calls --
-    def _calls(self, item: Item, position: int, number: int) -> list[Call]:
-        build, name = item.build, item.symbol
-        assert build is not None
+    def _calls(self, item: Item, position: int, number: int) -> Sequence[Any]:
+        build = item.build
+        assert build is not None and self.code.backend is not None
         temporaries = [self._new_storage(Storage("arena", t, 0, position, position)) for t in build.temporaries]
         constants = [self._weight(c) for c in build.constants]
-        place: dict[str, Callable[[int], int]] = {
+        places: dict[str, Callable[[int], int]] = {
             "input": lambda i: self._storage(_present(item.inputs[i])),
             "output": lambda i: self._storage(item.outputs[i]),
             "constant": lambda i: constants[i],
             "temporary": lambda i: temporaries[i],
         }
-        pointers = tuple(place[h.kind](h.index) for h in build.handles)
-        extents = tuple(self._extent(e) for e in build.extents)
-        small = _is_small(item.node)
-        last = len(build.phases) - 1
-        return [
-            Call(
-                f"{name}_p{k}", pointers, extents,
-                phase.count if isinstance(phase.count, int) else None,
-                None if isinstance(phase.count, int) else self._extent(phase.count),
-                phase.grain, small or (isinstance(phase.count, int) and phase.count <= phase.grain),
-                number if k == last else None,
-            )
-            for k, phase in enumerate(build.phases)
-        ]  # fmt: skip
+
+        def storage(handle: Handle) -> int:
+            return places[handle.kind](handle.index)
+
+        return self.code.backend.calls(build, Place(storage, self._extent, number))
 
     def _extent(self, extent: Extent) -> int:
         if extent not in self.extents:
@@ -371,11 +340,3 @@ def _present(ref: Ref | None) -> Ref:
     if ref is None:
         raise BuildError("a kernel reads an input its node does not have; this is a bug in Ingot")
     return ref
-
-
-def _is_small(node: Node | None) -> bool:
-    """Work below a few microseconds is not worth sharing."""
-    if node is None:
-        return False
-    size, flops = bytes_of(node), flops_of(node)
-    return isinstance(size, int) and isinstance(flops, int) and size < _SERIAL_BYTES and flops < _SERIAL_FLOPS

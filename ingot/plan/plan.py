@@ -47,7 +47,8 @@ class Storage:
 
 @dataclass(frozen=True)
 class Value:
-    """A typed, row-major view of a storage; `layout` says how native code orders it ("plain" or "blocked")."""
+    """A typed, row-major view of a storage; `layout` says how native code orders it ("plain", "blocked",
+    "channels_last")."""
 
     name: str
     dtype: str
@@ -83,6 +84,27 @@ class NativeSegment:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One GPU kernel: `entry` names it in the code section, `step` the step of its segment that it belongs to. Its
+    arguments are the addresses of storages (`pointers`), then numbers of the plan's table (`extents`)."""
+
+    entry: str
+    step: int
+    grid: tuple[Extent, ...]
+    pointers: tuple[int, ...]
+    extents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphSegment:
+    """Steps on a GPU, captured into one graph per set of shapes."""
+
+    kind: Literal["graph"] = field(default="graph", init=False)
+    steps: tuple[Step, ...]
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True)
 class HostSegment:
     """One operator computed by the oracle. `node` is a base64 NodeProto, `opsets` what it is to be read with; `fused`
     ones are canonical ops, whose attributes may name size symbols."""
@@ -106,7 +128,12 @@ class ControlSegment:
     captures: tuple[tuple[int, ...], ...]
 
 
-Segment = NativeSegment | HostSegment | ControlSegment
+Segment = NativeSegment | GraphSegment | HostSegment | ControlSegment
+
+
+def steps_of(segment: Segment) -> tuple[Step, ...]:
+    """The steps of a segment; a host or control segment is one step."""
+    return segment.steps if isinstance(segment, NativeSegment | GraphSegment) else (segment.step,)
 
 
 @dataclass(frozen=True)
@@ -164,7 +191,9 @@ def from_json(text: str | bytes) -> Plan:
         raise EngineError(f"the plan inside the engine cannot be read ({error}); rebuild the engine") from None
 
 
-_SEGMENTS: dict[str, type] = {"native": NativeSegment, "host": HostSegment, "control": ControlSegment}
+_SEGMENTS: dict[str, type] = {
+    "native": NativeSegment, "graph": GraphSegment, "host": HostSegment, "control": ControlSegment,
+}  # fmt: skip
 
 
 @cache

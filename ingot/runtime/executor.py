@@ -12,7 +12,18 @@ from ingot.dtypes import numpy_dtype
 from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, pack
-from ingot.plan.plan import ControlSegment, HostSegment, MemoryPlan, NativeSegment, Plan, Segment, Storage, Value
+from ingot.plan.plan import (
+    ControlSegment,
+    GraphSegment,
+    HostSegment,
+    MemoryPlan,
+    NativeSegment,
+    Plan,
+    Segment,
+    Storage,
+    Value,
+    steps_of,
+)
 from ingot.runtime import control, host
 from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Team, zeros
@@ -52,7 +63,7 @@ class Executor:
             free = self._free.get((shapes, outer))
             if free:
                 return free.pop()
-        return Frame(self, shapes, outer)
+        return self._frame(shapes, outer)
 
     def give(self, frame: Frame) -> None:
         """Return a frame; shapes not seen lately are forgotten."""
@@ -61,6 +72,12 @@ class Executor:
             self._free[frame.key] = [*free, frame]
             while len(self._free) > _FRAMES_KEPT:
                 self._free.pop(next(iter(self._free)))
+
+    def _frame(self, shapes: Shapes, outer: Bindings) -> Frame:
+        return Frame(self, shapes, outer)
+
+    def _nested(self, plan: Plan) -> Executor:
+        return Executor(plan, self.code, self.weights, self.team)
 
     @property
     def arena_bytes(self) -> int:
@@ -76,7 +93,9 @@ class Executor:
             return lambda frame: frame.set_results(
                 segment.step.outputs, function(frame.arguments(segment.step.inputs), frame.symbols)
             )
-        nested = [Executor(plan, self.code, self.weights, self.team) for plan in segment.plans]
+        if isinstance(segment, GraphSegment):
+            raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
+        nested = [self._nested(plan) for plan in segment.plans]
         return lambda frame: _run_control(frame, segment, nested)
 
     def _native(self, segment: NativeSegment) -> Callable[[Frame], None]:
@@ -117,7 +136,7 @@ def _symbol_sources(plan: Plan) -> list[tuple[int, int, str]]:
 def _outer_symbols(plan: Plan, own: set[str]) -> tuple[str, ...]:
     """Symbols a nested plan uses that neither its inputs nor its own host steps bind."""
     extents = [*plan.extents, *(s.bytes for s in plan.storages), *(d for v in plan.values for d in v.shape)]
-    extents += [e for s in plan.segments if isinstance(s, NativeSegment) for t in s.steps for e in (t.bytes, t.flops)]
+    extents += [e for s in plan.segments for t in steps_of(s) for e in (t.bytes, t.flops)]
     used = {symbol for extent in extents for symbol in symbols_of(extent)}
     for segment in plan.segments:
         for inner in segment.plans if isinstance(segment, ControlSegment) else ():
@@ -267,6 +286,10 @@ class Frame:
         sizes = [evaluate(e, self.symbols) for e in extents]
         alone = sum(sizes[::2]) / _BYTES_PER_MICROSECOND + sum(sizes[1::2]) / _FLOPS_PER_MICROSECOND
         return segment.phases if alone > _WORTH_A_TEAM else 0
+
+    def step_times(self, segment: GraphSegment, repeats: int = 1) -> list[float]:
+        """Microseconds of each step of a graph; only a frame on a GPU has graphs."""
+        raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
 
     def _check_demands(self) -> None:
         """InputError where sizes contradict what a node was compiled for, as far as they are known by now."""

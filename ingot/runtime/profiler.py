@@ -1,5 +1,5 @@
-"""Times per step: native steps by the time-stamp counter, read by whoever first sees a step finished; the others
-by the clock."""
+"""Times per step: native steps by the time-stamp counter, read by whoever first sees a step finished; those on a GPU by
+its events; the others by the clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ingot.plan.extent import evaluate
-from ingot.plan.plan import NativeSegment, Segment, Step
+from ingot.plan.plan import GraphSegment, NativeSegment, Segment, Step
 from ingot.runtime.buffers import address_of
 from ingot.runtime.cpu import zeros
 
@@ -47,6 +47,9 @@ def profile(frame: Frame, arrays: Sequence[Any]) -> list[StepTime]:
 def _time_segment(frame: Frame, segment: Segment, action: Any) -> list[StepTime]:
     if isinstance(segment, NativeSegment):
         return _time_native(frame, segment, action)
+    if isinstance(segment, GraphSegment):
+        spans = frame.step_times(segment)
+        return [_step_time(frame, step, span) for step, span in zip(segment.steps, spans, strict=True)]
     start = time.perf_counter()
     action(frame)
     return [_step_time(frame, segment.step, (time.perf_counter() - start) * 1e6)]

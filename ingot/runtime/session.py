@@ -14,7 +14,7 @@ import numpy as np
 
 from ingot.dtypes import HOST_ONLY, numpy_dtype
 from ingot.engine import Engine, Variant
-from ingot.errors import ConfigError, InputError
+from ingot.errors import ConfigError, IngotError, InputError
 from ingot.plan.extent import evaluate
 from ingot.plan.plan import ControlSegment, NativeSegment, Plan, TensorSpec
 from ingot.runtime import profiler
@@ -23,7 +23,7 @@ from ingot.runtime.cpu import NativeCode, Team, usable_threads
 from ingot.runtime.executor import Executor, Shapes
 from ingot.runtime.machine import cpu_features, describe
 
-_TARGETS = {"cpu": ("cpu", "host"), "host": ("host",)}
+_TARGETS = {"cpu": ("cpu", "host"), "host": ("host",), "cuda": ("cuda",)}
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,37 @@ def _aligned(data: bytes | memoryview) -> Array:
     return copy
 
 
+def features(target: str) -> frozenset[str]:
+    """What this machine offers a variant for the target; nothing where there is no such device."""
+    if target != "cuda":
+        return cpu_features()
+    from ingot.runtime import cuda
+
+    try:
+        return cuda.select("cuda").features
+    except IngotError:
+        return frozenset()
+
+
 class Session:
     """Runs an engine. Thread-safe: concurrent runs each get their own arena; many sessions share one engine's weights.
 
     device: "cpu" (native code, host steps where the plan has them) or "host" (the engine's host variant, if it holds
-    one).
+    one), "cuda", "cuda:1" or "cuda:GPU-…" (an NVIDIA GPU or MIG instance).
     threads: threads per run, the caller included; default: the cores this process may use.
     """
 
     def __init__(self, engine: Engine, device: str = "cpu", threads: int | None = None) -> None:
-        if device not in _TARGETS:
-            raise ConfigError(f"there is no device {device!r}; use one of {', '.join(_TARGETS)}")
+        kind = device.partition(":")[0]
+        if kind not in _TARGETS or (kind != "cuda" and kind != device):
+            raise ConfigError(f"there is no device {device!r}; use one of {', '.join(_TARGETS)}, cuda:1, cuda:GPU-…")
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, not {threads}")
         self.engine = engine
-        self.variant = engine.pick(_TARGETS[device], cpu_features(), describe())
-        self.plan = self.variant.plan
         self.threads = threads or usable_threads()
-        loaded = _loaded(self.variant)
-        self._team = Team(loaded.code, self.threads, _phases(self.plan)) if loaded.code else None
-        self._executor = Executor(self.plan, loaded.code, loaded.weights, self._team)
+        self._team: Team | None = None
+        self._executor = self._on_gpu(device) if kind == "cuda" else self._on_cpu(kind)
+        self.plan = self.variant.plan
         self._names = tuple(spec.name for spec in engine.inputs)
         self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in engine.inputs)
         self._output_names = tuple(spec.name for spec in engine.outputs)
@@ -83,6 +94,20 @@ class Session:
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
         self._verified = False
+
+    def _on_cpu(self, kind: str) -> Executor:
+        self.variant = self.engine.pick(_TARGETS[kind], cpu_features(), describe())
+        loaded, plan = _loaded(self.variant), self.variant.plan
+        self._team = Team(loaded.code, self.threads, _phases(plan)) if loaded.code else None
+        return Executor(plan, loaded.code, loaded.weights, self._team)
+
+    def _on_gpu(self, device: str) -> Executor:
+        from ingot.runtime import cuda, cuda_executor
+
+        chosen = cuda.select(device)
+        self.variant = self.engine.pick(_TARGETS["cuda"], chosen.features, f"with {chosen}")
+        weights = _aligned(self.variant.weights)
+        return cuda_executor.CudaExecutor(self.variant.plan, cuda_executor.load(self.variant, chosen, weights))
 
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> dict[str, Any]:
         """Outputs by name for inputs by name; `out` gives C-contiguous buffers to write outputs into.

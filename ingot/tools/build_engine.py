@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level", type=int, default=3, help="0 (nothing timed, fastest build) to 5 (everything timed); default 3"
     )
-    parser.add_argument("--target", default="cpu", choices=TARGETS)
+    parser.add_argument("--target", default="cpu", help=f"{', '.join(TARGETS)}, or cuda:sm_90 without such a GPU")
+    precision = parser.add_mutually_exclusive_group()
+    for name, said in (("fp16", "float16"), ("bf16", "bfloat16"), ("tf32", "float32 with products of 10 bits")):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"{said} inside")
     parser.add_argument(
         "--variants", default="", help="instruction sets to hold, e.g. avx512_vnni,avx2; default: this machine's best"
     )
@@ -57,7 +60,8 @@ def config_from(arguments: argparse.Namespace) -> BuildConfig:
     profile = profile_from(arguments.shapes, arguments.minShapes, arguments.optShapes, arguments.maxShapes)
     limit = None if arguments.memory_limit is None else int(arguments.memory_limit * 2**20)
     return BuildConfig(
-        target=arguments.target, profiles=(profile,) if profile else (), level=arguments.level,
+        target=arguments.target, precision=arguments.precision or "fp32",
+        profiles=(profile,) if profile else (), level=arguments.level,
         variants=tuple(filter(None, arguments.variants.split(","))), verify=not arguments.no_verify,
         exact=arguments.exact,
         atol=arguments.atol, rtol=arguments.rtol, timing_cache=arguments.timingCacheFile, memory_limit=limit,

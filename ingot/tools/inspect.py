@@ -13,7 +13,8 @@ import ingot
 from ingot.compiler import host_works
 from ingot.importers import onnx as importer
 from ingot.ir import shapes
-from ingot.plan.plan import NativeSegment, Plan, Step
+from ingot.plan.plan import Plan, Step
+from ingot.plan.plan import steps_of as steps_of_segment
 from ingot.tools.files import json_text
 
 
@@ -80,11 +81,7 @@ def _engine(path: str, steps: bool) -> dict[str, Any]:
 
 def steps_of(plan: Plan) -> list[Step]:
     """Steps of a plan in order; a control step counts as one."""
-    return [
-        s
-        for segment in plan.segments
-        for s in (segment.steps if isinstance(segment, NativeSegment) else (segment.step,))
-    ]
+    return [step for segment in plan.segments for step in steps_of_segment(segment)]
 
 
 def step_line(step: Step) -> str:

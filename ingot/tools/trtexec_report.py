@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.plan.plan import HostSegment, NativeSegment, Plan
+from ingot.plan.plan import HostSegment, Plan, steps_of
 from ingot.runtime.profiler import StepTime
 from ingot.tools.latency import UNSTABLE, Sample, Summary, summarise
 
@@ -121,7 +121,7 @@ def layers_json(plan: Plan, detailed: bool) -> dict[str, Any]:
     """--exportLayerInfo"""
     layers: list[Any] = []
     for segment in plan.segments:
-        steps = segment.steps if isinstance(segment, NativeSegment) else (segment.step,)
+        steps = steps_of(segment)
         for step in steps:
             entry: dict[str, Any] = {"Name": " + ".join(step.nodes) or step.name, "LayerType": step.op}
             if detailed:

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ingot.kernels import Candidate, Ports
+from ingot.kernels.target import Pace
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.lower import Module, Tensor, Work
 from ingot.tune.binding import DEFAULT_EXTENT
 
 Price = Callable[[Work, Candidate], float]
 Taste = Callable[["Option"], bool]
-_REORDER_BYTES_PER_MICROSECOND = 6000.0
-_REORDER_FIXED = 1.0
 _SWEEPS = 12
 
 
@@ -54,15 +53,15 @@ class Choice:
     microseconds: float = 0.0
 
 
-def choose(module: Module, price: Price, symbols: Mapping[str, int]) -> Choice:
-    """A candidate for every native work of the module and of its bodies."""
+def choose(module: Module, price: Price, symbols: Mapping[str, int], pace: Pace) -> Choice:
+    """A candidate for every native work of the module and of its bodies; `pace` says what conversions cost."""
     options = {w: _options(w, price) for w in module.works if w.kind == "native"}
-    layouts = Layouts(module, symbols)
+    layouts = Layouts(module, symbols, pace)
     ends = [_improved(_beginning(options, taste), options, layouts) for taste in _BEGINNINGS]
     best = min(ends, key=layouts.total)
     choice = Choice({w: o.candidate for w, o in best.items()}, layouts.total(best))
     for body in (body for work in module.works for body in work.bodies):
-        inner = choose(body, price, symbols)
+        inner = choose(body, price, symbols, pace)
         choice.candidates |= inner.candidates
         choice.microseconds += inner.microseconds
     return choice
@@ -95,8 +94,8 @@ def _improved(selection: Selection, options: Mapping[Work, Sequence[Option]], la
 class Layouts:
     """Which works write and read each tensor, and what it costs to have it in more than one layout."""
 
-    def __init__(self, module: Module, symbols: Mapping[str, int]) -> None:
-        self._symbols = symbols
+    def __init__(self, module: Module, symbols: Mapping[str, int], pace: Pace) -> None:
+        self._symbols, self._pace = symbols, pace
         self._producer: dict[Tensor, tuple[Work, int]] = {}
         self._readers: dict[Tensor, list[tuple[Work, int]]] = {}
         self._plain: set[Tensor] = set()  # to be had in the plain layout, whoever else reads them
@@ -159,7 +158,8 @@ class Layouts:
     def _conversion(self, tensor: Tensor) -> float:
         size = tensor.port().bytes
         free = {s: DEFAULT_EXTENT for s in symbols_of(size) if s not in self._symbols}
-        return _REORDER_FIXED + 2 * evaluate(size, {**self._symbols, **free}) / _REORDER_BYTES_PER_MICROSECOND
+        moved = 2 * evaluate(size, {**self._symbols, **free})
+        return self._pace.reorder + moved / self._pace.reorder_bytes
 
 
 def _ports(work: Work) -> Iterator[Tensor]:

@@ -11,18 +11,15 @@ from ingot.kernels.work import bytes_of, flops_of
 from ingot.plan.lower import Work
 from ingot.tune.binding import bind
 
-_BYTES_PER_MICROSECOND = 8000.0
-_FLOPS_PER_LANE = 5200.0 / 2  # one multiply-add unit at 2.6 GHz, half of two
-
 
 def estimate(node: Node, candidate: Candidate, isa: Any) -> float:
-    """Microseconds on one core for a node with static extents."""
+    """Microseconds (of one core, or of the whole GPU) for a node with static extents."""
     shaped = with_layouts(node, candidate.ports)
     if candidate.kernel.cost is not None:
         return candidate.kernel.cost(shaped, isa, **candidate.tactic)
     size, flops = bytes_of(node), flops_of(node)
     assert isinstance(size, int) and isinstance(flops, int)
-    return 0.5 + size / _BYTES_PER_MICROSECOND + flops / (_FLOPS_PER_LANE * isa.lanes)
+    return isa.pace.step + size / isa.pace.bytes + flops / isa.pace.flops
 
 
 class Estimates:

@@ -12,6 +12,7 @@ from ingot.config import BuildConfig
 from ingot.errors import BuildError
 from ingot.kernels import Candidate, Ports
 from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.target import Target
 from ingot.plan.lower import Module, Work
 from ingot.report import BuildLog
 from ingot.runtime.machine import cpu_features
@@ -47,15 +48,16 @@ LEVELS = {
 _CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
 
 
-def prices(module: Module, isa: Isa, symbols: Mapping[str, int], config: BuildConfig, log: BuildLog) -> Price:
+def prices(module: Module, target: Target, symbols: Mapping[str, int], config: BuildConfig, log: BuildLog) -> Price:
     """The price function of a build."""
-    estimates = Estimates(isa, symbols)
+    estimates = Estimates(target, symbols)
     if config.level == 0:
         return estimates
     nodes = Nodes(estimates, weights_are_distant(module))
-    if not isa.machine <= cpu_features():
-        log.note("not timed", isa.name, "this machine cannot run it; its kernels are chosen by estimate")
+    if not isinstance(target, Isa) or not target.machine <= cpu_features():
+        log.note("not timed", target.name, "this machine cannot run it; its kernels are chosen by estimate")
         return estimates
+    isa = target
     cache = TimingCache(Path(config.timing_cache) if config.timing_cache else None, isa)
     if cache.mismatch:
         log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ingot
-from ingot.plan.plan import NativeSegment, Plan, Step, Value
+from ingot.plan.plan import Plan, Step, Value, steps_of
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = Path(__file__).parent / "plans"
@@ -41,7 +41,7 @@ def describe_step(plan: Plan, step: Step) -> str:
 
 def lines(plan: Plan) -> Iterator[str]:
     for segment in plan.segments:
-        steps = segment.steps if isinstance(segment, NativeSegment) else (segment.step,)
+        steps = steps_of(segment)
         yield segment.kind
         yield from (f"  {describe_step(plan, step)}" for step in steps)
     for memory in plan.memory:

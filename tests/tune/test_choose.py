@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingot.kernels import Candidate
+from ingot.kernels.cpu.isa import AVX2
 from ingot.plan.lower import Module, Tensor, Work
 from ingot.tune.choose import Choice, choose
 from tests.tune.support import candidate, module, tensor, work
@@ -75,7 +76,7 @@ def graphs(draw: st.DrawFn, most: int = 7) -> tuple[Module, Prices]:
 
 
 def chosen_of(graph: Module, prices: Prices) -> Choice:
-    return choose(graph, lambda w, c: prices[w.name, c.kernel.name], {})
+    return choose(graph, lambda w, c: prices[w.name, c.kernel.name], {}, AVX2.pace)
 
 
 def native(graph: Module) -> list[Work]:

@@ -83,6 +83,7 @@ class KernelBuilder:
     handles: list[Handle] = field(default_factory=list)
     scratch_bytes: int = 0
     helpers: dict[str, str] = field(default_factory=dict)
+    symbol: str = ""
 
     def input(self, index: int) -> Handle:
         """Input `index`; a constant one is stored with the engine as it is (pack it yourself for another order)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ingot.kernels.target import Pace
+
 
 @dataclass(frozen=True)
 class Isa:
@@ -17,10 +19,16 @@ class Isa:
     llvm_features: str
     machine: frozenset[str]
     triple: str = "x86_64-unknown-linux-gnu"
+    target: str = "cpu"
 
     def has(self, feature: str) -> bool:
         """Whether kernels may use a feature by its /proc/cpuinfo name."""
         return feature in self.machine
+
+    @property
+    def pace(self) -> Pace:
+        """Of one core: one multiply-add unit at 2.6 GHz, half of two."""
+        return Pace(0.5, 8000.0, 5200.0 / 2 * self.lanes, 1.0, 6000.0)
 
     @property
     def attributes(self) -> str:

@@ -1,0 +1,71 @@
+"""GPU architectures that kernels are compiled for, and what is known of them without having one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingot.errors import ConfigError
+from ingot.kernels.target import Pace
+
+_KIB = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`capability` 90 for sm_90; `processors` and speeds of the usual chip of that kind: gigabytes a second, fp16
+    TFLOP/s; `shared` bytes a block may have. `precision` is the build's: what float32 products may be rounded to."""
+
+    name: str
+    capability: int
+    processors: int
+    shared: int
+    bandwidth: float
+    tensor: float
+    precision: str = "fp32"
+
+    @property
+    def target(self) -> str:
+        """The kernels' platform."""
+        return "cuda"
+
+    @property
+    def lanes(self) -> int:
+        """There is no blocked layout here."""
+        return 1
+
+    @property
+    def machine(self) -> frozenset[str]:
+        """What a device must be able to run."""
+        return frozenset({self.name})
+
+    @property
+    def pace(self) -> Pace:
+        """Of the whole GPU; a small step costs what a node of a graph costs, about a microsecond."""
+        return Pace(1.5, self.bandwidth * 600, self.tensor * 4e5, 2.0, self.bandwidth * 600)
+
+    @property
+    def half_flops(self) -> float:
+        """Tensor operations in 16 bits a microsecond."""
+        return self.tensor * 1e6
+
+
+BY_NAME = {
+    a.name: a
+    for a in (
+        Architecture("sm_80", 80, 108, 163 * _KIB, 2000, 312),
+        Architecture("sm_86", 86, 84, 99 * _KIB, 900, 150),
+        Architecture("sm_89", 89, 128, 99 * _KIB, 1000, 330),
+        Architecture("sm_90", 90, 132, 227 * _KIB, 4200, 750),
+        Architecture("sm_100", 100, 148, 227 * _KIB, 7000, 1800),
+        Architecture("sm_120", 120, 170, 99 * _KIB, 1700, 420),
+    )
+}
+
+
+def architecture(name: str, precision: str = "fp32") -> Architecture:
+    """The architecture of a name; ConfigError for an unknown one."""
+    if name not in BY_NAME:
+        raise ConfigError(f"there is no GPU architecture {name!r}; choose from {', '.join(BY_NAME)}")
+    known = BY_NAME[name]
+    return Architecture(known.name, known.capability, known.processors, known.shared, known.bandwidth, known.tensor,
+                        precision)  # fmt: skip

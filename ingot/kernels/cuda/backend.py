@@ -1,0 +1,82 @@
+"""CUDA's part in making a plan: Triton functions compiled in children, launches for a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ingot.errors import BuildError
+from ingot.kernels import Candidate
+from ingot.kernels.cpu.workers import WorkerPool
+from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.build import NAME, CudaBuilder
+from ingot.kernels.cuda.compile import Cubin
+from ingot.kernels.node import Node
+from ingot.kernels.target import Place
+from ingot.plan.plan import GraphSegment, Launch, Step
+from ingot.report import BuildLog
+from ingot.runtime.cpu import usable_threads
+from ingot.runtime.cubins import Code, pack
+
+_LIMIT = 300.0  # seconds for one kernel
+
+
+@contextmanager
+def open_backend(target: Architecture, log: BuildLog) -> Iterator[CudaBackend]:
+    """A backend for one variant; its children end with it."""
+    with WorkerPool(usable_threads()) as pool:
+        yield CudaBackend(target, pool, log)
+
+
+@dataclass(eq=False)
+class CudaBackend:
+    """Kernels for one architecture."""
+
+    target: Architecture
+    pool: WorkerPool
+    log: BuildLog
+    _cubins: dict[str, tuple[Future[Cubin], str]] = field(default_factory=dict)
+
+    def generate(self, node: Node, candidate: Candidate) -> CudaBuilder:
+        """The step's launches; what is not being compiled yet is now."""
+        build = CudaBuilder(node, self.target)
+        candidate.kernel.generate(build, node, **candidate.tactic)
+        for call in build.checked():
+            name = call.unit.symbol(self.target)
+            if name not in self._cubins:
+                arguments = (call.unit, self.target.name)
+                job = self.pool.submit("ingot.kernels.cuda.compile:compile_unit", *arguments, limit=_LIMIT)
+                self._cubins[name] = (job, f"{candidate.label} of {', '.join(node.origins) or node.name}")
+        return build
+
+    def calls(self, build: CudaBuilder, place: Place) -> list[Launch]:
+        """A launch per function."""
+        return [
+            Launch(
+                call.unit.symbol(self.target), place.step, call.grid,
+                tuple(place.storage(h) for h in call.handles), tuple(place.extent(e) for e in call.extents),
+            )
+            for call in build.launches
+        ]  # fmt: skip
+
+    def segment(self, steps: tuple[Step, ...], calls: Sequence[Launch]) -> GraphSegment:
+        """One graph."""
+        return GraphSegment(steps, tuple(calls))
+
+    def image(self) -> tuple[bytes, dict[str, int]]:
+        """The code section."""
+        codes = {}
+        for count, (name, (job, what)) in enumerate(self._cubins.items()):
+            made = _result(job, what)
+            codes[name] = Code(made.code, NAME, made.threads, made.shared)
+            self.log.advance(f"compile {self.target.name}", (count + 1) / len(self._cubins))
+        return pack(codes), {}
+
+
+def _result(job: Future[Cubin], what: str) -> Cubin:
+    try:
+        return job.result()
+    except BuildError as error:
+        raise BuildError(f"{what}: {error}; this is a bug in Ingot") from None

@@ -1,0 +1,209 @@
+"""`CudaBuilder`: what a CUDA kernel generator writes with. A step is one or more launches of Triton functions.
+
+    @kernel("Scale", on="cuda")
+    def scale(build, node):
+        f = build.function(warps=4)
+        x, y = f.pointer(build.input(0)), f.pointer(build.output())
+        f.emit(f"i = tl.program_id(0) * 1024 + tl.arange(0, 1024)")
+        ...
+        f.launch(ceil_div(node.output.elements, 1024))
+
+Texts are complete modules; static sizes are numbers in them, symbolic ones arguments. Triton is not needed to write.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ingot.errors import BuildError
+from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.node import Node
+from ingot.plan.extent import Extent
+
+TYPES = {
+    "float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16", "bool": "i1",
+    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+LANGUAGE = {
+    "float32": "tl.float32", "float64": "tl.float64", "float16": "tl.float16", "bfloat16": "tl.bfloat16",
+    "bool": "tl.int1", **{f"{u}int{b}": f"tl.{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
+}  # fmt: skip
+NAME = "KERNEL"
+_ALIGNED = 16
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A pointer argument: an operand, a packed constant or a temporary, with its element type."""
+
+    kind: Literal["input", "output", "constant", "temporary"]
+    index: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """Argument name."""
+        return f"{self.kind}{self.index}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is compiled: a module's text with one function NAME, its arguments' types, which numbers are multiples of
+    16 (pointers always are), and Triton's options."""
+
+    text: str
+    signature: tuple[tuple[str, str], ...]
+    aligned: tuple[str, ...]
+    warps: int
+    stages: int
+
+    def symbol(self, target: Architecture) -> str:
+        """Content-addressed name."""
+        known = repr((target.capability, self.text, self.signature, self.aligned, self.warps, self.stages))
+        return "k" + hashlib.sha256(known.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A launch: what to compile, its operands, and how many blocks."""
+
+    unit: Unit
+    handles: tuple[Handle, ...]
+    extents: tuple[Extent, ...]
+    grid: tuple[Extent, ...]
+
+
+@dataclass(eq=False)
+class FunctionBuilder:
+    """One Triton function being written; `launch` ends it."""
+
+    build: CudaBuilder
+    warps: int
+    stages: int
+    handles: list[Handle] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    imports: dict[str, None] = field(default_factory=dict)
+    _indent: int = 1
+    _names: int = 0
+
+    def pointer(self, handle: Handle) -> str:
+        """Argument name of an operand's address."""
+        if handle not in self.handles:
+            self.handles.append(handle)
+        return handle.name
+
+    def extent(self, extent: Extent) -> str:
+        """A number for a static extent, an argument's name for a symbolic one."""
+        if isinstance(extent, int):
+            return str(extent)
+        if extent not in self.extents:
+            self.extents.append(extent)
+        return f"n{self.extents.index(extent)}"
+
+    def emit(self, text: str) -> None:
+        """Lines of the body, indented as written relative to each other."""
+        self.lines += ["    " * self._indent + line for line in text.splitlines() if line.strip()]
+
+    def name(self, stem: str = "v") -> str:
+        """A fresh variable."""
+        self._names += 1
+        return f"{stem}{self._names}"
+
+    def let(self, expression: str, stem: str = "v") -> str:
+        """A fresh variable holding the expression."""
+        name = self.name(stem)
+        self.emit(f"{name} = {expression}")
+        return name
+
+    def core(self, module: str, function: str) -> str:
+        """Name of a function of ingot.kernels.cuda.cores."""
+        self.imports[f"from ingot.kernels.cuda.cores.{module} import {function}"] = None
+        return function
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """Lines below a `for …:` or `if …:`."""
+        self.emit(head)
+        self._indent += 1
+        yield
+        self._indent -= 1
+
+    def launch(self, *grid: Extent) -> None:
+        """The function is complete; run it on a grid of blocks."""
+        names = [*(h.name for h in self.handles), *(f"n{i}" for i in range(len(self.extents)))]
+        types = [*("*" + TYPES[h.dtype] for h in self.handles), *("i32" for _ in self.extents)]
+        aligned = tuple(f"n{i}" for i, e in enumerate(self.extents) if divisor_of(e) % _ALIGNED == 0)
+        head = ["import triton", "import triton.language as tl", "from triton.language.extra import libdevice"]
+        text = "\n".join([*head, *self.imports, "", "", "@triton.jit", f"def {NAME}({', '.join(names)}):", *self.lines])
+        unit = Unit(text + "\n", tuple(zip(names, types, strict=True)), aligned, self.warps, self.stages)
+        self.build.launches.append(Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid)))
+
+
+@dataclass(eq=False)
+class CudaBuilder:
+    """Collects the launches, constants and temporaries of one step."""
+
+    node: Node
+    target: Architecture
+    launches: list[Call] = field(default_factory=list)
+    constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    temporaries: list[Extent] = field(default_factory=list)
+    scratch_bytes: int = 0
+
+    def input(self, index: int) -> Handle:
+        """Input `index`; a constant one is stored with the engine as it is."""
+        port = self.node.input(index)
+        return self.pack(port.constant) if port.constant is not None else Handle("input", index, port.dtype)
+
+    def output(self, index: int = 0) -> Handle:
+        """Output `index`."""
+        return Handle("output", index, self.node.outputs[index].dtype)
+
+    def pack(self, array: np.ndarray[Any, Any]) -> Handle:
+        """A constant stored with the engine at a multiple of 64 bytes."""
+        for index, known in enumerate(self.constants):
+            if known is array:
+                return Handle("constant", index, array.dtype.name)
+        self.constants.append(array)
+        return Handle("constant", len(self.constants) - 1, array.dtype.name)
+
+    def temporary(self, size: Extent, dtype: str) -> Handle:
+        """Device memory of `size` bytes that lives during this step."""
+        self.temporaries.append(size)
+        return Handle("temporary", len(self.temporaries) - 1, dtype)
+
+    def function(self, warps: int = 4, stages: int = 2) -> FunctionBuilder:
+        """A Triton function to write."""
+        return FunctionBuilder(self, warps, stages)
+
+    def checked(self) -> Sequence[Call]:
+        """The launches; there must be one."""
+        if not self.launches:
+            raise BuildError(f"the kernel for {self.node.op} {self.node.name!r} launches nothing; a bug in Ingot")
+        return self.launches
+
+
+def divisor_of(extent: Extent) -> int:
+    """A number that divides the extent whatever its symbols are: "N*64" gives 64."""
+    return extent if isinstance(extent, int) else _divisor(ast.parse(extent, mode="eval").body)
+
+
+def _divisor(tree: ast.expr) -> int:
+    match tree:
+        case ast.Constant(value=int() as value):
+            return value
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _divisor(left) * _divisor(right)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+            return math.gcd(_divisor(left), _divisor(right))
+    return 1

@@ -1,0 +1,1 @@
+"""Precisions: a model rewritten to compute in another type."""

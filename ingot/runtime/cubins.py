@@ -1,0 +1,48 @@
+"""The code section of a CUDA variant: a table of kernels (JSON), then their cubins."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ingot.errors import EngineError
+
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel: `function` of the cubin, launched with so many threads and bytes of dynamic shared memory."""
+
+    cubin: bytes | memoryview
+    function: str
+    threads: int
+    shared: int
+
+
+def pack(codes: Mapping[str, Code]) -> bytes:
+    """The section, kernels in order of their names."""
+    table, parts, offset = {}, [], 0
+    for name, code in sorted(codes.items()):
+        table[name] = [offset, len(code.cubin), code.function, code.threads, code.shared]
+        parts.append(bytes(code.cubin))
+        offset += len(code.cubin)
+    text = json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
+    return b"".join([_LENGTH.pack(len(text)), text, *parts])
+
+
+def unpack(section: bytes | memoryview) -> dict[str, Code]:
+    """The kernels by name; EngineError when the section makes no sense."""
+    try:
+        view = memoryview(section)
+        (length,) = _LENGTH.unpack_from(view)
+        start = _LENGTH.size + length
+        table = json.loads(bytes(view[_LENGTH.size : start]))
+        return {
+            name: Code(view[start + offset : start + offset + size], function, threads, shared)
+            for name, (offset, size, function, threads, shared) in table.items()
+        }
+    except (ValueError, TypeError, struct.error) as error:
+        raise EngineError(f"the kernels inside the engine cannot be read ({error}); rebuild the engine") from None

@@ -1,0 +1,327 @@
+"""Running a plan on a GPU: a frame holds one arena, one stream and, per graph segment, one captured graph."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.engine import Variant
+from ingot.errors import DeviceError, InputError
+from ingot.plan.extent import evaluate, symbols_of
+from ingot.plan.packing import align
+from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
+from ingot.runtime import cubins, cuda
+from ingot.runtime.buffers import Array
+from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
+
+_DEVICE_ALIGNMENT = 256
+_LARGEST_GRID = (2**31 - 1, 65535, 65535)
+_MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A variant on one device, shared by all its sessions there: kernels, and the weights uploaded once."""
+
+    context: cuda.Context
+    kernels: cuda.Kernels
+    weights: Array
+    on_device: cuda.Allocation
+
+
+_LOADED: weakref.WeakKeyDictionary[Variant, dict[int, Loaded]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def load(variant: Variant, device: cuda.Device, weights: Array) -> Loaded:
+    """The variant on the device; its weights are copied there the first time."""
+    with _LOCK:
+        places = _LOADED.setdefault(variant, {})
+        if device.ordinal not in places:
+            context = cuda.context_of(device)
+            memory = context.allocate(weights.nbytes, "the engine's weights")
+            context.driver.call("cuMemcpyHtoD", memory.address, weights.ctypes.data, max(weights.nbytes, 1))
+            kernels = cuda.Kernels(context, cubins.unpack(variant.code))
+            places[device.ordinal] = Loaded(context, kernels, weights, memory)
+        return places[device.ordinal]
+
+
+class CudaExecutor(Executor):
+    """A plan on a GPU; host steps between its graphs read and write copies."""
+
+    def __init__(self, plan: Plan, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1"
+        super().__init__(plan, None, loaded.weights, None)
+
+    def _frame(self, shapes: Shapes, outer: Bindings) -> CudaFrame:
+        return CudaFrame(self, shapes, outer)
+
+    def _nested(self, plan: Plan) -> Executor:
+        return CudaExecutor(plan, self.loaded)
+
+    def _prepare(self, segment: Segment) -> Action:
+        if not isinstance(segment, GraphSegment):
+            return super()._prepare(segment)
+        number = self.plan.segments.index(segment)
+        return lambda frame: _cuda(frame).launch(number)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of device memory held for runs at the moment."""
+        with self._lock:
+            return sum(_cuda(frame).memory.size for frames in self._free.values() for frame in frames)
+
+
+def _cuda(frame: Frame) -> CudaFrame:
+    assert isinstance(frame, CudaFrame)
+    return frame
+
+
+class CudaFrame(Frame):
+    """Device memory for one set of shapes: arena, inputs and outputs in one block, pinned copies of the latter two."""
+
+    executor: CudaExecutor
+
+    def __init__(self, executor: CudaExecutor, shapes: Shapes, outer: Bindings = ()) -> None:
+        self.loaded, self.context = executor.loaded, executor.loaded.context
+        self.context.activate()
+        self.stream = self.context.stream()
+        self._graphs: dict[int, Any] = {}
+        self._late_device: dict[int, cuda.Allocation] = {}
+        super().__init__(executor, shapes, outer)
+        weakref.finalize(self, _destroy, self.context, self.stream, self._graphs)
+
+    # -- placing --
+    def _place_weights(self) -> None:
+        for index, storage in enumerate(self.plan.storages):
+            if storage.place == "weight":
+                self.pointers[index] = self.loaded.on_device.address + storage.offset
+
+    def _place_arena(self) -> None:
+        """One block: the arena, then inputs and outputs. Refused before it is taken when it does not fit."""
+        self._check_sizes()
+        offsets, end = self._offsets()
+        self._late_owned, self._memory = {}, {}
+        for index, storage in enumerate(self.plan.storages):
+            if storage.place in ("input", "output") and index not in self._late:
+                end = align(end, _DEVICE_ALIGNMENT)
+                offsets[index] = end
+                end += evaluate(storage.bytes, self.symbols)
+        self.memory = self.context.allocate(end, f"a run at {dict(self.symbols) or 'these shapes'}")
+        for index, offset in offsets.items():
+            self.pointers[index] = self.memory.address + offset
+        self.scratch_address = 0
+        self._staging = self._staged_values()
+
+    def _check_sizes(self) -> None:
+        for value in self.plan.values:
+            known = all(symbols_of(d) <= self.symbols.keys() for d in value.shape)
+            if known and np.prod([evaluate(d, self.symbols) for d in value.shape], dtype=object) >= _MOST_ELEMENTS:
+                raise InputError(f"{value.name!r} has 2^31 elements or more at these shapes; give smaller ones")
+
+    def _staged_values(self) -> dict[int, Array]:
+        """Pinned arrays for the plan's inputs and outputs that are on the device and of known size."""
+        wanted = dict.fromkeys((*self.plan.inputs, *self.plan.outputs))
+        fixed = [i for i in wanted if self._on_device(self.plan.values[i]) and self._known(self.plan.values[i])]
+        sizes = [align(self._extent_bytes(self.plan.values[i]), 64) for i in fixed]
+        block = self.context.pinned(sum(sizes))
+        starts = np.cumsum([0, *sizes])
+        return {i: self._shaped(block[start:], self.plan.values[i]) for i, start in zip(fixed, starts, strict=False)}
+
+    def _on_device(self, value: Value) -> bool:
+        return self.plan.storages[value.storage].place != "host"
+
+    def _known(self, value: Value) -> bool:
+        return all(symbols_of(d) <= self.symbols.keys() - set(self.plan.derived) for d in value.shape)
+
+    def _shape(self, value: Value) -> list[int]:
+        return [evaluate(d, self.symbols) for d in value.shape]
+
+    def _extent_bytes(self, value: Value) -> int:
+        return int(np.prod(self._shape(value), dtype=np.int64)) * numpy_dtype(value.dtype).itemsize
+
+    def _shaped(self, memory: Array, value: Value) -> Array:
+        return memory[: self._extent_bytes(value)].view(numpy_dtype(value.dtype)).reshape(self._shape(value))
+
+    def _place_late(self) -> None:
+        for index in self._late:
+            storage = self.plan.storages[index]
+            if storage.place == "arena" and symbols_of(storage.bytes) <= self.symbols.keys():
+                self._own(index, evaluate(storage.bytes, self.symbols))
+
+    def _own(self, index: int, size: int) -> int:
+        """A buffer of its own for a storage whose size only a run tells; it grows as needed."""
+        held = self._late_device.get(index)
+        if held is None or held.size < size:
+            self._late_device[index] = held = self.context.allocate(size, "a result whose size the data decide")
+            self.pointers[index] = held.address
+        return held.address
+
+    # -- one run --
+    def run(
+        self, inputs: Sequence[Any], outputs: Mapping[int, Array] | None, actions: Sequence[Action] | None = None
+    ) -> list[Any]:
+        """Inputs to the device, every segment (or `actions`), results back."""
+        self.context.activate()
+        self._objects = {}
+        for index, x in zip(self.plan.inputs, inputs, strict=True):
+            self._take_input(index, x)
+        for action in actions or self.executor.actions:
+            action(self)
+        results = self._results_of(outputs or {})
+        self._objects = {}
+        return results
+
+    def _take_input(self, index: int, x: Any) -> None:
+        staged = self._staging.get(index)
+        if staged is None or not isinstance(x, np.ndarray):
+            self._objects[index] = x
+            return
+        np.copyto(staged, x.reshape(staged.shape))
+        self.context.upload(int(self.pointers[self.plan.values[index].storage]), staged, self.stream)
+
+    def _results_of(self, outputs: Mapping[int, Array]) -> list[Any]:
+        waiting = [self._ask(index) for index in self.plan.outputs]
+        self.wait("the run")
+        results = []
+        for position, found in enumerate(waiting):
+            target = outputs.get(position)
+            if target is not None and target.shape != np.shape(found):
+                name = self.plan.values[self.plan.outputs[position]].name
+                raise InputError(f"the buffer for output {name!r} has shape {list(target.shape)}, this run gives "
+                                 f"{list(np.shape(found))}")  # fmt: skip
+            if target is not None:
+                np.copyto(target, found)
+            results.append(target if target is not None else np.copy(found) if isinstance(found, np.ndarray) else found)
+        return results
+
+    def _ask(self, index: int) -> Any:
+        """The output's place in host memory; its bytes are there when the stream is done."""
+        if index in self._objects or not self._on_device(self.plan.values[index]):
+            return self.argument(index)
+        value = self.plan.values[index]
+        target = self._staging[index] if index in self._staging else np.empty(self._shape(value), value.dtype)
+        self.context.download(target, int(self.pointers[value.storage]), self.stream)
+        return target
+
+    def wait(self, what: str) -> None:
+        """Until the stream's work is done."""
+        self.context.wait(self.stream, what)
+
+    # -- values for host steps --
+    def argument(self, index: int) -> Any:
+        """One value as a host array: an object, a constant, or a copy from the device."""
+        value = self.plan.values[index]
+        place = self.plan.storages[value.storage].place
+        if index in self._objects or place in ("host", "weight"):
+            return super().argument(index)
+        target = np.empty(self._shape(value), numpy_dtype(value.dtype))
+        self.context.download(target, int(self.pointers[value.storage]), self.stream)
+        self.wait(f"the steps before {value.name!r} was needed on the host")
+        return target
+
+    def set_results(self, indices: Sequence[int], results: Sequence[Any]) -> None:
+        """Store what a host or control step computed, on the device too where a kernel may read it."""
+        for index, result in zip(indices, results, strict=False):
+            value = self.plan.values[index]
+            if not isinstance(result, np.ndarray) and not np.isscalar(result):
+                self._objects[index] = result
+                continue
+            array = np.ascontiguousarray(result).reshape(np.shape(result))
+            self._bind(value, array)
+            if not self._on_device(value):
+                self._objects[index] = array
+                if array.dtype != object and array.dtype.kind not in "US":
+                    self.context.upload(self._own(value.storage, array.nbytes), array, self.stream)
+                continue
+            array = np.ascontiguousarray(array, numpy_dtype(value.dtype))
+            self.context.upload(int(self.pointers[value.storage]), array, self.stream)
+            self.wait(f"the copy of {value.name!r} to the device")  # the array may be gone after this
+
+    # -- graphs --
+    def launch(self, number: int) -> None:
+        """Run a graph segment: captured once per frame, eagerly where sizes come with the data."""
+        if self.executor.eager:
+            self._enqueue(number)
+            return
+        if number not in self._graphs:
+            self._load(number)
+            self._graphs[number] = self.context.capture(self.stream, lambda: self._enqueue(number))
+        self.context.driver.call("cuGraphLaunch", self._graphs[number], self.stream)
+
+    def _segment(self, number: int) -> GraphSegment:
+        segment = self.plan.segments[number]
+        assert isinstance(segment, GraphSegment)
+        return segment
+
+    def _load(self, number: int) -> None:
+        """Loading is not allowed while a stream is being captured."""
+        for launch in self._segment(number).launches:
+            self.loaded.kernels.function(launch.entry)
+
+    def _enqueue(self, number: int, between: Callable[[int], None] = lambda step: None) -> None:
+        """Every launch of the segment; `between(step)` before the first launch of each step."""
+        segment, latest = self._segment(number), -1
+        synchronous = os.environ.get("INGOT_CUDA_SYNC") == "1"
+        for launch in segment.launches:
+            while latest < launch.step:
+                latest += 1
+                between(latest)
+            self._put(launch)
+            if synchronous:
+                step = segment.steps[launch.step]
+                self.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
+
+    def _put(self, launch: Launch) -> None:
+        grid = [evaluate(e, self.symbols) for e in launch.grid]
+        grid += [1] * (3 - len(grid))
+        if 0 in grid:
+            return
+        if any(n > most for n, most in zip(grid, _LARGEST_GRID, strict=True)):
+            raise DeviceError(f"{launch.entry} would need {grid} blocks, at most {_LARGEST_GRID} are allowed")
+        values = (*(int(self.pointers[p]) for p in launch.pointers), *(int(self.extents[e]) for e in launch.extents))
+        kinds = (ctypes.c_void_p,) * len(launch.pointers) + (ctypes.c_int,) * len(launch.extents)
+        arguments = ((*values, 0, 0), (*kinds, ctypes.c_void_p, ctypes.c_void_p))  # Triton's two scratch pointers
+        self.loaded.kernels.launch(launch.entry, grid, arguments, self.stream)
+
+    def step_times(self, segment: GraphSegment, repeats: int = 1) -> list[float]:
+        """Microseconds of each step, by events between the steps of one graph; the best of `repeats` runs."""
+        number = self.plan.segments.index(segment)
+        events = [self.context.event() for _ in range(len(segment.steps) + 1)]
+        self._load(number)
+
+        def record() -> None:
+            self._enqueue(number, lambda step: self.context.record(events[step], self.stream))
+            self.context.record(events[-1], self.stream)
+
+        graph = self.context.capture(self.stream, record)
+        best = [float("inf")] * len(segment.steps)
+        for _ in range(repeats):
+            self.context.driver.call("cuGraphLaunch", graph, self.stream)
+            self.wait("a timed run")
+            times = [1e3 * self.context.driver.call("cuEventElapsedTime", a, b) for a, b in pairwise(events)]
+            best = [min(pair) for pair in zip(best, times, strict=True)]
+        self.context.driver.call("cuGraphExecDestroy", graph)
+        for event in events:
+            self.context.driver.call("cuEventDestroy", event)
+        return best
+
+
+def _destroy(context: cuda.Context, stream: Any, graphs: Mapping[int, Any]) -> None:
+    """A frame that is forgotten gives its graphs and its stream back."""
+    if context.fault:
+        return
+    context.activate()
+    for graph in graphs.values():
+        context.driver.raw("cuGraphExecDestroy")(graph)
+    context.driver.raw("cuStreamDestroy")(stream)
