@@ -401,4 +401,4 @@ def _passes(dtype: Any, gap: Array, wanted: Array, relative: float, config: Buil
         return bool((gap <= (config.atol or 0.0) + (config.rtol or 0.0) * np.abs(wanted)).all())
     if dtype.kind in "iub":
         return bool((gap > 0).mean() <= _INTEGER_SHARE) if dtype.itemsize > 1 else bool((gap <= 2).all())
-    return relative <= _RELATIVE.get(dtype.name, 2e-1)
+    return relative <= _RELATIVE.get("bfloat16" if config.precision == "bf16" else dtype.name, 2e-1)

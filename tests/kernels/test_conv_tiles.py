@@ -14,14 +14,17 @@ from tests.kernels.test_conv import BIAS_RELU, RESIDUAL, Case, check_case
 pytestmark = pytest.mark.skipif(not AMX.machine <= cpu_features(), reason="needs a processor with AMX")
 
 
+KERNELS = {"conv_split", "conv_rounded"}
+
+
 def check_tiles(case: Case) -> None:
     """All candidates of the tile kernel on the machine's best instruction set."""
     node, inputs, expected = case.build()
     from ingot.kernels.cpu.standalone import Standalone
     from tests.kernels.harness import _allowed, _compare
 
-    found = [c for c in candidates(node, "cpu", AMX) if c.kernel.name == "conv_split"]
-    assert found
+    found = [c for c in candidates(node, "cpu", AMX) if c.kernel.name in KERNELS]
+    assert {c.kernel.name for c in found} == KERNELS
     for candidate in found:
         alone = Standalone(node, candidate, AMX, level=1)
         for chunks in (1, 3):
