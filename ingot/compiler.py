@@ -174,7 +174,8 @@ def _note_approximations(choices: Mapping[Work, Candidate], config: BuildConfig,
     kernels = [candidate.kernel for candidate in choices.values() if candidate.kernel.tolerance]
     for (name, tolerance), count in Counter((k.name, k.tolerance) for k in kernels).items():
         remedy = "--bf16 asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
-        log.note("approximation", name, f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}")
+        said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}"
+        log.note("approximation", name, said)
     if config.precision == "bf16" and not any(kernel.tolerance > SPLIT_ERROR for kernel in kernels):
         log.note("bf16", "no step", "float32 was faster, or the instruction set has no products of bfloat16")
 

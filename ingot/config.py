@@ -12,7 +12,8 @@ from ingot.errors import ConfigError
 Shape = tuple[int, ...]
 TARGETS = ("cpu", "host", "cuda")
 PRECISIONS = {"cpu": ("fp32", "bf16"), "host": ("fp32",), "cuda": ("fp32", "tf32", "fp16", "bf16")}
-SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8  # of products in two bfloat16 parts or one, of the magnitudes multiplied
+# Errors of products in two bfloat16 parts and in one, relative to the magnitudes multiplied.
+SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
 
 
 class Profile:
@@ -44,8 +45,8 @@ class BuildConfig:
 
     target: "cpu", "host" (every step on the oracle), "cuda" (the GPU that is here) or "cuda:sm_90" (built on any
     machine). precision, for cuda: "fp32"; "tf32" (products of 10 bits); "fp16", "bf16" (tensors in 16 bits, sums in
-    float32; inputs and outputs stay as they are); for cpu: "fp32"; "bf16" (factors of products in bfloat16, weights held
-    in it, sums and all else in float32). variants: ISA names to hold, best first; default the best of
+    float32; inputs and outputs stay as they are); for cpu: "fp32"; "bf16" (factors of products may be in bfloat16, sums
+    and all else in float32). variants: ISA names to hold, best first; default the best of
     this machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. exact: no
     kernel that adds an error of its own to float32 (products in bfloat16 parts, 2^-15; noted in the report). verify:
     compare with the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of

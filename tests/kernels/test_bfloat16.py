@@ -70,7 +70,8 @@ def test_linear(rows: int, depth: int, columns: int, bias: bool) -> None:
 def test_infinity_and_nan_stay() -> None:
     x, weight = np.ones((4, 8), np.float32), np.ones((8, 16), np.float32)
     x[1, 2], x[2, 3] = np.inf, np.nan
-    node = Node("Linear", (Port("float32", x.shape), Port("float32", weight.shape, weight)), (Port("float32", (4, 16)),))
+    ports = Port("float32", x.shape), Port("float32", weight.shape, weight)
+    node = Node("Linear", ports, (Port("float32", (4, 16)),))
     for isa in ISAS:
         for candidate in rounding(node, isa):
             (mine,) = Standalone(node, candidate, isa)(x, weight)
@@ -86,9 +87,7 @@ def test_infinity_and_nan_stay() -> None:
     st.integers(1, 2),
     st.booleans(),
 )
-def test_conv(
-    shape: tuple[int, ...], outputs: int, kernel: tuple[int, int], stride: int, residual: bool
-) -> None:
+def test_conv(shape: tuple[int, ...], outputs: int, kernel: tuple[int, int], stride: int, residual: bool) -> None:
     if not any(isa.has("amx_bf16") for isa in ISAS):
         pytest.skip("needs a processor with AMX")
     random = np.random.default_rng(outputs + shape[1])

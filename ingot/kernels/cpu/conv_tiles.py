@@ -1,9 +1,9 @@
-"""Conv in tile registers (AMX): float32 as two bfloat16 parts or rounded to one, blocked maps, windows of up to nine taps.
+"""Conv in tile registers (AMX): float32 as two bfloat16 parts or rounded to one, blocked maps, up to nine taps.
 
 A first phase writes the padded input as [plane][position][32 high | 32 low parts] for every 32 channels; the planes
 are the remainders of a position by the stride, so that within a plane every tap is a shift and 16 neighbouring
-positions lie a row of parts apart. A tile's rows are neighbouring positions of the flattened map, what lies between the rows
-of the map included: it is computed and dropped. Then y = Σ over channels and taps, 32 positions by 32 channels.
+positions lie a row of parts apart. A tile's rows are neighbouring positions of the flattened map, what lies between the
+rows of the map included: it is computed and dropped. Then y = Σ over channels and taps, 32 positions by 32 channels.
 """
 
 from __future__ import annotations

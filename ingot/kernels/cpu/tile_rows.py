@@ -1,8 +1,8 @@
 """Rows in the order tile registers load them: [16 rows together][step of K][part][row][64 bytes].
 
 A tile lies in one piece, so loads stream; the rows of a last, incomplete group hold anything, which no result shows.
-float32 becomes 32 high bfloat16 parts and their 32 low ones, or is rounded to 32 bfloat16 numbers; int8 becomes uint8 by
-adding 128.
+float32 becomes 32 high bfloat16 parts and their 32 low ones, or is rounded to 32 bfloat16 numbers; int8 becomes uint8
+by adding 128.
 """
 
 from __future__ import annotations
