@@ -15,6 +15,7 @@ import orjson
 
 from ingot.errors import IngotError
 from ingot.server import http_codec
+from ingot.server.access import Access
 from ingot.server.request import Code, Outcome, Request, ServerError, invalid
 from ingot.server.scheduler import as_server_error, clock
 from ingot.server.schema import as_plain
@@ -24,18 +25,23 @@ from ingot.server.wire import Exchange, Part
 
 log = logging.getLogger("ingot.server.http")
 _JSON = {b"content-type": b"application/json"}
+_CHALLENGE = {**_JSON, b"www-authenticate": b"Bearer"}
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 _ANSWERS_KEPT = 4096
 
 
 @dataclass(frozen=True)
 class Route:
-    """One path; `slow` ones run outside the event loop. The function returns JSON, or a status alone."""
+    """One path; `slow` ones run outside the event loop. The function returns JSON, or a status alone.
+
+    `group`: whose API keys it takes (access.GROUPS); empty: everybody may ask.
+    """
 
     methods: tuple[bytes, ...]
     pattern: re.Pattern[str]
     action: Callable[..., Any]
     slow: bool = False
+    group: str = "inference"
 
 
 @dataclass
@@ -44,6 +50,7 @@ class HttpApi:
 
     service: Service
     body_limit: int = 1 << 30
+    access: Access = field(default_factory=Access)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="ingot-http"))
     _known: dict[bytes, tuple[str, int]] = field(default_factory=dict)
 
@@ -55,6 +62,7 @@ class HttpApi:
         try:
             infer = self._known.get(exchange.target) or self._infer_target(exchange.target)
             if infer is not None:
+                self.access.check_http("inference", exchange.headers)
                 self._infer(exchange, *infer)
             else:
                 self._dispatch(exchange)
@@ -101,6 +109,9 @@ class HttpApi:
         except ServerError:
             self.service.repository.find(model, version)  # an unknown model is the better answer
             raise
+        if self.service.watching:
+            identity, parent = (_text(headers, name) for name in (b"x-request-id", b"traceparent"))
+            request = self.service.watch(request, "http", identity, parent)
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
 
     def _done(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
@@ -142,6 +153,8 @@ class HttpApi:
             if exchange.method not in route.methods:
                 wrong_method = True
                 continue
+            if route.group:
+                self.access.check_http(route.group, exchange.headers)
             names = {key: urllib.parse.unquote(value or "") for key, value in match.groupdict().items()}
             if route.slow:
                 self.pool.submit(self._guarded, exchange, partial(self._answer_slow, exchange, route, names))
@@ -167,7 +180,12 @@ class HttpApi:
         if not isinstance(error, IngotError):
             log.error("a request failed", exc_info=error)
         failure = as_server_error(error)
-        exchange.respond(failure.code.status, [_message(str(failure))], _JSON)
+        headers = _CHALLENGE if failure.code is Code.UNAUTHORIZED else _JSON
+        exchange.respond(failure.code.status, [_message(str(failure))], headers)
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
 
 
 def _accepted_encoding(exchange: Exchange) -> bytes:
@@ -273,36 +291,38 @@ def _logging(service: Service, body: Any) -> Any:
 
 
 def _trace(service: Service, body: Any, model: str = "", version: str = "") -> Any:
-    return service.trace_settings_updated(body)
+    return service.trace_settings_updated(body, model)
 
 
 _INFER = re.compile(_MODEL + "/infer")
 _GET, _POST, _BOTH = (b"GET", b"HEAD"), (b"POST",), (b"GET", b"POST")
 
 
-def _route(methods: tuple[bytes, ...], path: str, action: Callable[..., Any], slow: bool = False) -> Route:
-    return Route(methods, re.compile(path), action, slow)
+def _route(
+    methods: tuple[bytes, ...], path: str, action: Callable[..., Any], slow: bool = False, group: str = "inference"
+) -> Route:
+    return Route(methods, re.compile(path), action, slow, group)
 
 
 ROUTES = (
-    _route(_GET, "/v2/health/live", _live),
-    _route(_GET, "/v2/health/ready", _ready),
+    _route(_GET, "/v2/health/live", _live, group=""),
+    _route(_GET, "/v2/health/ready", _ready, group=""),
     _route(_GET, "/v2", _server_metadata),
     _route(_GET, "/v2/models/stats", _model_stats),
     _route(_GET, _MODEL, _model_metadata),
     _route(_GET, _MODEL + "/ready", _model_ready),
     _route(_GET, _MODEL + "/config", _model_config),
     _route(_GET, _MODEL + "/stats", _model_stats),
-    _route(_BOTH, _MODEL + "/trace/setting", _trace),
-    _route(_POST, "/v2/repository/index", _index, slow=True),
-    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/load", _load, slow=True),
-    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/unload", _unload, slow=True),
+    _route(_BOTH, _MODEL + "/trace/setting", _trace, group="management"),
+    _route(_POST, "/v2/repository/index", _index, slow=True, group="management"),
+    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/load", _load, slow=True, group="management"),
+    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/unload", _unload, slow=True, group="management"),
     _route(_GET, "/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/status", _system_status),
     _route(_POST, "/v2/systemsharedmemory/region/(?P<region>[^/]+)/register", _system_register),
     _route(_POST, "/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _system_unregister),
     _route(_GET, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/status", _cuda_status),
     _route(_POST, "/v2/cudasharedmemory/region/(?P<region>[^/]+)/register", _cuda_register),
     _route(_POST, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _cuda_unregister),
-    _route(_BOTH, "/v2/logging", _logging),
-    _route(_BOTH, "/v2/trace/setting", _trace),
+    _route(_BOTH, "/v2/logging", _logging, group="management"),
+    _route(_BOTH, "/v2/trace/setting", _trace, group="management"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ class Limits:
 class Exchange:
     """One request and the way to answer it. Headers have lower-case names."""
 
-    __slots__ = ("_connection", "body", "cancel", "headers", "keep_alive", "method", "target")
+    __slots__ = ("_connection", "body", "cancel", "flow", "headers", "keep_alive", "method", "target")
 
     def __init__(
         self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes], keep_alive: bool
@@ -53,6 +54,12 @@ class Exchange:
         self.keep_alive = keep_alive
         self.body: bytes | bytearray = b""
         self.cancel: Callable[[], Any] | None = None
+        self.flow: Callable[[bool], Any] | None = None  # told False when the client reads too slowly, True when again
+
+    @property
+    def address(self) -> str:
+        """Where the client is."""
+        return str((self._connection.peer or ("",))[0])
 
     def respond(self, status: int, parts: Sequence[Part] = (), headers: Mapping[bytes, bytes] | None = None) -> None:
         """Send the answer, whole; on the event loop's thread only (elsewhere: `post`)."""
@@ -65,6 +72,10 @@ class Exchange:
     def piece(self, data: bytes) -> None:
         """One more piece; an empty one ends the answer."""
         self._connection.piece(self, data)
+
+    def abandon(self) -> None:
+        """Break off an answer that has begun, so that the client does not take it for whole."""
+        self._connection.drop()
 
     def post(self, action: Callable[[], None]) -> None:
         """Run something on the event loop's thread, now or soon; from any thread."""
@@ -84,11 +95,16 @@ class Front:
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None, reuse: bool = False) -> int:
         """Listen; returns the port, chosen by the system if 0 was asked for."""
+        return await self._listen(host=host, port=port, ssl=tls, reuse_port=reuse or None)
+
+    async def start_on(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+        """The same on a socket that exists, which several processes may share."""
+        return await self._listen(sock=listening, ssl=tls)
+
+    async def _listen(self, **where: Any) -> int:
         self._loop = asyncio.get_running_loop()
         self.mailbox.open(self._loop)
-        self._server = await self._loop.create_server(
-            lambda: Connection(self), host, port, ssl=tls, reuse_port=reuse or None, backlog=1024
-        )
+        self._server = await self._loop.create_server(lambda: Connection(self), backlog=1024, **where)
         self._sweep()
         return self._server.sockets[0].getsockname()[1]
 
@@ -148,6 +164,11 @@ class Connection(asyncio.BufferedProtocol):
             self._closed = True
             return
         self.front.connections.add(self)
+
+    @property
+    def peer(self) -> Any:
+        """The client's address and port."""
+        return self._transport.get_extra_info("peername")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: what it waits for is cancelled."""
@@ -228,11 +249,17 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client reads too slowly."""
         self._paused_writing = True
+        self._tell_flow(False)
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._paused_writing = False
+        self._tell_flow(True)
         self._next()
+
+    def _tell_flow(self, flowing: bool) -> None:
+        if self._active is not None and self._active.flow is not None:
+            self._active.flow(flowing)
 
     # -- parser -------------------------------------------------------------------------------------------------------
     def on_url(self, url: bytes) -> None:
@@ -339,7 +366,7 @@ class Connection(asyncio.BufferedProtocol):
         lines = [b"%b: %b\r\n" % pair for pair in headers.items()]
         if not exchange.keep_alive or self.front.closing:
             lines.append(b"connection: close\r\n")
-        return b"".join((_STATUS_LINE[status], *lines, framing))
+        return b"".join((_STATUS_LINE.get(status) or b"HTTP/1.1 %d\r\n" % status, *lines, framing))
 
     def _finish(self, exchange: Exchange) -> None:
         self._active = None
