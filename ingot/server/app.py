@@ -31,6 +31,7 @@ from ingot.server.python_model import has_python_backend, load_python_model
 from ingot.server.repository import Repository, in_dependency_order
 from ingot.server.request import ServerError
 from ingot.server.service import Service
+from ingot.server.support import check_support
 from ingot.server.tracing import COLLECTOR, Tracer
 from ingot.server.wire import Front
 
@@ -114,6 +115,7 @@ class Server:
     # -- models -------------------------------------------------------------------------------------------------------
     def _load(self, config: Config, version: int, folder: Path) -> Servable:
         """One version, ready to serve."""
+        check_support(config)
         if config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
             return load_ensemble(config, version, folder, self.repository.find, self.service.submit)
         limit_queue(config, self.options.queue_size)

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ingot.errors import IngotError
-from ingot.server import http_codec
+from ingot.server import generate, http_codec, openapi
 from ingot.server.access import Access
 from ingot.server.request import Code, Outcome, Request, ServerError, invalid
 from ingot.server.scheduler import as_server_error, clock
@@ -64,6 +64,9 @@ class HttpApi:
             if infer is not None:
                 self.access.check_http("inference", exchange.headers)
                 self._infer(exchange, *infer)
+            elif (match := _GENERATE.fullmatch(exchange.target.partition(b"?")[0].decode("latin-1"))) is not None:
+                self.access.check_http("inference", exchange.headers)
+                self._generate(exchange, match)
             else:
                 self._dispatch(exchange)
         except Exception as error:  # noqa: BLE001 - a client always gets an answer
@@ -105,14 +108,18 @@ class HttpApi:
             body = http_codec.decompressed(body, headers[b"content-encoding"].lower(), self.body_limit)
         length = headers.get(b"inference-header-content-length")
         try:
-            request = self._decoder(body, _header_length(length), model, version, arrived)
+            request = self._watched(exchange, self._decoder(body, _header_length(length), model, version, arrived))
         except ServerError:
             self.service.repository.find(model, version)  # an unknown model is the better answer
             raise
-        if self.service.watching:
-            identity, parent = (_text(headers, name) for name in (b"x-request-id", b"traceparent"))
-            request = self.service.watch(request, "http", identity, parent)
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
+
+    def _watched(self, exchange: Exchange, request: Request) -> Request:
+        """The request, marked where it is to be traced or logged."""
+        if not self.service.watching:
+            return request
+        identity, parent = (_text(exchange.headers, name) for name in (b"x-request-id", b"traceparent"))
+        return self.service.watch(request, "http", identity, parent)
 
     def _done(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
         """On an instance's thread: compression there would hold it up, so that goes to the pool."""
@@ -141,6 +148,33 @@ class HttpApi:
         if encoding:
             parts, headers[b"content-encoding"] = [http_codec.compressed(parts, encoding)], encoding
         return parts, headers
+
+    def _generate(self, exchange: Exchange, match: re.Match[str]) -> None:
+        if exchange.method != b"POST":
+            raise ServerError(Code.UNSUPPORTED, "generate takes POST")
+        model, version = urllib.parse.unquote(match["model"]), version_number(match["version"] or "")
+        body: bytes | bytearray = exchange.body
+        if b"content-encoding" in exchange.headers:
+            body = http_codec.decompressed(body, exchange.headers[b"content-encoding"].lower(), self.body_limit)
+        document, ports = http_codec.parse_json(bytes(body)), self.service.repository.find(model, version).ports
+        request = self._watched(exchange, generate.decode(document, model, version, ports, clock()))
+        send = self._send_event if match["stream"] else self._send_generated
+        exchange.cancel = self.service.infer(request, lambda outcome: exchange.post(partial(send, exchange, outcome)))
+
+    def _send_generated(self, exchange: Exchange, outcome: Outcome) -> None:
+        if isinstance(outcome, ServerError):
+            self._error(exchange, outcome)
+        else:
+            exchange.respond(200, [generate.encode(outcome)], _JSON)
+
+    def _send_event(self, exchange: Exchange, outcome: Outcome) -> None:
+        """A stream of one event: a model here answers once."""
+        if isinstance(outcome, ServerError):
+            self._error(exchange, outcome)
+            return
+        exchange.begin(200, generate.EVENT_STREAM)
+        exchange.piece(generate.event(generate.encode(outcome)))
+        exchange.piece(b"")
 
     # -- everything else ----------------------------------------------------------------------------------------------
     def _dispatch(self, exchange: Exchange) -> None:
@@ -171,7 +205,9 @@ class HttpApi:
         exchange.post(lambda: self._answer(exchange, result))
 
     def _answer(self, exchange: Exchange, result: Any) -> None:
-        if isinstance(result, bool):
+        if isinstance(result, str):
+            exchange.respond(200, [result.encode()], {b"content-type": b"text/html; charset=utf-8"})
+        elif isinstance(result, bool):
             exchange.respond(200 if result else 400)
         else:
             exchange.respond(200, [orjson.dumps(result)] if result is not None else [], _JSON)
@@ -209,7 +245,7 @@ def _body(exchange: Exchange, route: Route) -> dict[str, Any]:
     return http_codec.parse_json(bytes(exchange.body)) if exchange.body and exchange.method == b"POST" else {}
 
 
-# -- actions: (service, JSON body, names in the path) -> JSON, or a bool for a bare status -----------------------------
+# -- actions: (service, JSON body, names in the path) -> JSON, a bool for a bare status, a text for a page -------------
 def _live(service: Service, body: Any) -> bool:
     return True
 
@@ -295,6 +331,7 @@ def _trace(service: Service, body: Any, model: str = "", version: str = "") -> A
 
 
 _INFER = re.compile(_MODEL + "/infer")
+_GENERATE = re.compile(_MODEL + "/generate(?P<stream>_stream)?")
 _GET, _POST, _BOTH = (b"GET", b"HEAD"), (b"POST",), (b"GET", b"POST")
 
 
@@ -324,5 +361,7 @@ ROUTES = (
     _route(_POST, "/v2/cudasharedmemory/region/(?P<region>[^/]+)/register", _cuda_register),
     _route(_POST, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _cuda_unregister),
     _route(_BOTH, "/v2/logging", _logging, group="management"),
+    _route(_GET, "/openapi.json", lambda service, body: openapi.document(), group=""),
+    _route(_GET, "/docs", lambda service, body: openapi.page(), group=""),
     _route(_BOTH, "/v2/trace/setting", _trace, group="management"),
 )

@@ -13,6 +13,7 @@ from typing import Any
 from ingot import __version__
 from ingot.server.config import Config, read_override
 from ingot.server.model import Servable
+from ingot.server.overrides import given_files
 from ingot.server.ports import Ports
 from ingot.server.repository import Repository
 from ingot.server.request import Code, Done, Outcome, Request, ServerError, invalid
@@ -184,15 +185,19 @@ class Service:
         return [{key: text for key, text in vars(state).items() if text or key == "name"} for state in states]
 
     def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Load or reload; the parameter `config` overrides config.pbtxt, `file:` contents are refused."""
+        """Load or reload; `config` (JSON) stands in for config.pbtxt, `file:PATH` contents for the model's folder."""
         self._explicit("load")
-        for key in parameters:
-            if key != "config":
-                raise invalid(f"failed to load '{name}', parameter '{key}' is not supported; 'config' is")
         text = parameters.get("config")
         if text is not None and not isinstance(text, str):
             raise invalid(f"failed to load '{name}', parameter 'config' must be a JSON text")
-        self.repository.load(name, read_override(text, name) if text else None)
+        override = read_override(text, name) if text else None
+        files = given_files(name, parameters)
+        if not files:
+            self.repository.load(name, override)
+        elif override is None:
+            raise invalid(f"failed to load '{name}', files are given without the parameter 'config'")
+        else:
+            self.repository.load_given(name, override, files)
 
     def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Unload; with `unload_dependents` an ensemble's models too."""
