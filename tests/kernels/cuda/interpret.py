@@ -21,6 +21,17 @@ triton.knobs.runtime.interpret = True
 from ingot.kernels.cuda.build import Unit  # noqa: E402
 from ingot.kernels.cuda.compile import load  # noqa: E402
 
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
+    """Triton's, but numpy 2.4 makes no number of an array with an axis."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
+
+
+interpreter._patch_lang_tensor = _patch_lang_tensor
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rint": np.rint, "sqrt": np.sqrt, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
