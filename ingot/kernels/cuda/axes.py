@@ -9,7 +9,7 @@ from ingot.kernels.cuda.build import FunctionBuilder
 from ingot.kernels.node import Port
 from ingot.plan.extent import Extent, product
 
-LAST = "channels_last"
+LAST, HEADS = "channels_last", "heads_inside"
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Axis:
 
 def memory_order(rank: int, layout: str) -> tuple[int, ...]:
     """Axes from the outermost in memory to the innermost."""
+    if layout == HEADS:
+        return (0, 2, 1, *range(3, rank))
     return (0, *range(2, rank), 1) if layout == LAST else tuple(range(rank))
 
 

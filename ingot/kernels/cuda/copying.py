@@ -67,7 +67,8 @@ def _by_elements(build: CudaBuilder, copy: Copy, axes: Sequence[Axis]) -> None:
     source = f"{f.extent(copy.source_start)} + {offset(f, places, [a.strides[1] for a in axes])}"
     f.emit(f"value = tl.load({f.pointer(copy.source)} + {source}, {mask})")
     f.emit(f"tl.store({f.pointer(copy.target)} + {target}, value, {mask})")
-    f.launch(ceil_div(total, block))
+    straight = [a.strides for a in axes] == [(1, 1)] and copy.target_start == copy.source_start == 0
+    f.launch(ceil_div(total, block), copies=straight)
 
 
 def _by_tiles(build: CudaBuilder, copy: Copy, axes: Sequence[Axis], along: int) -> None:

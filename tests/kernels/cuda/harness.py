@@ -11,6 +11,7 @@ import numpy as np
 from ingot.dtypes import numpy_dtype
 from ingot.kernels import Candidate, candidates, with_layouts
 from ingot.kernels.cuda.architecture import architecture
+from ingot.kernels.cuda.axes import memory_order
 from ingot.kernels.cuda.build import CudaBuilder, Handle
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node, Port
@@ -90,11 +91,11 @@ def compare(mine: Array, theirs: Array, rtol: float, atol: float, what: str) -> 
 
 
 def _physical(x: Array, port: Port) -> Array:
-    return np.moveaxis(x, 1, -1) if port.layout == "channels_last" else x
+    return np.transpose(x, memory_order(x.ndim, port.layout))
 
 
 def _logical(y: Array, port: Port) -> Array:
-    return np.ascontiguousarray(np.moveaxis(y, -1, 1) if port.layout == "channels_last" else y)
+    return np.ascontiguousarray(np.transpose(y, np.argsort(memory_order(y.ndim, port.layout))))
 
 
 def _copy(x: Array) -> Array:
