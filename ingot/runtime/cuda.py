@@ -195,6 +195,15 @@ class Context:
             raise DeviceError(self.fault)
         self._set(self._handle)
 
+    def call(self, name: str, *arguments: Any) -> Any:
+        """A driver's function; a fault that it reports is an earlier kernel's, and ends the context."""
+        try:
+            return self.driver.call(name, *arguments)
+        except _DriverError as error:
+            if error.code in _FATAL:
+                self.fail(error.code, "earlier work")
+            raise
+
     def allocate(self, size: int, purpose: str) -> Allocation:
         """Device memory. DeviceError, before anything is taken, when it is more than is free."""
         self.activate()
@@ -222,7 +231,7 @@ class Context:
     def stream(self) -> Any:
         """A stream of its own."""
         self.activate()
-        return self.driver.call("cuStreamCreate", _NON_BLOCKING)
+        return self.call("cuStreamCreate", _NON_BLOCKING)
 
     def wait(self, stream: Any, what: str) -> None:
         """Until the stream's work is done. A fault of a kernel ends the context: DeviceError, now and ever after."""
@@ -235,7 +244,7 @@ class Context:
         name = self.driver._words(self.driver.enum("CUresult", code))
         if code in _FATAL:
             self.fault = (
-                f"a kernel failed on {self.device} during {what} ({name}): the process's CUDA context is gone, start "
+                f"a kernel failed on {self.device} during {what} ({name}). The process's CUDA context is gone, start "
                 "the process anew. INGOT_CUDA_SYNC=1 names the step"
             )
             raise DeviceError(self.fault)
@@ -244,17 +253,17 @@ class Context:
     def upload(self, address: int, array: Array, stream: Any) -> None:
         """Copy an array's bytes to the device, ordered on the stream."""
         if array.nbytes:
-            self.driver.call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
+            self.call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
 
     def download(self, array: Array, address: int, stream: Any) -> None:
         """Copy bytes from the device into an array, ordered on the stream."""
         if array.nbytes:
-            self.driver.call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
+            self.call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
 
     def pinned(self, size: int) -> Array:
         """Host memory that the device reads and writes at full speed, as bytes."""
         self.activate()
-        address = int(self.driver.call("cuMemHostAlloc", max(size, 64), 0))
+        address = int(self.call("cuMemHostAlloc", max(size, 64), 0))
         memory = (ctypes.c_uint8 * max(size, 64)).from_address(address)
         array: Array = np.ctypeslib.as_array(memory)
         weakref.finalize(memory, _free_host, self, address)
@@ -263,22 +272,22 @@ class Context:
     def capture(self, stream: Any, record: Callable[[], None]) -> Any:
         """What `record` puts on the stream as an executable graph."""
         mode = self.driver.enum("CUstreamCaptureMode", _RELAXED_CAPTURE)
-        self.driver.call("cuStreamBeginCapture", stream, mode)
+        self.call("cuStreamBeginCapture", stream, mode)
         try:
             record()
         finally:
-            graph = self.driver.call("cuStreamEndCapture", stream)
-        made = self.driver.call("cuGraphInstantiate", graph, 0)
-        self.driver.call("cuGraphDestroy", graph)
+            graph = self.call("cuStreamEndCapture", stream)
+        made = self.call("cuGraphInstantiate", graph, 0)
+        self.call("cuGraphDestroy", graph)
         return made
 
     def event(self) -> Any:
         """An event that takes times."""
-        return self.driver.call("cuEventCreate", 0)
+        return self.call("cuEventCreate", 0)
 
     def record(self, event: Any, stream: Any) -> None:
         """Record the event, in a capture as a node of its own."""
-        self.driver.call("cuEventRecordWithFlags", event, stream, _EXTERNAL_EVENT)
+        self.call("cuEventRecordWithFlags", event, stream, _EXTERNAL_EVENT)
 
 
 def _free_host(context: Context, address: int) -> None:
@@ -313,17 +322,17 @@ class Kernels:
             return self._functions[name]
 
     def _load(self, code: Code) -> Any:
-        cuda = self._context.driver
+        cuda = self._context
         module = cuda.call("cuModuleLoadData", bytes(code.cubin))
         function = cuda.call("cuModuleGetFunction", module, code.function.encode())
         if code.shared > _SHARED_ALLOWED:
-            kind = cuda.enum("CUfunction_attribute", _SHARED_SIZE)
+            kind = cuda.driver.enum("CUfunction_attribute", _SHARED_SIZE)
             cuda.call("cuFuncSetAttribute", function, kind, code.shared)
         return function
 
     def launch(self, name: str, grid: Sequence[int], arguments: tuple[Any, Any], stream: Any) -> None:
         """Put the kernel on a stream."""
         code = self._codes[name]
-        self._context.driver.call(
+        self._context.call(
             "cuLaunchKernel", self.function(name), *grid, code.threads, 1, 1, code.shared, stream, arguments, 0
         )

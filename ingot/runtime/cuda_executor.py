@@ -49,7 +49,7 @@ def load(variant: Variant, device: cuda.Device, weights: Array) -> Loaded:
         if device.ordinal not in places:
             context = cuda.context_of(device)
             memory = context.allocate(weights.nbytes, "the engine's weights")
-            context.driver.call("cuMemcpyHtoD", memory.address, weights.ctypes.data, max(weights.nbytes, 1))
+            context.call("cuMemcpyHtoD", memory.address, weights.ctypes.data, max(weights.nbytes, 1))
             kernels = cuda.Kernels(context, cubins.unpack(variant.code))
             places[device.ordinal] = Loaded(context, kernels, weights, memory)
         return places[device.ordinal]
@@ -257,7 +257,7 @@ class CudaFrame(Frame):
         if number not in self._graphs:
             self._load(number)
             self._graphs[number] = self.context.capture(self.stream, lambda: self._enqueue(number))
-        self.context.driver.call("cuGraphLaunch", self._graphs[number], self.stream)
+        self.context.call("cuGraphLaunch", self._graphs[number], self.stream)
 
     def _segment(self, number: int) -> GraphSegment:
         segment = self.plan.segments[number]
@@ -307,13 +307,13 @@ class CudaFrame(Frame):
         graph = self.context.capture(self.stream, record)
         best = [float("inf")] * len(segment.steps)
         for _ in range(repeats):
-            self.context.driver.call("cuGraphLaunch", graph, self.stream)
+            self.context.call("cuGraphLaunch", graph, self.stream)
             self.wait("a timed run")
-            times = [1e3 * self.context.driver.call("cuEventElapsedTime", a, b) for a, b in pairwise(events)]
+            times = [1e3 * self.context.call("cuEventElapsedTime", a, b) for a, b in pairwise(events)]
             best = [min(pair) for pair in zip(best, times, strict=True)]
-        self.context.driver.call("cuGraphExecDestroy", graph)
+        self.context.call("cuGraphExecDestroy", graph)
         for event in events:
-            self.context.driver.call("cuEventDestroy", event)
+            self.context.call("cuEventDestroy", event)
         return best
 
 

@@ -39,7 +39,8 @@ class Tile:
         """Of "128x64x32w4s3"."""
         sizes, _, rest = text.partition("w")
         warps, _, stages = rest.partition("s")
-        return cls(*map(int, sizes.split("x")), int(warps), int(stages))
+        rows, columns, depth = map(int, sizes.split("x"))
+        return cls(rows, columns, depth, int(warps), int(stages))
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.columns}x{self.depth}w{self.warps}s{self.stages}"

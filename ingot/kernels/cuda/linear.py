@@ -104,7 +104,7 @@ def _opened(handle: Handle, strides: tuple[Extent, Extent], axis: str, batch: st
 
 
 def _batched(node: Node) -> Problem:
-    a, b, y = node.input(0).shape, node.input(1).shape, node.output.shape
+    a, y = node.input(0).shape, node.output.shape
     depth = a[-2 if node.attributes.get("transpose_a") else -1]
     return Problem(y[-2], y[-1], depth if isinstance(depth, int) else None, node.dtype, product(y[:-2]),
                    extra_bytes(node.inputs[2:]))  # fmt: skip

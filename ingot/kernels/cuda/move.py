@@ -82,7 +82,8 @@ def slice_copy(build: CudaBuilder, node: Node) -> None:
     shape, x = node.output.shape, node.input(0)
     own = strides_of(x.shape, x.layout)
     stepped = tuple(product((stride, step)) for stride, step in zip(own, node.attributes["steps"], strict=True))
-    start = reduce(add, (product(pair) for pair in zip(node.attributes["starts"], own, strict=True)), 0)
+    firsts: list[Extent] = [product(pair) for pair in zip(node.attributes["starts"], own, strict=True)]
+    start = reduce(add, firsts) if firsts else 0
     axes = ordered(shape, node.output.layout, (strides_of(shape, node.output.layout), stepped))
     emit_copy(build, Copy(build.output(), build.input(0), axes, source_start=start))
 

@@ -50,7 +50,15 @@ def pool(build: CudaBuilder, node: Node) -> None:
         if a["kind"] == "lp":
             f.emit(f"power = libdevice.pow(tl.abs(value), tl.full((), {float(a['p'])}, {LANGUAGE[type]}))")
         f.emit(f"total = {_STEPS[a['kind']]}\ncount += inside.to({LANGUAGE[type]})")
-    value = {"max": "total", "lp": f"libdevice.pow(total, tl.full((), {1 / a['p']!r}, {LANGUAGE[type]}))",
-             "average": f"total / {int(np.prod(a['kernel'])) if a['count_include_pad'] else 'count'}"}[a["kind"]]  # fmt: skip
-    f.emit(f"tl.store({f.pointer(build.output())} + {index}, {converted(value, type, y.dtype)}, {mask})")
+    result = converted(_result(node, LANGUAGE[type]), type, y.dtype)
+    f.emit(f"tl.store({f.pointer(build.output())} + {index}, {result}, {mask})")
     f.launch(ceil_div(y.elements, block))
+
+
+def _result(node: Node, type: str) -> str:
+    """What is made of the total of a window."""
+    a = node.attributes
+    if a["kind"] == "lp":
+        return f"libdevice.pow(total, tl.full((), {1 / a['p']!r}, {type}))"
+    counted = int(np.prod(a["kernel"])) if a["count_include_pad"] else "count"
+    return "total" if a["kind"] == "max" else f"(total / {counted})"

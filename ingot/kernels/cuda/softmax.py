@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ingot.kernels import kernel
 from ingot.kernels.cuda.axes import Axis, memory_order, strides_of
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder

@@ -1,0 +1,208 @@
+"""CUDA engines from model to result, on a driver that interprets their kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ingot
+from ingot.errors import ConfigError, DeviceError, EngineError
+from ingot.kernels.cuda import backend
+from ingot.plan.plan import GraphSegment, HostSegment
+from ingot.runtime import cuda, cuda_executor
+from tests.runtime.fake_cuda import FakeDevice, FakeDriver, Pool
+
+ROOT = Path(__file__).parent.parent.parent
+DIGITS = ROOT / "examples" / "digits" / "digits.onnx"
+TAGGER = ROOT / "examples" / "tagger" / "tagger.onnx"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    made = FakeDriver()
+    use(monkeypatch, made)
+    return made
+
+
+def use(monkeypatch: pytest.MonkeyPatch, made: FakeDriver) -> None:
+    monkeypatch.setattr(cuda, "_bindings", lambda: made)
+    monkeypatch.setattr(cuda, "_DRIVERS", [])
+    monkeypatch.setattr(cuda, "_CONTEXTS", {})
+    monkeypatch.setattr(cuda_executor, "_LOADED", type(cuda_executor._LOADED)())
+    monkeypatch.setattr(backend, "WorkerPool", Pool)
+
+
+def build(model: Path, profile: ingot.Profile, **options: Any) -> ingot.Engine:
+    return ingot.build(model, target="cuda:sm_90", profiles=[profile], verify=False, **options)
+
+
+def digits(**options: Any) -> ingot.Engine:
+    return build(DIGITS, ingot.Profile(image=((1, 1, 8, 8), (2, 1, 8, 8), (4, 1, 8, 8))), **options)
+
+
+def images(count: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).uniform(0, 16, (count, 1, 8, 8)).astype(np.float32)
+
+
+def reference(model: Path, feeds: dict[str, Any]) -> dict[str, Any]:
+    engine = ingot.build(model, target="host", verify=False)
+    with ingot.Session(engine, device="host") as session:
+        return session.run(feeds)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2)])
+def test_digits(fake: FakeDriver, precision: str, tolerance: float) -> None:
+    engine = digits(precision=precision)
+    assert [type(s) for s in engine.variants[0].plan.segments] == [GraphSegment]
+    with ingot.Session(engine, device="cuda") as session:
+        for count in (1, 3, 1):
+            feeds = {"image": images(count)}
+            mine, wanted = session.run(feeds)["scores"], reference(DIGITS, feeds)["scores"]
+            np.testing.assert_allclose(mine, wanted, rtol=tolerance, atol=tolerance * np.abs(wanted).max())
+    assert fake.calls["cuGraphInstantiate"] == 2  # once per shape
+    assert fake.calls["cuGraphLaunch"] == 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tagger(fake: FakeDriver, precision: str) -> None:
+    engine = build(TAGGER, ingot.Profile(ids=((1, 1), (1, 16), (4, 64))), precision=precision)
+    ids = np.random.default_rng(0).integers(0, 40, (2, 11))
+    with ingot.Session(engine, device="cuda") as session:
+        mine = session.run({"ids": ids})
+    for name, wanted in reference(TAGGER, {"ids": ids}).items():
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(mine[name], wanted, atol=scale * (5e-2 if precision == "fp16" else 1e-3))
+
+
+def test_a_file_is_as_good(fake: FakeDriver, tmp_path: Path) -> None:
+    engine = digits(precision="fp16")
+    engine.save(tmp_path / "digits.engine")
+    loaded = ingot.Engine.load(tmp_path / "digits.engine")
+    feeds = {"image": images(2)}
+    with ingot.Session(engine, device="cuda") as a, ingot.Session(loaded, device="cuda:0") as b:
+        assert np.array_equal(a.run(feeds)["scores"], b.run(feeds)["scores"])
+
+
+def test_host_steps_between_graphs(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot import kernels
+
+    digits()  # registers the kernels
+    held = kernels._TABLE["Pool", "cuda"]
+    monkeypatch.setitem(kernels._TABLE, ("Pool", "cuda"), [])
+    assert held
+    engine = digits()
+    kinds = [type(s) for s in engine.variants[0].plan.segments]
+    assert kinds == [GraphSegment, HostSegment, GraphSegment]
+    (host,) = engine.variants[0].plan.host_steps
+    assert "no cuda kernel takes Pool" in host.reason and host.step.nodes
+    feeds = {"image": images(2)}
+    with ingot.Session(engine, device="cuda") as session:
+        wanted = reference(DIGITS, feeds)["scores"]
+        np.testing.assert_allclose(session.run(feeds)["scores"], wanted, rtol=1e-4, atol=1e-3)
+        times = session.profile(feeds)
+    assert [t.kernel for t in times].count("host") == 1 and len(times) > 5
+
+
+def test_profile_names_the_users_nodes(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        times = session.profile({"image": images(1)})
+    assert {"second", "second_norm", "residual", "relu_10"} in [set(t.nodes) for t in times]
+    assert all(t.microseconds == pytest.approx(2.0) for t in times)
+
+
+def test_outputs_into_buffers(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        feeds, buffer = {"image": images(2)}, np.zeros((2, 10), np.float32)
+        result = session.run(feeds, out={"scores": buffer})
+        assert result["scores"] is buffer and np.array_equal(buffer, session.run(feeds)["scores"])
+        with pytest.raises(ingot.IngotError, match="has shape"):
+            session.run(feeds, out={"scores": np.zeros((3, 10), np.float32)})
+
+
+def test_weights_are_uploaded_once(fake: FakeDriver) -> None:
+    engine = digits()
+    with ingot.Session(engine, device="cuda") as a, ingot.Session(engine, device="cuda") as b:
+        a.run({"image": images(1)})
+        b.run({"image": images(1)})
+    assert fake.calls["cuMemcpyHtoD"] == 1
+
+
+# devices
+
+MIG = FakeDevice("NVIDIA H200 MIG 1g.18gb", "aaaa2222-3333-4444-5555-666677778888")
+ANCIENT = FakeDevice("Tesla V100", "bbbb2222-3333-4444-5555-666677778888", (7, 0))
+
+
+def test_devices_by_number_and_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeDriver((FakeDevice(), MIG, ANCIENT)))
+    assert cuda.select("cuda").ordinal == 0
+    assert cuda.select("cuda:1").uuid.startswith("MIG-aaaa2222")
+    assert cuda.select("cuda:MIG-aaaa2222-3333-4444-5555-666677778888").ordinal == 1
+    assert cuda.select("cuda:GPU-bbbb").ordinal == 2
+    with pytest.raises(ConfigError, match=r"'cuda:7' is not there: this machine has cuda:0 NVIDIA H200"):
+        cuda.select("cuda:7")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=MIG"):
+        cuda.select("cuda:MIG-cccc")
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeDriver(failures={"cuInit": 100}))
+    with pytest.raises(DeviceError, match="no usable NVIDIA driver"):
+        cuda.devices()
+
+
+def test_driver_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeDriver(version=11040))
+    with pytest.raises(DeviceError, match=r"is for CUDA 11\.4, CUDA 12\.0 is the oldest"):
+        cuda.devices()
+
+
+def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeDriver(()))
+    with pytest.raises(DeviceError, match="lists no GPU"):
+        cuda.select("cuda")
+
+
+def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeDriver((ANCIENT,)))
+    with pytest.raises(EngineError, match=r"holds cuda sm_90; this machine is with Tesla V100 \(sm_70"):
+        ingot.Session(digits(), device="cuda")
+
+
+RUNS = [((8, 0), {80}), ((8, 9), {80, 86, 89}), ((9, 0), {90}), ((12, 0), {120})]
+
+
+@pytest.mark.parametrize(("capability", "runs"), RUNS)
+def test_what_a_device_runs(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], runs: set[int]) -> None:
+    use(monkeypatch, FakeDriver((FakeDevice(capability=capability),)))
+    assert {f"sm_{n}" for n in runs} <= cuda.select("cuda").features
+    assert not {f"sm_{n}" for n in {80, 86, 89, 90, 100, 120} - runs} & cuda.select("cuda").features
+
+
+def test_out_of_memory_before_anything_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeDriver((FakeDevice(memory=4_000_000),))
+    use(monkeypatch, fake)
+    with ingot.Session(digits(), device="cuda") as session:
+        before = fake.calls["cuMemAlloc"]
+        with pytest.raises(DeviceError, match=r"a run at \{'N': 4000\} needs .* MiB, of the .* only .* MiB are free"):
+            session._executor.take(((4000, 1, 8, 8),))
+        assert fake.calls["cuMemAlloc"] == before
+
+
+def test_a_fault_ends_the_context(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        fake.broken = "libdevice"
+        for _ in range(2):
+            with pytest.raises(DeviceError, match=r"context is gone, start the process anew"):
+                session.run({"image": images(1)})
+
+
+def test_a_fault_is_named_step_by_step(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGOT_CUDA_SYNC", "1")
+    with ingot.Session(digits(), device="cuda") as session:
+        fake.broken = "tl.dot"
+        with pytest.raises(DeviceError, match=r"during step 'relu_3' \(conv, nodes .*stem.*ILLEGAL_ADDRESS"):
+            session.run({"image": images(1)})
