@@ -46,7 +46,17 @@ VERBS = {
         "ingot.tools.explain", "which fusions fired where, and why others did not",
         "ingot explain model.onnx",
     ),
+    "infer": Verb(
+        "ingot.server.infer", "ask a server or an engine, once or as a load",
+        "ingot infer model.engine --save outputs.npz",
+    ),
+    "advise": Verb(
+        "ingot.server.advise", "measure batch sizes and instances, recommend a configuration",
+        "ingot advise model.engine --seconds 0.05",
+    ),
+    "doctor": Verb("ingot.server.doctor", "what would stop a server here", "ingot doctor models/"),
     "serve": Verb("ingot.server.app", "serve a model repository to Triton's clients", "ingot serve models/"),
+    "release": Verb("ingot.release.commands", "roll versions out, and back", "ingot release apply rollout.yaml"),
 }  # fmt: skip
 
 

@@ -21,6 +21,9 @@ class Latency(Protocol):
     def __call__(self, shape: Hashable, rows: int) -> int:
         """Expected nanoseconds of one execution; 0 if nothing is known."""
 
+    def bound(self, shape: Hashable, rows: int) -> int:
+        """Nanoseconds that one execution rarely exceeds: what deadlines are held against."""
+
     def warm(self, shape: Hashable, rows: int) -> bool:
         """Whether this very size has been measured."""
 
@@ -170,7 +173,7 @@ class Batcher:
             entry
             for entries in self._waiting.values()
             for entry in entries
-            if entry.deadline is not None and now + self._expected(entry.shape, entry.rows) > entry.deadline
+            if entry.deadline is not None and now + self._bound(entry.shape, entry.rows) > entry.deadline
         ]
         set_back = [entry for entry in late if self.rules.policy_of(entry.level).action == "DELAY"]
         for entry in set_back:
@@ -182,6 +185,9 @@ class Batcher:
 
     def _expected(self, shape: Hashable, rows: int) -> int:
         return self._latency(shape, rows) if self._latency else 0
+
+    def _bound(self, shape: Hashable, rows: int) -> int:
+        return self._latency.bound(shape, rows) if self._latency else 0
 
     # -- order --------------------------------------------------------------------------------------------------------
     def _in_order(self) -> list[Entry]:
@@ -226,7 +232,7 @@ class Batcher:
     def _meets(self, deadline: int | None, shape: Hashable, rows: int, now: int) -> bool:
         if deadline is None or self._latency is None or now > deadline:
             return True
-        return now + self._latency(shape, rows) + self.rules.slack <= deadline
+        return now + self._latency.bound(shape, rows) + self.rules.slack <= deadline
 
     def _rate(self, batch: Sequence[Entry]) -> float:
         return _rows(batch) / max(self._expected(batch[0].shape, _rows(batch)), 1)
@@ -266,7 +272,7 @@ class Batcher:
         until = min(entry.arrived for entry in batch) + self.rules.max_delay
         deadlines = [entry.deadline for entry in batch if entry.deadline is not None]
         if deadlines:
-            until = min(until, min(deadlines) - self._expected(batch[0].shape, rows) - self.rules.slack)
+            until = min(until, min(deadlines) - self._bound(batch[0].shape, rows) - self.rules.slack)
         return until
 
 

@@ -7,47 +7,80 @@ from collections.abc import Hashable
 
 _NEW = 0.2  # weight of the latest execution
 _RELAX = 0.98
+_DEVIATIONS = 2.0
+_DEARER = 1.25  # a row of a larger batch costs at most so many times what it costs in a smaller one
+Known = dict[int, float]
 
 
 class LatencyTable:
     """(shape, rows) -> nanoseconds; between known sizes a straight line, 0 where nothing is known. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, dict[int, float]] = {}
-        self._cold: set[tuple[Hashable, int]] = set()
+        self._known: dict[Hashable, Known] = {}
+        self._cold: dict[Hashable, Known] = {}  # sizes that ran once, when room had to be made for them
+        self._spread: dict[Hashable, float] = {}  # usual deviation, as a share of the estimate
+        self._ran: set[Hashable] = set()  # shapes that have run since a request was last refused
+        self._estimates: dict[Hashable, dict[int, int]] = {}
 
     def __call__(self, shape: Hashable, rows: int) -> int:
-        known = self._known.get(shape)
-        if not known:
-            return 0
-        if rows in known:
-            return int(known[rows])
-        return int(_between(known, rows))
+        estimates = self._estimates.setdefault(shape, {})
+        found = estimates.get(rows)
+        if found is None:
+            known = self._known.get(shape) or self._cold.get(shape)
+            found = estimates[rows] = int(_estimate(known, rows)) if known else 0
+        return found
+
+    def bound(self, shape: Hashable, rows: int) -> int:
+        """What an execution rarely exceeds: what it usually takes and twice the usual deviation."""
+        return int(self(shape, rows) * (1 + _DEVIATIONS * self._spread.get(shape, 0.0)))
 
     def observe(self, shape: Hashable, rows: int, ns: int) -> None:
         """An execution took so long. The first of its size also made room for itself: the second replaces it."""
-        known, key = self._known.setdefault(shape, {}), (shape, rows)
-        if rows not in known:
-            known[rows] = ns
-            self._cold.add(key)
-        elif key in self._cold:
-            self._cold.remove(key)
-            known[rows] = ns
-        else:
+        known, cold = self._known.setdefault(shape, {}), self._cold.setdefault(shape, {})
+        self._ran.add(shape)
+        self._estimates.pop(shape, None)
+        if rows in known:
+            spread = self._spread.get(shape, 0.0)
+            self._spread[shape] = spread + _NEW * (abs(ns - known[rows]) / known[rows] - spread)
             known[rows] += _NEW * (ns - known[rows])
+        elif rows in cold:
+            del cold[rows]
+            known[rows] = max(ns, 1)
+        else:
+            cold[rows] = ns
 
     def warm(self, shape: Hashable, rows: int) -> bool:
         """Whether executions of this size have been timed when nothing was new to them."""
-        return rows in self._known.get(shape, ()) and (shape, rows) not in self._cold
+        return rows in self._known.get(shape, ())
 
     def relax(self, shape: Hashable) -> None:
-        """A request was refused on this estimate: lower it a little, so that a wrong one is tried again some day."""
-        known = self._known.get(shape, {})
-        for rows in known:
-            known[rows] *= _RELAX
+        """Requests were refused on this estimate, and nothing has run since the last time: lower it a little.
+
+        So a wrong one is tried again some day; under overload, where some are refused and others run, it is corrected
+        by what runs.
+        """
+        if shape in self._ran:
+            self._ran.remove(shape)
+            return
+        self._estimates.pop(shape, None)
+        for known in (self._known.get(shape, {}), self._cold.get(shape, {})):
+            for rows in known:
+                known[rows] *= _RELAX
 
 
-def _between(known: dict[int, float], rows: int) -> float:
+def _estimate(known: Known, rows: int) -> float:
+    """What the sizes that are known say of one: no more than a larger one takes, nor than smaller ones would lead to.
+
+    So one slow execution does not keep its size from ever being tried again.
+    """
+    larger = [ns for size, ns in known.items() if size >= rows]
+    smaller = [ns * rows / size * _DEARER for size, ns in known.items() if size < rows]
+    return min(_between(known, rows), *larger, *smaller)
+
+
+def _between(known: Known, rows: int) -> float:
+    if rows in known:
+        return known[rows]
     sizes = sorted(known)
     at = bisect_left(sizes, rows)
     if at == 0:

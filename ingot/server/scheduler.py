@@ -125,8 +125,8 @@ class Scheduler:
     def take(self) -> Take:
         """What the queue says; under the lock."""
         take = self._queue.take(clock())
-        for entry in take.rejected:
-            self._latency.relax(entry.shape)
+        for shape in {entry.shape for entry in take.rejected}:
+            self._latency.relax(shape)
         if self._order:
             self._order.expect(take.batch)
         return take

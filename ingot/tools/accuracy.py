@@ -11,7 +11,7 @@ import numpy as np
 
 from ingot.errors import ConfigError
 from ingot.evidence import cosine_of
-from ingot.tools.inputs import load_array
+from ingot.tools.files import load_array
 
 Array = np.ndarray[Any, Any]
 

@@ -1,4 +1,4 @@
-"""Files that tools write: whole or not at all."""
+"""Files that tools read as arrays, and files that they write: whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ingot.errors import ConfigError
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.errors import ConfigError, InputError
 
 
 def write(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -52,3 +55,16 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return content
+
+
+def load_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
+    """A .npy file's array, or any other file's bytes as dtype and shape."""
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        return np.fromfile(path, numpy_dtype(dtype)).reshape(shape)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"cannot take {path} as {dtype}{list(shape)}: {error}") from None

@@ -13,6 +13,7 @@ from ingot.errors import ConfigError, InputError
 from ingot.evidence import draw_input
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.plan import TensorSpec
+from ingot.tools.files import load_array
 
 Shape = tuple[int, ...]
 
@@ -61,19 +62,6 @@ def _check_shape(spec: TensorSpec, shape: Shape) -> None:
     )
     if not fits and spec.dtype != "object":
         raise InputError(f"input {spec.name!r} was given shape {list(shape)}, the model takes {list(spec.shape)}")
-
-
-def load_array(path: Path, dtype: str, shape: Shape) -> Any:
-    """A .npy file's array, or any other file's bytes as dtype and shape."""
-    try:
-        if path.suffix == ".npy":
-            with path.open("rb") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        return np.fromfile(path, numpy_dtype(dtype)).reshape(shape)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(f"cannot take {path} as {dtype}{list(shape)}: {error}") from None
 
 
 def pairs(text: str) -> dict[str, str]:

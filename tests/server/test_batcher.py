@@ -114,6 +114,9 @@ class Straight:
     def __call__(self, shape: Hashable, size: int) -> int:
         return self.base + size * self.row
 
+    def bound(self, shape: Hashable, size: int) -> int:
+        return self(shape, size)
+
     def warm(self, shape: Hashable, size: int) -> bool:
         return size <= self.known
 

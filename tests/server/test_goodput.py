@@ -18,6 +18,9 @@ class Model:
     def __call__(self, shape: Hashable, rows: int) -> int:
         return 4 * MS + rows * MS
 
+    def bound(self, shape: Hashable, rows: int) -> int:
+        return self(shape, rows)
+
     def warm(self, shape: Hashable, rows: int) -> bool:
         return True
 

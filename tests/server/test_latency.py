@@ -22,8 +22,33 @@ def test_the_first_run_of_a_size_does_not_count() -> None:
     assert table("s", 4) == 1200
 
 
-def test_an_estimate_that_refuses_requests_is_lowered() -> None:
+def test_an_estimate_that_refuses_all_requests_is_lowered() -> None:
     table = LatencyTable()
     table.observe("s", 1, 1000)
     table.relax("s")
+    assert table("s", 1) == 1000  # something has run
+    table.relax("s")
     assert table("s", 1) == 980
+
+
+def test_the_bound_grows_with_the_deviation_and_shrinks_again() -> None:
+    table = LatencyTable()
+    for _ in range(20):
+        table.observe("s", 1, 1000)
+    assert table.bound("s", 1) == 1000
+    for ns in (1500, 500) * 20:
+        table.observe("s", 1, ns)
+    assert 1.5 * table("s", 1) < table.bound("s", 1) < 3 * table("s", 1)
+    for _ in range(50):
+        table.observe("s", 1, 1000)
+    assert table.bound("s", 1) < 1100
+
+
+def test_one_slow_execution_does_not_keep_a_size_from_being_tried() -> None:
+    table = LatencyTable()
+    table.observe("s", 2, 90_000)  # cold: not believed once a size is known better
+    for rows, ns in ((1, 1000), (8, 4000), (4, 80_000), (16, 80_000)):
+        table.observe("s", rows, ns)
+        table.observe("s", rows, ns)
+    assert table("s", 2) <= 4000 and table("s", 4) == 4000
+    assert 8000 <= table("s", 16) <= 10_000
