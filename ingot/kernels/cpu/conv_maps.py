@@ -1,0 +1,239 @@
+"""Padded feature maps as tile registers read them: [image][step of channels][plane][position][part][64 bytes].
+
+The planes are the remainders of a position by the stride, so that within a plane every tap is a shift and neighbouring
+positions follow each other. A tile's rows are neighbouring positions of the flattened map, what lies between the rows
+of the map included: it is computed and dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingot.dtypes import size_of as bytes_of
+from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.conv_window import Axis, conv_axes
+from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, TALLEST, TileDot
+from ingot.kernels.cpu.llvm import Value
+from ingot.kernels.cpu.tile_rows import split_vector
+from ingot.kernels.node import Node
+from ingot.plan.extent import Extent, product
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Prepared maps as products read them: `shifts` are the bytes from a position to what each step of K reads,
+    `pitch` those to the next position, `width` positions to a row of which `columns` count."""
+
+    dot: TileDot
+    batch: Extent
+    rows: int
+    columns: int
+    width: int
+    pitch: int
+    steps: int
+    step_bytes: int
+    shifts: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        """Flattened positions up to the last that counts."""
+        return (self.rows - 1) * self.width + self.columns
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 32 positions."""
+        return -(-self.positions // TALLEST)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution's sizes; positions are those of the flattened map with `width` to a row."""
+
+    dot: TileDot
+    batch: Extent
+    inputs: int
+    outputs: int
+    rows: Axis
+    columns: Axis
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """All taps, row by row."""
+        return [(i, j) for i in range(self.rows.kernel) for j in range(self.columns.kernel)]
+
+    @property
+    def planes(self) -> list[tuple[int, int]]:
+        """Remainders that taps read."""
+        return sorted({self._remainder(tap) for tap in self.taps})
+
+    def _remainder(self, tap: tuple[int, int]) -> tuple[int, int]:
+        return tuple(k * a.dilation % a.stride for k, a in zip(tap, self.axes, strict=True))  # type: ignore[return-value]
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Rows, columns."""
+        return self.rows, self.columns
+
+    @property
+    def height(self) -> int:
+        """Rows of a plane."""
+        return size_of(self.rows.output) + (self.rows.kernel - 1) * self.rows.dilation // self.rows.stride
+
+    @property
+    def width(self) -> int:
+        """Positions of a row of a plane."""
+        return size_of(self.columns.output) + (self.columns.kernel - 1) * self.columns.dilation // self.columns.stride
+
+    @property
+    def pixel(self) -> int:
+        """Bytes of a position."""
+        return self.dot.parts * ROW_BYTES
+
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes of a plane, and behind it what blocks read beyond the last position."""
+        return (self.height * self.width + TALLEST) * self.pixel
+
+    @property
+    def steps(self) -> int:
+        """Groups of input channels that a position holds."""
+        return -(-self.inputs // self.dot.depth)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of all planes of a step."""
+        return len(self.planes) * self.plane_bytes
+
+    def shift(self, tap: tuple[int, int]) -> int:
+        """Bytes from an output position to what a tap reads."""
+        down, right = (k * a.dilation // a.stride for k, a in zip(tap, self.axes, strict=True))
+        return self.planes.index(self._remainder(tap)) * self.plane_bytes + (down * self.width + right) * self.pixel
+
+    @property
+    def maps(self) -> Maps:
+        """What products need to know."""
+        rows, columns = (size_of(axis.output) for axis in self.axes)
+        shifts = tuple(self.shift(tap) for tap in self.taps)
+        size = self.steps, self.step_bytes
+        return Maps(self.dot, self.batch, rows, columns, self.width, self.pixel, *size, shifts)
+
+
+def size_of(extent: Extent) -> int:
+    """An extent that is known."""
+    assert isinstance(extent, int)
+    return extent
+
+
+def window_of(node: Node, dot: TileDot) -> Window:
+    """The node's convolution; its map has known sizes."""
+    outputs, inputs, *kernel = (int(size) for size in node.input(1).shape)
+    rows, columns = conv_axes(node, kernel)
+    return Window(dot, node.output.shape[0], inputs, outputs, rows, columns)
+
+
+_LANES = 16  # channels of a block of the input
+_LINES = {4: "<16 x i32>", 1: "<16 x i8>"}  # a block's channels of a position, by the size of their type
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The blocked input: bytes of an element, and the 32 bits that stand in for padding."""
+
+    handle: Handle
+    size: int
+    signed: bool
+    fill: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a channel block of a position."""
+        return _LANES * self.size
+
+
+def prepare(build: KernelBuilder, window: Window) -> Handle:
+    """The first phase; a work item is a row of all planes of a step of an image. Padding is the input's zero point."""
+    port, zero_point = build.node.input(0), int(build.node.attributes.get("x_zero_point", 0))
+    signed = port.dtype == "int8"
+    source = _Source(build.input(0), bytes_of(port.dtype), signed, fill_of(zero_point, signed))
+    target = build.temporary(product((window.batch, window.steps * window.step_bytes)))
+    height = window.height
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        def item(number: Value) -> None:
+            image_step, row = f.index(f.divide(number, height)), f.index(f.remainder(number, height))
+            write = f.at(f.pointer(target), image_step * window.step_bytes + row * (window.width * window.pixel))
+            for index, remainder in enumerate(window.planes):
+                _plane_row(f, window, source, image_step, row, remainder, f.at(write, index * window.plane_bytes))
+
+        f.loop(begin, end, item)
+
+    build.phase(product((window.batch, window.steps, height)), body, 2)
+    return target
+
+
+def fill_of(zero_point: int, signed: bool) -> int:
+    """Four times the byte that stands for a zero point among unsigned bytes; signed ones count from -128."""
+    return (zero_point + (128 if signed else 0)) * 0x01010101
+
+
+def _plane_row(f: PhaseFunction, window: Window, source: _Source, image_step: Value, row: Value,
+               remainder: tuple[int, int], write: Value) -> None:  # fmt: skip
+    rows, columns = window.axes
+    below, right = remainder
+    y = row * rows.stride + (below - rows.begin)
+    first = max(-(-(columns.begin - right) // columns.stride), 0)
+    last = min(max(-(-(size_of(columns.input) + columns.begin - right) // columns.stride), first), window.width)
+
+    def inside() -> None:
+        x = first * columns.stride + right - columns.begin
+        image, step = f.index(f.divide(image_step, window.steps)), f.index(f.remainder(image_step, window.steps))
+        blocks, group = -(-window.inputs // _LANES), window.dot.depth // _LANES
+        line = ((image * blocks + step * group) * size_of(rows.input) + y) * size_of(columns.input) + x
+        read = f.at(f.pointer(source.handle), line * source.block_bytes)
+        _fill(f, window, source, write, 0, first)
+        _fill(f, window, source, write, last, window.width)
+
+        def positions(count: int) -> None:
+            _positions(f, window, source, read, write, range(first, last), count)
+
+        tail = blocks % group
+        if not tail:
+            positions(group)
+        else:
+            whole = f.compare("slt", step, window.steps - 1)
+            f.when(whole, lambda: positions(group), lambda: positions(tail))
+
+    known = f.compare("ult", y, size_of(rows.input))  # unsigned: rows before the map too are outside
+    f.when(known, inside, lambda: _fill(f, window, source, write, 0, window.width))
+
+
+def _positions(f: PhaseFunction, window: Window, source: _Source, read: Value, write: Value, among: range,
+               count: int) -> None:  # fmt: skip
+    """Positions of a row whose step holds `count` channel blocks. What bytes lack meets weights of zero."""
+    rows, columns = window.axes
+    apart = size_of(rows.input) * size_of(columns.input) * source.block_bytes
+    stride, group = columns.stride * source.block_bytes, window.dot.depth // _LANES
+    share = ROW_BYTES // group
+
+    def position(p: Value) -> None:
+        x, y = f.at(read, (p - among.start) * stride), f.at(write, p * window.pixel)
+        for block in range(count):
+            line = f.load(_LINES[source.size], x, block * apart)
+            if window.dot.parts == 2:
+                split_vector(f, f.bitcast(line, "<16 x float>"), y, block * share, ROW_BYTES)
+            else:
+                f.store(f.binary("xor", line, -0x80) if source.signed else line, y, block * share)
+        if window.dot.parts == 2 and count < group:
+            for part in range(2):
+                f.store(f.constant("<16 x i16>", 0), y, part * ROW_BYTES + share)
+
+    f.loop(among.start, among.stop, position)
+
+
+def _fill(f: PhaseFunction, window: Window, source: _Source, write: Value, first: int, last: int) -> None:
+    def position(p: Value) -> None:
+        for part in range(window.dot.parts):
+            f.store(f.constant("<16 x i32>", source.fill), write, p * window.pixel + part * ROW_BYTES)
+
+    if first < last:
+        f.loop(first, last, position)
