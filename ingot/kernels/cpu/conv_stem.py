@@ -130,8 +130,8 @@ def _prepare(build: KernelBuilder, stem: Stem) -> Handle:
         def item(number: Value) -> None:
             image, plane, row = (f.index(i) for i in unravel(f, number, (stem.batch, len(planes), stem.height)))
             remainder = f.index(planes[0])
-            for place, other in enumerate(planes[1:], 1):
-                remainder = f.select(f.compare("eq", plane, place), f.index(other), remainder)
+            for index, other in enumerate(planes[1:], 1):
+                remainder = f.select(f.compare("eq", plane, index), f.index(other), remainder)
             place = image * maps.step_bytes + plane * stem.plane_bytes + row * (stem.length * _QUAD)
             y = row * stem.rows.stride + remainder - stem.rows.begin
             write, area = f.at(f.pointer(target), place), size_of(stem.rows.input) * size_of(stem.columns.input)

@@ -74,13 +74,13 @@ def _few_taps(node: Node) -> bool:
 def _split_applies(node: Node, isa: Isa) -> bool:
     if not isa.has("amx_bf16") or node.dtype != "float32" or not fits_tiles(node, "float32"):
         return False
-    outputs, inputs = node.input(1).shape[:2]
+    outputs, inputs = map(int, node.input(1).shape[:2])
     return node.input(1).dtype == "float32" and inputs % COLUMNS == 0 and outputs >= COLUMNS and _few_taps(node)
 
 
 def _bytes_apply(node: Node, isa: Isa) -> bool:
     fits = isa.has("amx_int8") and node.dtype in SHORT and fits_tiles(node, "int32") and symmetric(node)
-    return fits and node.input(1).shape[1] >= COLUMNS // 2 and _few_taps(node)
+    return fits and int(node.input(1).shape[1]) >= COLUMNS // 2 and _few_taps(node)
 
 
 def cost(maps: Maps, outputs: int, wide: int) -> float:
@@ -99,7 +99,7 @@ def declaration(applies: Any, maps_of: Any, layout: str) -> dict[str, Any]:
     """What kernels over prepared maps have in common; `layout` is the input's."""
 
     def wides(node: Node, isa: Isa) -> tuple[int, ...]:
-        return (2, 1) if node.input(1).shape[0] > COLUMNS else (1,)
+        return (2, 1) if int(node.input(1).shape[0]) > COLUMNS else (1,)
 
     def layouts(node: Node, isa: Isa) -> list[Ports]:
         return [Ports((layout, "", *extra_layouts(node, 2)), ("blocked",))]
