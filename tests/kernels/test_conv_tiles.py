@@ -151,3 +151,17 @@ DEPTHWISE = {
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_depthwise(name: str) -> None:
     check_tiles(DEPTHWISE[name], "depthwise_bytes")
+
+
+NEAR = {
+    "odd groups of channels": (Case((2, 48, 7, 7), 72, (1, 1)), Bytes(Case((2, 80, 7, 7), 72, (1, 1)))),
+    "few positions": (Case((3, 32, 3, 3), 33, (1, 1)), Bytes(Case((3, 24, 3, 3), 33, (1, 1)))),
+    "large": (Case((1, 64, 20, 20), 96, (1, 1)), Bytes(Case((1, 128, 20, 20), 96, (1, 1)), ("int8", "int8"), (-3, 0))),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near(name: str) -> None:
+    floats, integers = NEAR[name]
+    check_tiles(floats, "conv_split_near")
+    check_tiles(integers, "conv_near_bytes")

@@ -7,13 +7,14 @@ of the map included: it is computed and dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from ingot.dtypes import size_of as bytes_of
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_window import Axis, conv_axes
 from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, TALLEST, TileDot
-from ingot.kernels.cpu.llvm import Value
+from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.tile_rows import split_vector
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
@@ -110,6 +111,21 @@ class Window:
         return self.planes.index(self._remainder(tap)) * self.plane_bytes + (down * self.width + right) * self.pixel
 
     @property
+    def copies(self) -> bool:
+        """Whether output positions are input positions, so that blocks of them can be prepared one by one."""
+        return all(axis.pointwise for axis in self.axes)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of 32 positions of all channels."""
+        return self.steps * TALLEST * self.pixel
+
+    @property
+    def block(self) -> Maps:
+        """What products need to know of 32 positions prepared by themselves."""
+        return replace(self.maps, step_bytes=TALLEST * self.pixel)
+
+    @property
     def maps(self) -> Maps:
         """What products need to know."""
         rows, columns = (size_of(axis.output) for axis in self.axes)
@@ -136,7 +152,7 @@ _LINES = {4: "<16 x i32>", 1: "<16 x i8>"}  # a block's channels of a position, 
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """The blocked input: bytes of an element, and the 32 bits that stand in for padding."""
 
     handle: Handle
@@ -150,11 +166,16 @@ class _Source:
         return _LANES * self.size
 
 
-def prepare(build: KernelBuilder, window: Window) -> Handle:
-    """The first phase; a work item is a row of all planes of a step of an image. Padding is the input's zero point."""
+def source_of(build: KernelBuilder) -> Source:
+    """The node's input 0."""
     port, zero_point = build.node.input(0), int(build.node.attributes.get("x_zero_point", 0))
     signed = port.dtype == "int8"
-    source = _Source(build.input(0), bytes_of(port.dtype), signed, fill_of(zero_point, signed))
+    return Source(build.input(0), bytes_of(port.dtype), signed, fill_of(zero_point, signed))
+
+
+def prepare(build: KernelBuilder, window: Window) -> Handle:
+    """The first phase; a work item is a row of all planes of a step of an image. Padding is the input's zero point."""
+    source = source_of(build)
     target = build.temporary(product((window.batch, window.steps * window.step_bytes)))
     height = window.height
 
@@ -176,7 +197,7 @@ def fill_of(zero_point: int, signed: bool) -> int:
     return (zero_point + (128 if signed else 0)) * 0x01010101
 
 
-def _plane_row(f: PhaseFunction, window: Window, source: _Source, image_step: Value, row: Value,
+def _plane_row(f: PhaseFunction, window: Window, source: Source, image_step: Value, row: Value,
                remainder: tuple[int, int], write: Value) -> None:  # fmt: skip
     rows, columns = window.axes
     below, right = remainder
@@ -193,21 +214,41 @@ def _plane_row(f: PhaseFunction, window: Window, source: _Source, image_step: Va
         _fill(f, window, source, write, 0, first)
         _fill(f, window, source, write, last, window.width)
 
-        def positions(count: int) -> None:
-            _positions(f, window, source, read, write, range(first, last), count)
-
-        tail = blocks % group
-        if not tail:
-            positions(group)
-        else:
-            whole = f.compare("slt", step, window.steps - 1)
-            f.when(whole, lambda: positions(group), lambda: positions(tail))
+        written = f.at(write, first * window.pixel)
+        _by_count(f, window, step, lambda count: _positions(f, window, source, read, written, last - first, count))
 
     known = f.compare("ult", y, size_of(rows.input))  # unsigned: rows before the map too are outside
     f.when(known, inside, lambda: _fill(f, window, source, write, 0, window.width))
 
 
-def _positions(f: PhaseFunction, window: Window, source: _Source, read: Value, write: Value, among: range,
+def prepare_block(f: PhaseFunction, window: Window, source: Source, image: Index, first: Index, there: Index,
+                  write: Value) -> None:  # fmt: skip
+    """All steps of `there` positions from `first` on, of a window of one tap: [step][32 positions]."""
+    area = size_of(window.rows.input) * size_of(window.columns.input)
+    blocks, group = -(-window.inputs // _LANES), window.dot.depth // _LANES
+
+    def step(number: Value) -> None:
+        line = (f.index(image) * blocks + number * group) * area + first
+        read = f.at(f.pointer(source.handle), line * source.block_bytes)
+        target = f.at(write, number * (TALLEST * window.pixel))
+        _by_count(f, window, number, lambda count: _positions(f, window, source, read, target, there, count))
+
+    f.loop(0, window.steps, step)
+
+
+def _by_count(f: PhaseFunction, window: Window, step: Value, emit: Callable[[int], None]) -> None:
+    """`emit` with the number of channel blocks that a step holds."""
+    blocks, group = -(-window.inputs // _LANES), window.dot.depth // _LANES
+    tail = blocks % group
+    if not tail:
+        emit(group)
+    elif window.steps == 1:
+        emit(tail)
+    else:
+        f.when(f.compare("slt", step, window.steps - 1), lambda: emit(group), lambda: emit(tail))
+
+
+def _positions(f: PhaseFunction, window: Window, source: Source, read: Value, write: Value, there: Index,
                count: int) -> None:  # fmt: skip
     """Positions of a row whose step holds `count` channel blocks. What bytes lack meets weights of zero."""
     rows, columns = window.axes
@@ -216,7 +257,7 @@ def _positions(f: PhaseFunction, window: Window, source: _Source, read: Value, w
     share = ROW_BYTES // group
 
     def position(p: Value) -> None:
-        x, y = f.at(read, (p - among.start) * stride), f.at(write, p * window.pixel)
+        x, y = f.at(read, p * stride), f.at(write, p * window.pixel)
         for block in range(count):
             line = f.load(_LINES[source.size], x, block * apart)
             if window.dot.parts == 2:
@@ -227,10 +268,10 @@ def _positions(f: PhaseFunction, window: Window, source: _Source, read: Value, w
             for part in range(2):
                 f.store(f.constant("<16 x i16>", 0), y, part * ROW_BYTES + share)
 
-    f.loop(among.start, among.stop, position)
+    f.loop(0, there, position)
 
 
-def _fill(f: PhaseFunction, window: Window, source: _Source, write: Value, first: int, last: int) -> None:
+def _fill(f: PhaseFunction, window: Window, source: Source, write: Value, first: int, last: int) -> None:
     def position(p: Value) -> None:
         for part in range(window.dot.parts):
             f.store(f.constant("<16 x i32>", source.fill), write, p * window.pixel + part * ROW_BYTES)

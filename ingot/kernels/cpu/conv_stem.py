@@ -20,7 +20,7 @@ from ingot.kernels.cpu.conv_tiles import (
     Job,
     centred_weight,
     declaration,
-    emit_products,
+    emit_prepared,
     fits_tiles,
     packed_corrections,
     symmetric,
@@ -106,7 +106,7 @@ def conv_stem_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     prepared = _prepare(build, stem)
     packed = build.pack(pack_tiles(_spread(weight, stem).astype(np.int8), BYTES, wide))
     corrections = packed_corrections(build, node, weight, wide)
-    emit_products(build, Job(stem.maps, wide, prepared, packed, corrections, epilogue_of(build, node, 2, "int32")))
+    emit_prepared(build, Job(stem.maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")), prepared)
 
 
 def _spread(weight: Array, stem: Stem) -> Array:

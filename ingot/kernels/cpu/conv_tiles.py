@@ -7,15 +7,24 @@ positions by 32 channels, finished by vectors of 16 channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
-from ingot.kernels.cpu.conv_epilogue import Epilogue, block_values, can_finish, epilogue_of, extra_layouts, finish
-from ingot.kernels.cpu.conv_maps import Maps, Window, prepare, window_of
+from ingot.kernels.cpu.conv_epilogue import (
+    Epilogue,
+    block_values,
+    can_finish,
+    epilogue_of,
+    extra_layouts,
+    finish,
+    residuals,
+)
+from ingot.kernels.cpu.conv_maps import Maps, Window, prepare, prepare_block, source_of, window_of
 from ingot.kernels.cpu.gemm_dot import SHORT
 from ingot.kernels.cpu.gemm_pack import Array, byte_shift
 from ingot.kernels.cpu.gemm_plan import GIGAHERTZ
@@ -27,6 +36,7 @@ from ingot.kernels.cpu.gemm_tiles import (
     SPLIT,
     TALLEST,
     Rows,
+    TileDot,
     add_products,
     begin,
     configuration,
@@ -42,9 +52,13 @@ from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.node import Node
 from ingot.plan.extent import product
 
+Applies = Callable[[Node, Isa], bool]
+Emit = Callable[[KernelBuilder, Window, "Job"], None]
 MOST_TAPS = 9
+_NEAR_BYTES = 256 << 10
 _PRODUCT_CYCLES, _VECTOR_CYCLES, _BLOCK_CYCLES = 18, 12, 300
-_ROW_BYTES_PER_MICROSECOND, _WEIGHTS_PER_MICROSECOND = 30_000, 16_000
+_ROW_BYTES_PER_MICROSECOND, _WEIGHTS_PER_MICROSECOND, _AGAIN_PER_MICROSECOND = 30_000, 16_000, 80_000
+_FIRST_CACHE = 32 << 10  # bytes of weights that stay there
 
 
 # what applies and what it costs
@@ -83,19 +97,32 @@ def _bytes_apply(node: Node, isa: Isa) -> bool:
     return fits and int(node.input(1).shape[1]) >= COLUMNS // 2 and _few_taps(node)
 
 
-def cost(maps: Maps, outputs: int, wide: int) -> float:
-    """Microseconds on one core."""
+def _copies(applies: Applies, dot: TileDot) -> Applies:
+    """Where blocks of positions can be prepared one by one, and fit in the second cache."""
+
+    def also(node: Node, isa: Isa) -> bool:
+        window = window_of(node, dot) if applies(node, isa) else None
+        return window is not None and window.copies and window.block_bytes <= _NEAR_BYTES
+
+    return also
+
+
+def cost(maps: Maps, outputs: int, wide: int, near: bool = False) -> float:
+    """Microseconds on one core; `near`: blocks are prepared where they are used, and each reads all weights."""
     batch = maps.batch if isinstance(maps.batch, int) else 1
     panels, steps = -(-outputs // (wide * COLUMNS)), maps.steps * len(maps.shifts)
     products = steps * len(maps.dot.products) * 2 * wide * _PRODUCT_CYCLES
     block = products + wide * TALLEST * _VECTOR_CYCLES + _BLOCK_CYCLES
     compute = batch * maps.blocks * panels * block / (GIGAHERTZ * 1000)
     prepared = batch * maps.steps * maps.step_bytes * 2 / _ROW_BYTES_PER_MICROSECOND
-    weights = steps * panels * wide * maps.dot.right_bytes / _WEIGHTS_PER_MICROSECOND
-    return 2 + compute + prepared + weights
+    weights = steps * panels * wide * maps.dot.right_bytes
+    if not near:
+        return 2 + compute + prepared + weights / _WEIGHTS_PER_MICROSECOND
+    again = (maps.blocks - 1) * weights / _AGAIN_PER_MICROSECOND if weights > _FIRST_CACHE else 0.0
+    return 1 + compute + prepared / 3 + weights / _WEIGHTS_PER_MICROSECOND + again
 
 
-def declaration(applies: Any, maps_of: Any, layout: str) -> dict[str, Any]:
+def declaration(applies: Applies, maps_of: Callable[[Node], Maps], layout: str, near: bool = False) -> dict[str, Any]:
     """What kernels over prepared maps have in common; `layout` is the input's."""
 
     def wides(node: Node, isa: Isa) -> tuple[int, ...]:
@@ -105,9 +132,9 @@ def declaration(applies: Any, maps_of: Any, layout: str) -> dict[str, Any]:
         return [Ports((layout, "", *extra_layouts(node, 2)), ("blocked",))]
 
     def price(node: Node, isa: Isa, wide: int) -> float:
-        return cost(maps_of(node), int(node.input(1).shape[0]), wide)
+        return cost(maps_of(node), int(node.input(1).shape[0]), wide, near)
 
-    return {"when": applies, "cost": price, "layouts": layouts, "space": {"wide": wides}}
+    return {"when": applies, "cost": price, "layouts": layouts, "space": {"wide": wides}, "in_place": residuals}
 
 
 # the kernels
@@ -117,22 +144,41 @@ def declaration(applies: Any, maps_of: Any, layout: str) -> dict[str, Any]:
         **declaration(_split_applies, lambda node: window_of(node, SPLIT).maps, "blocked"))  # fmt: skip
 def conv_split(build: KernelBuilder, node: Node, wide: int) -> None:
     """float32 as the sum of two bfloat16 numbers."""
-    window = window_of(node, SPLIT)
-    weight = node.input(1).constant
+    _split(build, node, wide, emit_products)
+
+
+@kernel("Conv", on="cpu", tolerance=SPLIT_ERROR,
+        **declaration(_copies(_split_applies, SPLIT), lambda node: window_of(node, SPLIT).maps, "blocked", near=True))
+def conv_split_near(build: KernelBuilder, node: Node, wide: int) -> None:
+    """The same for windows of one tap, each block prepared where it is used."""
+    _split(build, node, wide, emit_near)
+
+
+def _split(build: KernelBuilder, node: Node, wide: int, emit: Emit) -> None:
+    window, weight = window_of(node, SPLIT), node.input(1).constant
     assert weight is not None
-    maps = prepare(build, window)
     packed = build.pack(_packed(weight, window, wide))
-    emit_products(build, Job(window.maps, wide, maps, packed, None, epilogue_of(build, node, 2)))
+    emit(build, window, Job(window.maps, wide, packed, None, epilogue_of(build, node, 2)))
 
 
 @kernel("Conv", on="cpu", **declaration(_bytes_apply, lambda node: window_of(node, BYTES).maps, "blocked"))
 def conv_tiles_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     """uint8 or int8 by int8 or uint8, exactly, with sums in int32."""
+    _bytes(build, node, wide, emit_products)
+
+
+@kernel("Conv", on="cpu",
+        **declaration(_copies(_bytes_apply, BYTES), lambda node: window_of(node, BYTES).maps, "blocked", near=True))
+def conv_near_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
+    """The same for windows of one tap, each block prepared where it is used."""
+    _bytes(build, node, wide, emit_near)
+
+
+def _bytes(build: KernelBuilder, node: Node, wide: int, emit: Emit) -> None:
     window, weight = window_of(node, BYTES), centred_weight(node)
-    maps = prepare(build, window)
     packed = build.pack(_packed(weight.astype(np.int8), window, wide))
     corrections = packed_corrections(build, node, weight, wide)
-    emit_products(build, Job(window.maps, wide, maps, packed, corrections, epilogue_of(build, node, 2, "int32")))
+    emit(build, window, Job(window.maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")))
 
 
 def centred_weight(node: Node) -> Array:
@@ -169,7 +215,6 @@ class Job:
 
     maps: Maps
     wide: int
-    prepared: Handle
     packed: Handle
     corrections: Handle | None
     epilogue: Epilogue
@@ -200,27 +245,57 @@ class Job:
         return -(-self.tap_bytes // (self.maps.blocks * ROW_BYTES)) * ROW_BYTES if self.panels_outside else 0
 
 
-def emit_products(build: KernelBuilder, job: Job) -> None:
+def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
+    """A phase prepares the maps, then come the products."""
+    emit_prepared(build, job, prepare(build, window))
+
+
+def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
     """A work item is 32 positions by a panel of output channels; the larger operand is read once."""
+    maps, count = job.maps, job.panels * job.maps.blocks
     shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        def item(number: Value) -> None:
+            image, place = f.index(f.divide(number, count)), f.index(f.remainder(number, count))
+            inner = maps.blocks if job.panels_outside else job.panels
+            outer, number = f.index(f.divide(place, inner)), f.index(f.remainder(place, inner))
+            panel, block = (outer, number) if job.panels_outside else (number, outer)
+            start = image * (maps.steps * maps.step_bytes) + block * (TALLEST * maps.pitch)
+            _products(f, job, f.at(f.pointer(prepared), start), f.at(f.scratch, slots), (image, panel, block))
+
         configure(f, shape)
-        f.loop(begin, end, lambda item: _item(f, job, f.at(f.scratch, slots), item))
+        f.loop(begin, end, item)
         release(f)
 
-    build.phase(product((job.maps.batch, job.panels, job.maps.blocks)), body)
+    build.phase(product((maps.batch, job.panels, maps.blocks)), body)
 
 
-def _item(f: PhaseFunction, job: Job, slot: Value, item: Value) -> None:
-    maps, count = job.maps, job.panels * job.maps.blocks
-    image, place = f.index(f.divide(item, count)), f.index(f.remainder(item, count))
-    inner = maps.blocks if job.panels_outside else job.panels
-    outer, number = f.index(f.divide(place, inner)), f.index(f.remainder(place, inner))
-    panel, block = (outer, number) if job.panels_outside else (number, outer)
-    start = image * (maps.steps * maps.step_bytes) + block * (TALLEST * maps.pitch)
-    left, right = f.at(f.pointer(job.prepared), start), f.at(f.pointer(job.packed), panel * job.panel_bytes)
-    taps = len(maps.shifts)
+def emit_near(build: KernelBuilder, window: Window, job: Job) -> None:
+    """A work item is 32 positions, prepared in scratch, by all output channels."""
+    near, source = replace(job, maps=window.block), source_of(build)
+    shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
+    place = build.scratch(window.block_bytes)
+
+    def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        def item(number: Value) -> None:
+            image, block = f.index(f.divide(number, near.maps.blocks)), f.index(f.remainder(number, near.maps.blocks))
+            there = f.minimum(TALLEST, f.index(near.maps.positions) - block * TALLEST)
+            left, slot = f.at(f.scratch, place), f.at(f.scratch, slots)
+            prepare_block(f, window, source, image, block * TALLEST, there, left)
+            f.loop(0, near.panels, lambda panel: _products(f, near, left, slot, (image, panel, block)))
+
+        configure(f, shape)
+        f.loop(begin, end, item)
+        release(f)
+
+    build.phase(product((near.maps.batch, near.maps.blocks)), body)
+
+
+def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple[Value, Value, Value]) -> None:
+    """32 positions, prepared at `left`, by a panel; `place` is (image, panel, block)."""
+    maps, (image, panel, block), taps = job.maps, place, len(job.maps.shifts)
+    right = f.at(f.pointer(job.packed), panel * job.panel_bytes)
     far = f.at(right, block * (job.share * maps.steps * taps) + job.panel_bytes)
     tops = 2 if maps.positions > ROWS else 1
     begin(f, tops, job.wide, None)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
-from ingot.kernels.cpu.conv_epilogue import Epilogue, block_values, epilogue_of, extra_layouts, finish
+from ingot.kernels.cpu.conv_epilogue import Epilogue, block_values, epilogue_of, extra_layouts, finish, residuals
 from ingot.kernels.cpu.conv_maps import fill_of, size_of
 from ingot.kernels.cpu.conv_tiles import centred_weight, fits_tiles, symmetric
 from ingot.kernels.cpu.conv_window import Axis, conv_axes, unravel
@@ -115,7 +115,7 @@ class _Job:
     signed: bool
 
 
-@kernel("Conv", on="cpu", when=_applies, cost=_cost, space={"columns": _widths},
+@kernel("Conv", on="cpu", when=_applies, cost=_cost, space={"columns": _widths}, in_place=residuals,
         layouts=lambda node, isa: [Ports(("blocked", "", *extra_layouts(node, 2)), ("blocked",))])  # fmt: skip
 def depthwise_bytes(build: KernelBuilder, node: Node, columns: int) -> None:
     """uint8 or int8 by int8 or uint8, exactly, with sums in int32; tiles of `columns` columns."""
