@@ -7,7 +7,8 @@ the middle between two integers, as the order of the products before decides too
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,53 +17,76 @@ from ingot.ir import expression as expressions
 from ingot.ir.elementwise import Array
 from ingot.ir.expression import Expression, Input, Instruction, Literal, Operand, Result
 from ingot.ir.graph import constant_of, dtype_of
-from ingot.passes.facts import ACCUMULATOR, changed, epilogue_of, extras_of, main_inputs
-from ingot.passes.rewrite import Builder, Table, reject, rewrite_node
+from ingot.passes.facts import ACCUMULATOR, changed, epilogue_of, extras_of, main_inputs, operands_of
+from ingot.passes.rewrite import Builder, Table, rewrite_node
 from ingot.passes.rewrite import Result as Outcome
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 FLOAT = "float32"
 
 
-@rewrite_node("Conv", "ConvTranspose", "Linear", "MatMul")
+@rewrite_node("Conv", "ConvTranspose", "Linear", "MatMul", "Pointwise")
 def requantize(op: Builder, node: ir.Node) -> Outcome:
     """Quantize(f(x), s, z) => Quantize(f'(x), 1, z) with the constants of f divided by s"""
     expression = epilogue_of(node)
-    last = expression.instructions[-1] if expression else None
-    if last is None or last.op != "Quantize" or last.dtype not in LIMITS:
+    if not any(map(_can_scale, expression.instructions)):
         return None
-    source, scale, zero = last.operands
-    if not isinstance(scale, Literal) or not isinstance(zero, Literal) or scale.value == 1:
-        return None
-    factor = np.float32(1) / np.float32(scale.value)
-    if not (isinstance(source, Result) and np.isfinite(factor) and factor > 0):
-        return reject("its scale has no reciprocal", node)
-    scaling = _Scaling(op, expression, extras_of(node), factor, list(expression.instructions), [])
-    scaled = scaling.bounded(scaling.of(source), last.dtype, int(zero.value))
-    scaling.emit(replace(last, operands=(scaled, Literal(1.0), zero)))
-    names = (ACCUMULATOR, *extras_of(node), *scaling.constants)
-    whole, kept = expressions.prune(expressions.tidy(Expression(tuple(scaling.instructions))), names, keep=1)
-    extras = [value for value in kept if isinstance(value, ir.Value)]
-    return op.make(node.op_type, *main_inputs(node), *extras, **changed(node, epilogue=expressions.format(whole)))
+    extras = operands_of(node) if node.op_type == "Pointwise" else (None, *extras_of(node))
+    scaling = _Scaling(op, expression, extras, [], {}, [])
+    for index, instruction in enumerate(expression.instructions):
+        scaling.copy(index, instruction)
+    whole = expressions.tidy(Expression(tuple(scaling.instructions)))
+    if node.op_type == "Pointwise":
+        whole, kept = expressions.prune(whole, (*operands_of(node), *scaling.constants))
+        return op.Pointwise(*kept, expression=expressions.format(whole))
+    whole, names = expressions.prune(whole, (ACCUMULATOR, *extras_of(node), *scaling.constants), keep=1)
+    left = [value for value in names if isinstance(value, ir.Value)]
+    return op.make(node.op_type, *main_inputs(node), *left, **changed(node, epilogue=expressions.format(whole)))
 
 
-@dataclass(frozen=True, eq=False)
+def _can_scale(instruction: Instruction) -> bool:
+    """Whether it is a Quantize to bytes, after other instructions, with a known scale that has a reciprocal."""
+    if instruction.op != "Quantize" or instruction.dtype not in LIMITS:
+        return False
+    source, scale, zero = instruction.operands
+    if not (isinstance(source, Result) and isinstance(scale, Literal) and isinstance(zero, Literal)):
+        return False
+    return scale.value != 1 and 1e-30 < scale.value < 1e30
+
+
+@dataclass(eq=False)
 class _Scaling:
-    """An expression under way to `factor` times its value: instructions and constants are appended."""
+    """An expression rewritten in order: `places` are the new operands of old results, `factor` that of the Quantize at
+    hand."""
 
     op: Builder
     expression: Expression
-    extras: tuple[ir.Value, ...]
-    factor: np.float32
+    extras: Sequence[ir.Value | None]
     instructions: list[Instruction]
+    places: dict[int, Operand]
     constants: list[ir.Value]
+    factor: np.float32 = field(default_factory=lambda: np.float32(1))
+
+    def copy(self, index: int, instruction: Instruction) -> None:
+        """The next instruction, on its new operands."""
+        if _can_scale(instruction):
+            source, scale, zero = instruction.operands
+            assert isinstance(scale, Literal) and isinstance(zero, Literal)
+            self.factor = np.float32(1) / np.float32(scale.value)
+            scaled = self.bounded(self.of(source), instruction.dtype, int(zero.value))
+            self.places[index] = self.emit(replace(instruction, operands=(scaled, Literal(1.0), zero)))
+            return
+        self.places[index] = self.emit(replace(instruction, operands=tuple(map(self._moved, instruction.operands))))
+
+    def _moved(self, operand: Operand) -> Operand:
+        return self.places[operand.index] if isinstance(operand, Result) else operand
 
     def emit(self, instruction: Instruction) -> Operand:
         self.instructions.append(instruction)
         return Result(len(self.instructions) - 1)
 
     def of(self, operand: Operand) -> Operand:
-        """`factor` times an operand."""
+        """`factor` times an old operand."""
         match operand:
             case Literal(value):
                 return Literal(float(str(np.float32(value) * self.factor)))
@@ -80,25 +104,25 @@ class _Scaling:
             places = (0,)
         if instruction.op in ("Mul", "Dequantize") and not self._is_known(instruction.operands[places[0]]):
             return self._times(operand)
-        operands = [self.of(o) if i in places else o for i, o in enumerate(instruction.operands)]
+        operands = [self.of(o) if i in places else self._moved(o) for i, o in enumerate(instruction.operands)]
         return self.emit(replace(instruction, operands=tuple(operands)))
 
     def _is_known(self, operand: Operand) -> bool:
         return isinstance(operand, Literal) or (isinstance(operand, Input) and self._array(operand.index) is not None)
 
     def _array(self, index: int) -> Array | None:
-        extra = self.extras[index - 1] if index else None
+        extra = self.extras[index]
         return None if extra is None or dtype_of(extra) != FLOAT else constant_of(extra)
 
     def _constant(self, index: int) -> Operand | None:
-        array = self._array(index)
-        if array is None:
+        array, extra = self._array(index), self.extras[index]
+        if array is None or extra is None:
             return None
-        self.constants.append(self.op.constant(array * self.factor, self.extras[index - 1]))
-        return Input(len(self.extras) + len(self.constants))
+        self.constants.append(self.op.constant(array * self.factor, extra))
+        return Input(len(self.extras) + len(self.constants) - 1)
 
     def _times(self, operand: Operand) -> Operand:
-        return self.emit(Instruction("Mul", (operand, Literal(float(str(self.factor)))), FLOAT))
+        return self.emit(Instruction("Mul", (self._moved(operand), Literal(float(str(self.factor)))), FLOAT))
 
     def bounded(self, operand: Operand, dtype: str, zero: int) -> Operand:
         """The operand without bounds that the integers have themselves."""
