@@ -29,6 +29,7 @@ class BenchmarkModel:
     make: Callable[[Batch], onnx.ModelProto]
     inputs: Callable[[int, np.random.Generator], dict[str, np.ndarray]]
     giga_operations: float  # multiply and add counted as two, for one item
+    convolutional: bool = True
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,8 @@ def tokens(batch: int, random: np.random.Generator) -> dict[str, np.ndarray]:
 MODELS = {
     "resnet50": BenchmarkModel(resnet50, images(3, 224), 8.2),
     "mobilenet_v2": BenchmarkModel(mobilenet_v2, images(3, 224), 0.6),
-    "bert_base": BenchmarkModel(bert_base, tokens, 22.3),
-    "minilm": BenchmarkModel(real_minilm, tokens, 2.9),
+    "bert_base": BenchmarkModel(bert_base, tokens, 22.3, convolutional=False),
+    "minilm": BenchmarkModel(real_minilm, tokens, 2.9, convolutional=False),
     "mnist": BenchmarkModel(mnist, images(1, 28), 0.0008),
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir
 
 from ingot import passes
-from ingot.config import BuildConfig
+from ingot.config import SPLIT_ERROR, BuildConfig
 from ingot.engine import Engine, Variant, plan_bytes
 from ingot.errors import BuildError, ConfigError
 from ingot.importers import onnx as onnx_importer
@@ -76,7 +76,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
             if node.name in reasons and node.domain != "ingot":
                 node.metadata_props[REJECTED] = reasons[node.name]
         log.figures["rewrites"] = dict(result.counts)
-        if config.precision in half.DTYPES:
+        if config.target != "cpu" and config.precision in half.DTYPES:
             log.figures["kept in float32"] = half.convert(model, half.DTYPES[config.precision])
         return model
 
@@ -142,7 +142,7 @@ def _native_variant(
     model: onnx_ir.Model, target: Target, config: BuildConfig, log: BuildLog, banned: frozenset[str]
 ) -> Compiled:
     with log.stage(f"lower {target.name}"):
-        module = lower(model, target, target.target, banned=banned, exact=config.exact)
+        module = lower(model, target, target.target, banned=banned, tolerance=config.tolerance)
         _note_host_works(module, log)
     with log.stage(f"tune {target.name}"):
         symbols = typical_symbols(model, config)
@@ -152,7 +152,7 @@ def _native_variant(
         code = Code(backend)
         plan = plan_memory(assemble(module, choice.candidates, code), profile_bounds(model, config))
         _check_memory(plan, config)
-        _note_approximations(choice.candidates, log)
+        _note_approximations(choice.candidates, config, log)
         weights = code.weight_bytes().data  # while the last kernels compile
         image, exported = backend.image()
     requires = tuple(sorted(target.machine))
@@ -170,11 +170,14 @@ def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
     return sum(w.kind == "native" for w in works), [w for w in works if w.kind == "host"]
 
 
-def _note_approximations(choices: Mapping[Work, Candidate], log: BuildLog) -> None:
+def _note_approximations(choices: Mapping[Work, Candidate], config: BuildConfig, log: BuildLog) -> None:
     kernels = [candidate.kernel for candidate in choices.values() if candidate.kernel.tolerance]
     for (name, tolerance), count in Counter((k.name, k.tolerance) for k in kernels).items():
-        said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; --exact forbids it"
+        remedy = "--bf16 asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
+        said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}"
         log.note("approximation", name, said)
+    if config.precision == "bf16" and not any(kernel.tolerance > SPLIT_ERROR for kernel in kernels):
+        log.note("bf16", "no step", "float32 was faster, or the instruction set has no products of bfloat16")
 
 
 def _note_host_works(module: Module, log: BuildLog) -> None:

@@ -11,7 +11,9 @@ from ingot.errors import ConfigError
 
 Shape = tuple[int, ...]
 TARGETS = ("cpu", "host", "cuda")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = {"cpu": ("fp32", "bf16"), "host": ("fp32",), "cuda": ("fp32", "tf32", "fp16", "bf16")}
+# Errors of products in two bfloat16 parts and in one, relative to the magnitudes multiplied.
+SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
 
 
 class Profile:
@@ -43,7 +45,8 @@ class BuildConfig:
 
     target: "cpu", "host" (every step on the oracle), "cuda" (the GPU that is here) or "cuda:sm_90" (built on any
     machine). precision, for cuda: "fp32"; "tf32" (products of 10 bits); "fp16", "bf16" (tensors in 16 bits, sums in
-    float32; inputs and outputs stay as they are). variants: ISA names to hold, best first; default the best of
+    float32; inputs and outputs stay as they are); for cpu: "fp32"; "bf16" (factors of products may be in bfloat16, sums
+    and all else in float32). variants: ISA names to hold, best first; default the best of
     this machine. level 0–5: how much is timed (0 nothing, 3 default). threads: what the engine is tuned for. exact: no
     kernel that adds an error of its own to float32 (products in bfloat16 parts, 2^-15; noted in the report). verify:
     compare with the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of
@@ -72,9 +75,11 @@ class BuildConfig:
         kind, _, named = self.target.partition(":")
         if kind not in TARGETS or (named and kind != "cuda"):
             raise ConfigError(f"target {self.target!r} is not known; use one of {', '.join(TARGETS)}, cuda:sm_90")
-        if self.precision not in PRECISIONS or (self.precision != "fp32" and kind != "cuda"):
+        if self.precision not in PRECISIONS[kind]:
             raise ConfigError(f"precision {self.precision!r} is not known for target {kind}; "
-                              f"{', '.join(PRECISIONS)} are for cuda, fp32 alone for the others")  # fmt: skip
+                              f"it has {', '.join(PRECISIONS[kind])}")  # fmt: skip
+        if self.exact and (kind, self.precision) == ("cpu", "bf16"):
+            raise ConfigError("exact allows no products in bfloat16; leave out one of the two")
         if not 0 <= self.level <= 5:
             raise ConfigError(f"level must be 0 to 5, not {self.level}")
         if self.threads is not None and self.threads < 1:
@@ -82,6 +87,11 @@ class BuildConfig:
         for name, tolerance in (("atol", self.atol), ("rtol", self.rtol)):
             if tolerance is not None and not tolerance >= 0:
                 raise ConfigError(f"{name} must be 0 or more, not {tolerance}")
+
+    @property
+    def tolerance(self) -> float:
+        """Error that a kernel may add to its operator's, relative to the magnitudes multiplied."""
+        return 0.0 if self.exact else BFLOAT16_ERROR if self.precision == "bf16" else SPLIT_ERROR
 
     def described(self) -> dict[str, Any]:
         """What of the configuration changes the engine, as JSON."""

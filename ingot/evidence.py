@@ -61,13 +61,14 @@ class Difference:
     relative: float
     cosine: float
     passed: bool
+    tolerance: float | None = None  # of `relative`; None where the user's, or an integer's, decided
 
     def as_json(self) -> dict[str, Any]:
         """Rounded to two digits, so that the same build gives the same bytes."""
         return {
             "output": self.output, "shapes": {k: list(v) for k, v in self.shapes.items()},
             "largest": _two(self.largest), "relative": _two(self.relative), "cosine": round(self.cosine, 6),
-            "passed": self.passed,
+            "passed": self.passed, **({} if self.tolerance is None else {"tolerance": self.tolerance}),
         }  # fmt: skip
 
 
@@ -391,9 +392,12 @@ def compare(
         cosine = 1.0 if largest == 0 else cosine_of(a, b)
     relative = largest / scale if scale else largest
     passed = _passes(mine.dtype, gap, b, relative, config)
-    if steps and mine.dtype.kind == "f" and config.atol is None and config.rtol is None and math.isfinite(largest):
-        passed = passed or (relative <= _STEPPED_RELATIVE and cosine >= _STEPPED_COSINE)
-    return Difference(name, shapes, largest, relative, cosine, passed)
+    ours = mine.dtype.kind not in "iub" and config.atol is None and config.rtol is None
+    stated = _tolerance(mine.dtype, config) if ours else None
+    if steps and stated is not None and not passed and cosine >= _STEPPED_COSINE:
+        stated = max(stated, _STEPPED_RELATIVE)
+        passed = relative <= stated
+    return Difference(name, shapes, largest, relative, cosine, passed, stated)
 
 
 def cosine_of(a: Array, b: Array) -> float:
@@ -410,4 +414,9 @@ def _passes(dtype: Any, gap: Array, wanted: Array, relative: float, config: Buil
         return bool((gap <= (config.atol or 0.0) + (config.rtol or 0.0) * np.abs(wanted)).all())
     if dtype.kind in "iub":
         return bool((gap > 0).mean() <= _INTEGER_SHARE) if dtype.itemsize > 1 else bool((gap <= 2).all())
-    return relative <= _RELATIVE.get(dtype.name, 2e-1)
+    return relative <= _tolerance(dtype, config)
+
+
+def _tolerance(dtype: Any, config: BuildConfig) -> float:
+    """Of a difference relative to the output's largest magnitude."""
+    return _RELATIVE.get("bfloat16" if config.precision == "bf16" else dtype.name, 2e-1)

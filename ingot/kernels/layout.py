@@ -1,5 +1,6 @@
 """Physical layouts of feature maps: "plain" is row-major; "blocked" groups channels: [N, ceil(C/b), *spatial, b];
-"channels_last" is [N, *spatial, C]."""
+"channels_last" is [N, *spatial, C]; "heads_inside" has the second and third axis exchanged: [B, S, H, D] in memory is
+seen as [B, H, S, D]."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ def physical_shape(shape: tuple[Extent, ...], layout: str, lanes: int) -> tuple[
         return shape
     if layout == "channels_last":
         return (shape[0], *shape[2:], shape[1])
+    if layout == "heads_inside":
+        return (shape[0], shape[2], shape[1], *shape[3:])
     return (shape[0], ceil_div(shape[1], lanes), *shape[2:], lanes)
 
 

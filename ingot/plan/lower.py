@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir
 
+from ingot.config import SPLIT_ERROR
 from ingot.dtypes import SIZES
 from ingot.ir.expression import Expression, parse
 from ingot.ir.graph import attributes, constant_of, dtype_of
@@ -99,10 +100,10 @@ class Module:
 
 
 def lower(model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: frozenset[str] = frozenset(),
-          exact: bool = False) -> Module:  # fmt: skip
-    """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use;
-    `exact`: nor those with a tolerance of their own."""
-    lowering = _Lowering(isa, target, dict(model.opset_imports), banned, exact)
+          tolerance: float = SPLIT_ERROR) -> Module:  # fmt: skip
+    """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use, nor
+    those that add a larger error than `tolerance`."""
+    lowering = _Lowering(isa, target, dict(model.opset_imports), banned, tolerance)
     return lowering.module(model.graph, {})
 
 
@@ -112,7 +113,7 @@ class _Lowering:
     target: str
     opsets: Mapping[str, int]
     banned: frozenset[str] = frozenset()
-    exact: bool = False
+    tolerance: float = SPLIT_ERROR
     names: int = 0
 
     def module(self, graph: onnx_ir.Graph, scope: dict[onnx_ir.Value, Tensor]) -> Module:
@@ -191,7 +192,7 @@ class _Lowering:
         return Work("native", node.name or "", node.op_type, origins(node), inputs, used, described, choices)
 
     def _allowed(self, candidate: Candidate) -> bool:
-        return candidate.label not in self.banned and not (self.exact and candidate.kernel.tolerance)
+        return candidate.label not in self.banned and candidate.kernel.tolerance <= self.tolerance
 
     def _host(
         self,

@@ -10,54 +10,32 @@ import signal
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ingot.errors import ConfigError
+from ingot.server import logs
 from ingot.server.builder import Builder
 from ingot.server.cache import CachedModel, ResponseCache
-from ingot.server.config import Config
+from ingot.server.config import Config, limit_queue
 from ingot.server.ensembles import load_ensemble
 from ingot.server.grpc import GrpcApi
 from ingot.server.http import HttpApi
 from ingot.server.mailbox import Mailbox
 from ingot.server.metrics import MetricsApi
 from ingot.server.model import EngineModel, Placing, Servable, load_engine_model
+from ingot.server.options import Options as Options
+from ingot.server.options import add_arguments as add_arguments
+from ingot.server.options import options_from as options_from
 from ingot.server.python_model import has_python_backend, load_python_model
-from ingot.server.repository import Mode, Repository, in_dependency_order
+from ingot.server.repository import Repository, in_dependency_order
 from ingot.server.request import ServerError
 from ingot.server.service import Service
-from ingot.server.wire import Front, Limits
+from ingot.server.support import check_support
+from ingot.server.tracing import COLLECTOR, Tracer
+from ingot.server.wire import Front
 
 log = logging.getLogger("ingot.server")
-LOCAL = "0.0.0.0"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a server runs; a port of None leaves that protocol out, 0 lets the system choose."""
-
-    repositories: tuple[Path, ...]
-    mode: Mode = "none"
-    load_models: tuple[str, ...] = ()
-    poll_seconds: float = 15.0
-    address: str = LOCAL
-    http_port: int | None = 8000
-    grpc_port: int | None = 8001
-    metrics_port: int | None = 8002
-    server_id: str = "ingot"
-    strict_readiness: bool = True
-    exit_on_error: bool = True
-    exit_timeout: float = 30.0
-    lame_duck: float = 0.0
-    limits: Limits = field(default_factory=Limits)
-    engine_cache: Path = Path("~/.cache/ingot/engines")
-    config_name: str = ""
-    cache_bytes: int = 64 << 20
-    processes: bool = False
-    threads: int | None = None
-    build_arguments: tuple[str, ...] = ("--level", "1")
 
 
 class Server:
@@ -68,11 +46,15 @@ class Server:
         self.builder = Builder(options.engine_cache.expanduser(), options.build_arguments)
         self.mailbox, self.cache = Mailbox(), ResponseCache(options.cache_bytes)
         self.repository = Repository(options.repositories, options.mode, self._load, options.config_name)
-        self.service = Service(self.repository, options.server_id, strict_readiness=options.strict_readiness)
-        self.api = HttpApi(self.service, options.limits.body)
+        self.service = Service(
+            self.repository, options.server_id, strict_readiness=options.strict_readiness, limit=options.inflight,
+            tracer=_tracer(options.trace), log_requests=options.log_requests,
+        )  # fmt: skip
+        self.api = HttpApi(self.service, options.limits.body, options.access)
         self.front = Front(self.api, options.limits, self.mailbox)
-        self.grpc = GrpcApi(self.service, self.mailbox, options.limits.body)
-        self.metrics = Front(MetricsApi(self.service, self.cache), options.limits, self.mailbox)
+        self.grpc = GrpcApi(self.service, self.mailbox, options.limits.body, options.access, options.grpc_tls)
+        self.metrics = Front(MetricsApi(self.service, self.cache, options.access), options.limits, self.mailbox)
+        self._tls = options.tls.context() if options.tls else None
         self.ports: dict[str, int] = {}
         self._changing = ThreadPoolExecutor(1, thread_name_prefix="ingot-repository")
         self._poller: asyncio.Task[None] | None = None
@@ -86,11 +68,12 @@ class Server:
             await loop.run_in_executor(self._changing, self.repository.close)
             raise failures[0]
         if self.options.http_port is not None:
-            self.ports["http"] = await self.front.start(self.options.address, self.options.http_port)
+            self.ports["http"] = await self.front.start(self.options.address, self.options.http_port, self._tls)
         if self.options.grpc_port is not None:
             self.ports["grpc"] = await self.grpc.start(f"{self.options.address}:{self.options.grpc_port}")
         if self.options.metrics_port is not None:
-            self.ports["metrics"] = await self.metrics.start(self.options.address, self.options.metrics_port)
+            port = await self.metrics.start(self.options.address, self.options.metrics_port, self._tls)
+            self.ports["metrics"] = port
         if self.options.mode == "poll":
             self._poller = asyncio.create_task(self._poll())
         log.info("listening: %s", ", ".join(f"{name} {port}" for name, port in self.ports.items()))
@@ -120,12 +103,22 @@ class Server:
             front.abort()
         self.api.close()
         self._changing.shutdown(wait=False)
+        await loop.run_in_executor(None, self.service.tracer.close)
+
+    def renew(self) -> None:
+        """Read certificates again; new connections use them. ConfigError if they cannot be used: the old ones stay."""
+        if self.options.tls is not None and self._tls is not None:
+            self.options.tls.context()
+            self.options.tls.load_into(self._tls)
+            log.info("the certificate was read again")
 
     # -- models -------------------------------------------------------------------------------------------------------
     def _load(self, config: Config, version: int, folder: Path) -> Servable:
         """One version, ready to serve."""
+        check_support(config)
         if config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
             return load_ensemble(config, version, folder, self.repository.find, self.service.submit)
+        limit_queue(config, self.options.queue_size)
         if has_python_backend(config):
             loaded = load_python_model(config, version, folder)
         else:
@@ -191,6 +184,17 @@ class BackgroundServer:
         self.loop.close()
 
 
+def _tracer(settings: Mapping[str, str]) -> Tracer:
+    """A tracer as --trace-config says; naming a mode or a destination is enough to switch it on."""
+    chosen = {name: value for name, value in settings.items() if name not in ("url", "resource")}
+    if settings and "trace_level" not in chosen:
+        chosen["trace_level"] = "TIMESTAMPS"
+    name, _, value = settings.get("resource", "").partition("=")
+    tracer = Tracer(url=settings.get("url", COLLECTOR), resource={name: value} if name else {})
+    tracer.updated(chosen)
+    return tracer
+
+
 def new_loop() -> asyncio.AbstractEventLoop:
     """The fastest event loop that is installed."""
     import uvloop
@@ -199,88 +203,11 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 # -- command line -----------------------------------------------------------------------------------------------------
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """tritonserver's flags, with a hyphen or an underscore; the repository may also be the only argument."""
-    add = parser.add_argument
-    add("repository", nargs="*", type=Path, help="model repository")
-    add(
-        "--model-repository",
-        "--model-store",
-        action="append",
-        type=Path,
-        default=[],
-        help="model repository; repeatable",
-    )
-    add("--model-control-mode", choices=["none", "poll", "explicit"], default="none")
-    add("--load-model", action="append", default=[], help="explicit mode: load at the start; * loads all")
-    add("--repository-poll-secs", type=float, default=15.0)
-    add("--model-config-name", default="", help="use configs/NAME.pbtxt where a model has it")
-    add("--http-port", type=int, default=8000)
-    add("--http-address", default=LOCAL)
-    add("--grpc-port", type=int, default=8001)
-    add("--metrics-port", type=int, default=8002)
-    add("--http-max-input-size", type=int, default=1 << 30, help="largest body in bytes, also after decompression")
-    for name in ("http", "grpc", "metrics"):
-        add(f"--allow-{name}", type=_flag, default=True, metavar="BOOL")
-    add("--cache-config", action="append", default=[], help="local,size=BYTES: response cache (64 MiB; 0: none)")
-    add("--server-id", default="ingot")
-    add("--strict-readiness", type=_flag, default=True, metavar="BOOL")
-    add("--exit-on-error", type=_flag, default=True, metavar="BOOL")
-    add("--exit-timeout-secs", type=float, default=30.0)
-    add("--lame-duck-secs", type=float, default=0.0, help="keep serving so long after readiness fell")
-    add("--log-verbose", type=int, default=0)
-    add("--engine-cache", type=Path, default=Options.engine_cache, help="where built and copied engines are kept")
-    add(
-        "--process-per-model",
-        type=_flag,
-        default=True,
-        metavar="BOOL",
-        help="false: run models in the server's process",
-    )
-    add("--threads", type=int, help="threads of each instance (default: all cores)")
-
-
-def _flag(text: str) -> bool:
-    known: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
-    return known[text.lower()]
-
-
-def options_from(arguments: argparse.Namespace) -> Options:
-    """The options the flags stand for."""
-    repositories = (*arguments.repository, *arguments.model_repository)
-    missing = [path for path in repositories if not path.is_dir()]
-    if missing or not repositories:
-        raise ConfigError(f"model repository {missing[0]} is no folder" if missing else "name a model repository")
-    return Options(
-        repositories, arguments.model_control_mode, tuple(arguments.load_model), arguments.repository_poll_secs,
-        arguments.http_address, _port(arguments, "http"), _port(arguments, "grpc"), _port(arguments, "metrics"),
-        arguments.server_id, arguments.strict_readiness, arguments.exit_on_error, arguments.exit_timeout_secs,
-        arguments.lame_duck_secs, Limits(body=arguments.http_max_input_size), arguments.engine_cache,
-        arguments.model_config_name, _cache_bytes(arguments), arguments.process_per_model, arguments.threads,
-    )  # fmt: skip
-
-
-def _cache_bytes(arguments: argparse.Namespace) -> int:
-    size = Options.cache_bytes
-    for text in arguments.cache_config:
-        kind, _, setting = text.partition(",")
-        name, _, value = setting.partition("=")
-        if kind != "local" or name != "size" or not value.isdigit():
-            raise ConfigError(f"--cache-config must be local,size=BYTES, not {text!r}")
-        size = int(value)
-    return size
-
-
-def _port(arguments: argparse.Namespace, name: str) -> int | None:
-    return getattr(arguments, f"{name}_port") if getattr(arguments, f"allow_{name}") else None
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    level = logging.DEBUG if arguments.log_verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(arguments.log_format, bool(arguments.log_verbose))
+    if os.geteuid() == 0:
+        log.warning("running as root: nothing here needs it; give the server a user of its own")
     loop: Any = new_loop()
     try:
         loop.run_until_complete(_serve(options_from(arguments)))
@@ -289,11 +216,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _renew(server: Server) -> None:
+    try:
+        server.renew()
+    except ConfigError as error:
+        log.error("%s", error)
+
+
 async def _serve(options: Options) -> None:
     ended = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, ended.set)
     server = Server(options)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _renew, server)
     await server.start()
     await ended.wait()
     log.info("ending: %d requests are being answered", server.service.inflight)

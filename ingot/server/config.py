@@ -199,6 +199,15 @@ def rules_of(config: Config) -> Rules:
     )
 
 
+def limit_queue(config: Config, size: int) -> None:
+    """Give a configuration that says nothing of its queue this size; 0: leave it as it is."""
+    if size and config.WhichOneof("scheduling_choice") in (None, "dynamic_batching"):
+        stated = config.HasField("dynamic_batching")
+        policy = config.dynamic_batching.default_queue_policy
+        policy.max_queue_size = policy.max_queue_size or size
+        policy.allow_timeout_override = policy.allow_timeout_override or not stated
+
+
 def _queue_policy(policy: Any) -> QueuePolicy:
     return QueuePolicy(
         action="DELAY" if policy.timeout_action else "REJECT",

@@ -114,7 +114,7 @@ class _Flow:
         outputs = tuple(RequestedOutput(own, binary=True) for own, _ in step.outputs)
         asked = Request(
             step.model, inputs, step.version, request.id, outputs, request.sequence, request.priority,
-            request.timeout_us, request.parameters, request.arrived,
+            request.timeout_us, request.parameters, request.arrived, request.origin,
         )  # fmt: skip
         try:
             cancel = self._ensemble.submit_step(asked, lambda outcome: self._stepped(step, outcome))

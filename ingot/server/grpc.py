@@ -14,6 +14,7 @@ import grpc
 
 from ingot.errors import IngotError
 from ingot.server import grpc_codec
+from ingot.server.access import Access, Tls
 from ingot.server.mailbox import Mailbox
 from ingot.server.request import Code, Outcome, Request, ServerError
 from ingot.server.scheduler import Cancel, as_server_error, clock
@@ -22,6 +23,11 @@ from ingot.server.service import Service, version_number
 from ingot.server.shm import CUDA_REFUSAL
 
 log = logging.getLogger("ingot.server.grpc")
+_KEEP_ALIVE = (  # a client that is gone without a word is noticed, and what it waits for cancelled
+    ("grpc.keepalive_time_ms", 60_000), ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1), ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)  # fmt: skip
 _STREAM_DEPTH = 256  # requests of one stream that are accepted before their answers are fetched
 Call = Callable[["GrpcApi", Any], Any]
 
@@ -33,6 +39,8 @@ class GrpcApi:
     service: Service
     mailbox: Mailbox = field(default_factory=Mailbox)
     limit: int = 1 << 30
+    access: Access = field(default_factory=Access)
+    tls: Tls | None = None
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="ingot-grpc"))
     _server: Any = None
 
@@ -41,11 +49,15 @@ class GrpcApi:
         self.mailbox.open(asyncio.get_running_loop())
         options = [
             ("grpc.max_receive_message_length", self.limit), ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", 0), *_KEEP_ALIVE,
         ]  # fmt: skip
         self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((_handlers(self), _health_handlers(self)))
-        port: int = self._server.add_insecure_port(address)
+        port: int
+        if self.tls is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, self.tls.credentials())
         await self._server.start()
         return port
 
@@ -59,13 +71,21 @@ class GrpcApi:
     async def infer(self, asked: Any, context: Any) -> Any:
         """ModelInfer."""
         try:
-            request = grpc_codec.decode(asked, self.service.regions, clock())
+            self.access.check_grpc("inference", context.invocation_metadata())
+            request = self._decoded(asked, context)
             outcome = await self._outcome(request)
             if isinstance(outcome, ServerError):
                 raise outcome
             return grpc_codec.encode(request, outcome, self.service.regions)
         except Exception as error:  # noqa: BLE001 - becomes the call's status
             return await _abort(context, error)
+
+    def _decoded(self, asked: Any, context: Any) -> Request:
+        request = grpc_codec.decode(asked, self.service.regions, clock())
+        if not self.service.watching:
+            return request
+        found = dict(context.invocation_metadata())
+        return self.service.watch(request, "grpc", found.get("x-request-id", ""), found.get("traceparent", ""))
 
     async def _outcome(self, request: Request) -> Outcome:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -78,10 +98,11 @@ class GrpcApi:
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """ModelStreamInfer: answers in the order in which they are ready; an error is an answer of its own."""
+        await self._admitted("inference", context)
         answers: asyncio.Queue[Any] = asyncio.Queue()
         slots = asyncio.Semaphore(_STREAM_DEPTH)
         cancels: dict[int, Cancel] = {}
-        reader = asyncio.create_task(self._read_stream(requests, answers, slots, cancels))
+        reader = asyncio.create_task(self._read_stream(requests, context, answers, slots, cancels))
         try:
             open_answers, reading = 0, True
             while reading or open_answers:
@@ -100,7 +121,7 @@ class GrpcApi:
                 cancel()
 
     async def _read_stream(
-        self, requests: AsyncIterator[Any], answers: asyncio.Queue[Any], slots: asyncio.Semaphore,
+        self, requests: AsyncIterator[Any], context: Any, answers: asyncio.Queue[Any], slots: asyncio.Semaphore,
         cancels: dict[int, Cancel],
     ) -> None:  # fmt: skip
         number = 0
@@ -109,7 +130,7 @@ class GrpcApi:
             number += 1
             answers.put_nowait(_ACCEPTED)
             try:
-                request = grpc_codec.decode(asked, self.service.regions, clock())
+                request = self._decoded(asked, context)
                 done = functools.partial(self._stream_done, request, answers, cancels, number)
                 cancels[number] = self.service.infer(request, done)
             except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
@@ -134,6 +155,13 @@ class GrpcApi:
             return _stream_error(error, request.id, request.model)
         grpc_codec.set_parameter(answer.parameters["triton_final_response"], True)
         return StreamResponse(infer_response=answer)
+
+    async def _admitted(self, group: str, context: Any) -> None:
+        """End the call unless it carries a key of the group."""
+        try:
+            self.access.check_grpc(group, context.invocation_metadata())
+        except ServerError as error:
+            await _abort(context, error)
 
     async def slow(self, call: Call, asked: Any) -> Any:
         """A call outside the event loop."""
@@ -226,7 +254,7 @@ def _trace_setting(api: GrpcApi, asked: Any) -> Any:
     changes = {
         name: (values if name == "trace_level" else values[0]) if values else None for name, values in stated.items()
     }
-    settings = api.service.trace_settings_updated(changes)
+    settings = api.service.trace_settings_updated(changes, asked.model_name)
     return {
         "settings": {name: {"value": [value] if isinstance(value, str) else value} for name, value in settings.items()}
     }
@@ -265,6 +293,10 @@ SLOW_CALLS: dict[str, Call] = {
 }
 
 
+_OPEN_CALLS = {"ServerLive", "ServerReady"}
+_MANAGEMENT_CALLS = {*SLOW_CALLS, "TraceSetting", "LogSettings"}
+
+
 def _handlers(api: GrpcApi) -> Any:
     """One handler for each method of the service; a method without one is an error here, not at a client."""
     handlers = {}
@@ -282,9 +314,11 @@ def _handlers(api: GrpcApi) -> Any:
 
 def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awaitable[Any]]:
     quick, slow = CALLS.get(name), SLOW_CALLS.get(name)
+    group = "" if name in _OPEN_CALLS else "management" if name in _MANAGEMENT_CALLS else "inference"
 
     async def call(asked: Any, context: Any) -> Any:
         try:
+            api.access.check_grpc(group, context.invocation_metadata())
             fields = quick(api, asked) if quick else await api.slow(slow or CALLS[name], asked)
             return response(**fields)
         except Exception as error:  # noqa: BLE001 - becomes the call's status

@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 
 from ingot.errors import IngotError
-from ingot.server import http_codec
+from ingot.server import generate, http_codec, openapi
+from ingot.server.access import Access
 from ingot.server.request import Code, Outcome, Request, ServerError, invalid
 from ingot.server.scheduler import as_server_error, clock
 from ingot.server.schema import as_plain
@@ -24,18 +25,23 @@ from ingot.server.wire import Exchange, Part
 
 log = logging.getLogger("ingot.server.http")
 _JSON = {b"content-type": b"application/json"}
+_CHALLENGE = {**_JSON, b"www-authenticate": b"Bearer"}
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 _ANSWERS_KEPT = 4096
 
 
 @dataclass(frozen=True)
 class Route:
-    """One path; `slow` ones run outside the event loop. The function returns JSON, or a status alone."""
+    """One path; `slow` ones run outside the event loop. The function returns JSON, or a status alone.
+
+    `group`: whose API keys it takes (access.GROUPS); empty: everybody may ask.
+    """
 
     methods: tuple[bytes, ...]
     pattern: re.Pattern[str]
     action: Callable[..., Any]
     slow: bool = False
+    group: str = "inference"
 
 
 @dataclass
@@ -44,6 +50,7 @@ class HttpApi:
 
     service: Service
     body_limit: int = 1 << 30
+    access: Access = field(default_factory=Access)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="ingot-http"))
     _known: dict[bytes, tuple[str, int]] = field(default_factory=dict)
 
@@ -55,7 +62,11 @@ class HttpApi:
         try:
             infer = self._known.get(exchange.target) or self._infer_target(exchange.target)
             if infer is not None:
+                self.access.check_http("inference", exchange.headers)
                 self._infer(exchange, *infer)
+            elif (match := _GENERATE.fullmatch(exchange.target.partition(b"?")[0].decode("latin-1"))) is not None:
+                self.access.check_http("inference", exchange.headers)
+                self._generate(exchange, match)
             else:
                 self._dispatch(exchange)
         except Exception as error:  # noqa: BLE001 - a client always gets an answer
@@ -97,11 +108,18 @@ class HttpApi:
             body = http_codec.decompressed(body, headers[b"content-encoding"].lower(), self.body_limit)
         length = headers.get(b"inference-header-content-length")
         try:
-            request = self._decoder(body, _header_length(length), model, version, arrived)
+            request = self._watched(exchange, self._decoder(body, _header_length(length), model, version, arrived))
         except ServerError:
             self.service.repository.find(model, version)  # an unknown model is the better answer
             raise
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
+
+    def _watched(self, exchange: Exchange, request: Request) -> Request:
+        """The request, marked where it is to be traced or logged."""
+        if not self.service.watching:
+            return request
+        identity, parent = (_text(exchange.headers, name) for name in (b"x-request-id", b"traceparent"))
+        return self.service.watch(request, "http", identity, parent)
 
     def _done(self, exchange: Exchange, request: Request, outcome: Outcome, encoding: bytes) -> None:
         """On an instance's thread: compression there would hold it up, so that goes to the pool."""
@@ -131,6 +149,33 @@ class HttpApi:
             parts, headers[b"content-encoding"] = [http_codec.compressed(parts, encoding)], encoding
         return parts, headers
 
+    def _generate(self, exchange: Exchange, match: re.Match[str]) -> None:
+        if exchange.method != b"POST":
+            raise ServerError(Code.UNSUPPORTED, "generate takes POST")
+        model, version = urllib.parse.unquote(match["model"]), version_number(match["version"] or "")
+        body: bytes | bytearray = exchange.body
+        if b"content-encoding" in exchange.headers:
+            body = http_codec.decompressed(body, exchange.headers[b"content-encoding"].lower(), self.body_limit)
+        document, ports = http_codec.parse_json(bytes(body)), self.service.repository.find(model, version).ports
+        request = self._watched(exchange, generate.decode(document, model, version, ports, clock()))
+        send = self._send_event if match["stream"] else self._send_generated
+        exchange.cancel = self.service.infer(request, lambda outcome: exchange.post(partial(send, exchange, outcome)))
+
+    def _send_generated(self, exchange: Exchange, outcome: Outcome) -> None:
+        if isinstance(outcome, ServerError):
+            self._error(exchange, outcome)
+        else:
+            exchange.respond(200, [generate.encode(outcome)], _JSON)
+
+    def _send_event(self, exchange: Exchange, outcome: Outcome) -> None:
+        """A stream of one event: a model here answers once."""
+        if isinstance(outcome, ServerError):
+            self._error(exchange, outcome)
+            return
+        exchange.begin(200, generate.EVENT_STREAM)
+        exchange.piece(generate.event(generate.encode(outcome)))
+        exchange.piece(b"")
+
     # -- everything else ----------------------------------------------------------------------------------------------
     def _dispatch(self, exchange: Exchange) -> None:
         path, _, _ = exchange.target.decode("latin-1").partition("?")
@@ -142,6 +187,8 @@ class HttpApi:
             if exchange.method not in route.methods:
                 wrong_method = True
                 continue
+            if route.group:
+                self.access.check_http(route.group, exchange.headers)
             names = {key: urllib.parse.unquote(value or "") for key, value in match.groupdict().items()}
             if route.slow:
                 self.pool.submit(self._guarded, exchange, partial(self._answer_slow, exchange, route, names))
@@ -158,7 +205,9 @@ class HttpApi:
         exchange.post(lambda: self._answer(exchange, result))
 
     def _answer(self, exchange: Exchange, result: Any) -> None:
-        if isinstance(result, bool):
+        if isinstance(result, str):
+            exchange.respond(200, [result.encode()], {b"content-type": b"text/html; charset=utf-8"})
+        elif isinstance(result, bool):
             exchange.respond(200 if result else 400)
         else:
             exchange.respond(200, [orjson.dumps(result)] if result is not None else [], _JSON)
@@ -167,7 +216,12 @@ class HttpApi:
         if not isinstance(error, IngotError):
             log.error("a request failed", exc_info=error)
         failure = as_server_error(error)
-        exchange.respond(failure.code.status, [_message(str(failure))], _JSON)
+        headers = _CHALLENGE if failure.code is Code.UNAUTHORIZED else _JSON
+        exchange.respond(failure.code.status, [_message(str(failure))], headers)
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
 
 
 def _accepted_encoding(exchange: Exchange) -> bytes:
@@ -191,7 +245,7 @@ def _body(exchange: Exchange, route: Route) -> dict[str, Any]:
     return http_codec.parse_json(bytes(exchange.body)) if exchange.body and exchange.method == b"POST" else {}
 
 
-# -- actions: (service, JSON body, names in the path) -> JSON, or a bool for a bare status -----------------------------
+# -- actions: (service, JSON body, names in the path) -> JSON, a bool for a bare status, a text for a page -------------
 def _live(service: Service, body: Any) -> bool:
     return True
 
@@ -273,36 +327,41 @@ def _logging(service: Service, body: Any) -> Any:
 
 
 def _trace(service: Service, body: Any, model: str = "", version: str = "") -> Any:
-    return service.trace_settings_updated(body)
+    return service.trace_settings_updated(body, model)
 
 
 _INFER = re.compile(_MODEL + "/infer")
+_GENERATE = re.compile(_MODEL + "/generate(?P<stream>_stream)?")
 _GET, _POST, _BOTH = (b"GET", b"HEAD"), (b"POST",), (b"GET", b"POST")
 
 
-def _route(methods: tuple[bytes, ...], path: str, action: Callable[..., Any], slow: bool = False) -> Route:
-    return Route(methods, re.compile(path), action, slow)
+def _route(
+    methods: tuple[bytes, ...], path: str, action: Callable[..., Any], slow: bool = False, group: str = "inference"
+) -> Route:
+    return Route(methods, re.compile(path), action, slow, group)
 
 
 ROUTES = (
-    _route(_GET, "/v2/health/live", _live),
-    _route(_GET, "/v2/health/ready", _ready),
+    _route(_GET, "/v2/health/live", _live, group=""),
+    _route(_GET, "/v2/health/ready", _ready, group=""),
     _route(_GET, "/v2", _server_metadata),
     _route(_GET, "/v2/models/stats", _model_stats),
     _route(_GET, _MODEL, _model_metadata),
     _route(_GET, _MODEL + "/ready", _model_ready),
     _route(_GET, _MODEL + "/config", _model_config),
     _route(_GET, _MODEL + "/stats", _model_stats),
-    _route(_BOTH, _MODEL + "/trace/setting", _trace),
-    _route(_POST, "/v2/repository/index", _index, slow=True),
-    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/load", _load, slow=True),
-    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/unload", _unload, slow=True),
+    _route(_BOTH, _MODEL + "/trace/setting", _trace, group="management"),
+    _route(_POST, "/v2/repository/index", _index, slow=True, group="management"),
+    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/load", _load, slow=True, group="management"),
+    _route(_POST, "/v2/repository/models/(?P<model>[^/]+)/unload", _unload, slow=True, group="management"),
     _route(_GET, "/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/status", _system_status),
     _route(_POST, "/v2/systemsharedmemory/region/(?P<region>[^/]+)/register", _system_register),
     _route(_POST, "/v2/systemsharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _system_unregister),
     _route(_GET, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/status", _cuda_status),
     _route(_POST, "/v2/cudasharedmemory/region/(?P<region>[^/]+)/register", _cuda_register),
     _route(_POST, "/v2/cudasharedmemory(?:/region/(?P<region>[^/]+))?/unregister", _cuda_unregister),
-    _route(_BOTH, "/v2/logging", _logging),
-    _route(_BOTH, "/v2/trace/setting", _trace),
+    _route(_BOTH, "/v2/logging", _logging, group="management"),
+    _route(_GET, "/openapi.json", lambda service, body: openapi.document(), group=""),
+    _route(_GET, "/docs", lambda service, body: openapi.page(), group=""),
+    _route(_BOTH, "/v2/trace/setting", _trace, group="management"),
 )

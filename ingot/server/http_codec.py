@@ -243,7 +243,11 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
         raise invalid(f"Unable to parse 'data' of input '{name}': must be {datatype}, it is {values.dtype}")
     if dtype.kind in "iu" and count and not _within(values, dtype):
         raise invalid(f"Unable to parse 'data' of input '{name}': a value does not fit into {datatype}")
-    return Tensor(name, datatype, values.astype(dtype).reshape(shape))
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype)
+    if dtype.kind in "fV" and not np.isfinite(converted).all():
+        raise invalid(f"Unable to parse 'data' of input '{name}': a value does not fit into {datatype}")
+    return Tensor(name, datatype, converted.reshape(shape))
 
 
 def _within(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ingot.server.access import Access
 from ingot.server.cache import ResponseCache
 from ingot.server.model import Servable
+from ingot.server.request import ServerError
 from ingot.server.service import Service
 from ingot.server.statistics import LATENCY_BOUNDS, Statistics
 from ingot.server.wire import Exchange
@@ -77,13 +79,13 @@ def exposition(service: Service, cache: ResponseCache) -> str:
     lines: list[str] = []
     servables = service.repository.serving()
     for family in FAMILIES:
-        lines += _head(family.name, family.kind, family.help)
+        lines += head(family.name, family.kind, family.help)
         for servable in servables:
             labels = labels_of(servable)
-            lines += [_line(family.name, {**labels, **own}, value) for own, value in family.samples(servable)]
+            lines += [sample(family.name, {**labels, **own}, value) for own, value in family.samples(servable)]
     lines += _histograms(servables)
     for name, kind, text, value in _machine(service, cache):
-        lines += [*_head(name, kind, text), _line(name, {}, value)]
+        lines += [*head(name, kind, text), sample(name, {}, value)]
     return "\n".join(lines) + "\n"
 
 
@@ -94,7 +96,7 @@ def labels_of(servable: Servable) -> dict[str, str]:
 
 def _histograms(servables: Iterable[Servable]) -> list[str]:
     name = "ingot_request_latency_seconds"
-    lines = _head(name, "histogram", "Latency of successful requests, from arrival to answer")
+    lines = head(name, "histogram", "Latency of successful requests, from arrival to answer")
     for servable in servables:
         lines += _histogram(name, labels_of(servable), servable.statistics)
     return lines
@@ -104,9 +106,9 @@ def _histogram(name: str, labels: Labels, statistics: Statistics) -> Iterator[st
     counts, total = list(statistics.histogram), 0
     for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), counts, strict=True):
         total += count
-        yield _line(f"{name}_bucket", {**labels, "le": bound}, total)
-    yield _line(f"{name}_sum", labels, statistics.durations["success"].ns / 1e9)
-    yield _line(f"{name}_count", labels, total)
+        yield sample(f"{name}_bucket", {**labels, "le": bound}, total)
+    yield sample(f"{name}_sum", labels, statistics.durations["success"].ns / 1e9)
+    yield sample(f"{name}_count", labels, total)
 
 
 def _machine(service: Service, cache: ResponseCache) -> Iterator[tuple[str, str, str, float]]:
@@ -126,11 +128,13 @@ def _utilization() -> float:
     return min(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
 
 
-def _head(name: str, kind: str, text: str) -> list[str]:
+def head(name: str, kind: str, text: str) -> list[str]:
+    """The two lines above a metric's samples."""
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
 
 
-def _line(name: str, labels: Labels, value: float) -> str:
+def sample(name: str, labels: Labels, value: float) -> str:
+    """One line: name{labels} value"""
     inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
     number = f"{int(value)}" if float(value).is_integer() else repr(float(value))
     return f"{name}{{{inner}}} {number}" if inner else f"{name} {number}"
@@ -146,11 +150,17 @@ class MetricsApi:
 
     service: Service
     cache: ResponseCache
+    access: Access = field(default_factory=Access)
 
     def __call__(self, exchange: Exchange) -> None:
         """Handle an exchange of the metrics port."""
         if exchange.target.partition(b"?")[0].rstrip(b"/") != b"/metrics" or exchange.method not in (b"GET", b"HEAD"):
             exchange.respond(404, [b"there is only GET /metrics\n"], {b"content-type": b"text/plain"})
+            return
+        try:
+            self.access.check_http("metrics", exchange.headers)
+        except ServerError as error:
+            exchange.respond(error.code.status, [str(error).encode()], {b"www-authenticate": b"Bearer"})
             return
         page = exposition(self.service, self.cache)
         exchange.respond(200, [page.encode()], {b"content-type": CONTENT_TYPE})

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.server import logs
 from ingot.server.batcher import Batcher
 from ingot.server.config import Config, instance_count, read_override, rules_of
 from ingot.server.drivers import Threads
@@ -184,6 +185,7 @@ def _arguments(config: Config, file: Path, version: int) -> dict[str, str]:
     return {
         "file": str(file), "model_name": config.name, "model_version": str(version),
         "model_repository": str(file.parents[1]), "model_config": json.dumps(as_plain(config)),
+        "log": " ".join(logs.chosen()),
     }  # fmt: skip
 
 

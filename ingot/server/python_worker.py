@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import socket
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.server import pb_utils
+from ingot.server import logs, pb_utils
 from ingot.server.request import Array, ServerError, invalid
 from ingot.server.worker import LONGEST_MESSAGE, serve_lines
 
@@ -153,9 +152,10 @@ def main(arguments: list[str]) -> None:
     """JSON of the arguments, file descriptor of the control line."""
     given, handle = arguments
     os.set_inheritable(int(handle), False)
-    level = logging.DEBUG if os.environ.get("INGOT_LOG_VERBOSE") else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(json.loads(given), socket.socket(fileno=int(handle)))
+    words = json.loads(given)
+    form, verbose = words.pop("log").split()
+    logs.configure(form, verbose == "1")
+    serve(words, socket.socket(fileno=int(handle)))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ingot.errors import IngotError
 from ingot.server.config import Config, ModelConfig, check_name, chosen_versions, read_config
 from ingot.server.model import Servable
+from ingot.server.overrides import written
 from ingot.server.request import Code, ServerError, invalid
 
 log = logging.getLogger("ingot.server")
@@ -55,6 +57,13 @@ class _Slot:
     states: dict[int, State] = field(default_factory=dict)
     fingerprint: str = ""
     changing: threading.Lock = field(default_factory=threading.Lock)
+    given: Path | None = None  # a folder that a load request carried
+
+    def forget_given(self) -> None:
+        """Remove that folder, once nothing serves from it."""
+        if self.given is not None:
+            shutil.rmtree(self.given, ignore_errors=True)
+            self.given = None
 
 
 class Repository:
@@ -120,16 +129,20 @@ class Repository:
 
     def folder(self, name: str) -> Folder:
         """One model's folder; a name is a single path component."""
-        if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
-            raise invalid(f"failed to load '{name}', it is no model name")
+        check_model_name(name)
         for root in self.roots:
             if (root / name).is_dir():
                 return read_folder(root / name, self._config_name)
         raise ServerError(Code.NOT_FOUND, f"failed to load '{name}', failed to poll from model repository")
 
     # -- changing -----------------------------------------------------------------------------------------------------
-    def load(self, name: str, override: Config | None = None, folder: Folder | None = None) -> None:
-        """Load or reload a model; on failure the old versions go on serving and ServerError says why."""
+    def load(
+        self, name: str, override: Config | None = None, folder: Folder | None = None, given: Path | None = None
+    ) -> None:
+        """Load or reload a model; on failure the old versions go on serving and ServerError says why.
+
+        `given`: a temporary folder, removed when the model is replaced or unloaded.
+        """
         folder = folder or self.folder(name)
         slot = self._slot(name)
         with slot.changing:
@@ -148,6 +161,18 @@ class Repository:
                     self._mark(slot, name, fresh, old)
             for servable in old.values():
                 servable.close()
+            slot.forget_given()
+            slot.given = given
+
+    def load_given(self, name: str, override: Config, files: Mapping[PurePosixPath, bytes]) -> None:
+        """Load a model whose folder a request carries; it is kept until the model is replaced or unloaded."""
+        check_model_name(name)
+        folder = written(files)
+        try:
+            self.load(name, override, replace(read_folder(folder), name=name), given=folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def unload(self, name: str) -> None:
         """Stop serving a model, after what it accepted; one that is not loaded is no error, as with Triton."""
@@ -161,6 +186,7 @@ class Repository:
                 self._mark(slot, name, {}, old)
             for servable in old.values():
                 servable.close()
+            slot.forget_given()
         log.info("model %s: unloaded", name)
 
     def poll(self) -> list[ServerError]:
@@ -214,6 +240,12 @@ class Repository:
             slot.states[version] = State(name, str(version), "UNAVAILABLE", "unloaded")
         for version in fresh:
             slot.states[version] = State(name, str(version), "READY")
+
+
+def check_model_name(name: str) -> None:
+    """A name is a single path component."""
+    if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+        raise invalid(f"failed to load '{name}', it is no model name")
 
 
 def configuration(folder: Folder, override: Config | None) -> Config:

@@ -140,6 +140,7 @@ class Request:
     timeout_us: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
     arrived: int = 0
+    origin: Any = None  # tracing.Origin of a request that is traced or logged
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,11 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - a model that returns nonsense fails its requests
             self.fail(batch, error)
             return
-        self._note(batch, Timing(start, gathered, ran, clock()))
+        timing = Timing(start, gathered, ran, clock())
+        self._note(batch, timing)
+        for entry, request in zip(batch, requests, strict=True):
+            if request.origin is not None:
+                request.origin.executed(request.model, self._version, entry.arrived, timing)
         self._answer(
             batch, [answer(r, self._version, part, self.ports) for r, part in zip(requests, parts, strict=True)]
         )

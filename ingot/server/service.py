@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ingot import __version__
 from ingot.server.config import Config, read_override
 from ingot.server.model import Servable
+from ingot.server.overrides import given_files
 from ingot.server.ports import Ports
 from ingot.server.repository import Repository
 from ingot.server.request import Code, Done, Outcome, Request, ServerError, invalid
-from ingot.server.scheduler import Cancel, Closed, clock
+from ingot.server.scheduler import Cancel, Closed, as_server_error, clock
 from ingot.server.shm import Regions
+from ingot.server.tracing import Origin, Tracer
 
 EXTENSIONS = (
     "classification", "sequence", "model_repository", "model_repository(unload_dependents)", "schedule_policy",
     "model_configuration", "system_shared_memory", "cuda_shared_memory", "binary_tensor_data", "parameters",
     "statistics", "trace", "logging",
 )  # fmt: skip
+log = logging.getLogger("ingot.server.requests")
 _REPLACED_TRIES = 8
 _LOG_SETTINGS = {
     "log_file": "", "log_info": True, "log_warning": True, "log_error": True, "log_verbose_level": 0,
     "log_format": "default",
-}  # fmt: skip
-_TRACE_SETTINGS = {
-    "trace_level": ["OFF"], "trace_rate": "1000", "trace_count": "-1", "log_frequency": "0", "trace_file": "",
-    "trace_mode": "triton",
 }  # fmt: skip
 
 
@@ -44,21 +45,33 @@ class Service:
     exiting_soon: bool = False  # lame duck: not ready, but still takes requests
     strict_readiness: bool = True
     log_settings: dict[str, Any] = field(default_factory=lambda: dict(_LOG_SETTINGS))
-    trace_settings: dict[str, Any] = field(default_factory=lambda: dict(_TRACE_SETTINGS))
+    tracer: Tracer = field(default_factory=Tracer)
+    log_requests: bool = False
+    limit: int = 0  # requests in flight at once; 0: any number
+    watching: bool = field(init=False, default=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     inflight: int = 0
+
+    def __post_init__(self) -> None:
+        self.watching = self.log_requests or self.tracer.on
 
     # -- inference ----------------------------------------------------------------------------------------------------
     def infer(self, request: Request, done: Done) -> Cancel:
         """Answer through `done`, exactly once; where ServerError is raised at once, `done` is not called."""
         if self.exiting:
             raise ServerError(Code.UNAVAILABLE, "the server is shutting down, it takes no more requests", "REJECTED")
+        if self.limit and self.inflight >= self.limit:
+            raise ServerError(Code.UNAVAILABLE, f"{self.limit} requests are being answered; try again", "REJECTED")
+        if request.origin is not None:
+            done = partial(self._watched, request, done)
         with self._lock:
             self.inflight += 1
         try:
             return self.submit(request, lambda outcome: self._done(done, outcome))
-        except BaseException:
+        except BaseException as error:
             self._left()
+            if request.origin is not None:
+                self._ended(request, as_server_error(error) if isinstance(error, Exception) else invalid("ended"))
             raise
 
     def submit(self, request: Request, done: Done) -> Cancel:
@@ -73,6 +86,30 @@ class Service:
                 servable.statistics.failed(clock() - request.arrived if request.arrived else 0, error.reason)
                 raise
         raise ServerError(Code.UNAVAILABLE, f"model '{request.model}' is being replaced; try again")
+
+    def watch(self, request: Request, protocol: str, identity: str, parent: str) -> Request:
+        """The request, marked if it is to be traced or logged; `identity` and `parent`: X-Request-Id, traceparent."""
+        sampled = self.tracer.sampled(request.model, parent)
+        if sampled is None and not self.log_requests:
+            return request
+        identity = request.id or identity or os.urandom(8).hex()
+        return replace(request, origin=Origin(protocol, identity, *(sampled or ())))
+
+    def _watched(self, request: Request, done: Done, outcome: Outcome) -> None:
+        done(outcome)
+        self._ended(request, outcome)
+
+    def _ended(self, request: Request, outcome: Outcome) -> None:
+        """Trace and log a request."""
+        now = clock()
+        if request.origin.trace_id:
+            self.tracer.ended(request, outcome, now)
+        if self.log_requests:
+            failed = isinstance(outcome, ServerError)
+            log.log(
+                logging.WARNING if failed else logging.INFO, "%s", "refused" if failed else "answered",
+                extra={"facts": facts_of(request, outcome, now)},
+            )  # fmt: skip
 
     def _done(self, done: Done, outcome: Outcome) -> None:
         self._left()
@@ -133,11 +170,13 @@ class Service:
         logging.getLogger("ingot.server").setLevel(logging.DEBUG if self.log_settings["log_verbose_level"] else level)
         return self.log_settings
 
-    def trace_settings_updated(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Change trace settings and return all; null resets one."""
-        resets = {name: _TRACE_SETTINGS.get(name) for name, value in changes.items() if value is None}
-        self.trace_settings = _updated(self.trace_settings, {**changes, **resets}, "trace")
-        return self.trace_settings
+    def trace_settings_updated(self, changes: Mapping[str, Any], model: str = "") -> dict[str, Any]:
+        """Change trace settings, of all or of one model, and return all; null resets one."""
+        if model:
+            self.repository.find(model)
+        settings = self.tracer.updated(changes, model)
+        self.watching = self.log_requests or self.tracer.on
+        return settings
 
     # -- repository ---------------------------------------------------------------------------------------------------
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
@@ -146,15 +185,19 @@ class Service:
         return [{key: text for key, text in vars(state).items() if text or key == "name"} for state in states]
 
     def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Load or reload; the parameter `config` overrides config.pbtxt, `file:` contents are refused."""
+        """Load or reload; `config` (JSON) stands in for config.pbtxt, `file:PATH` contents for the model's folder."""
         self._explicit("load")
-        for key in parameters:
-            if key != "config":
-                raise invalid(f"failed to load '{name}', parameter '{key}' is not supported; 'config' is")
         text = parameters.get("config")
         if text is not None and not isinstance(text, str):
             raise invalid(f"failed to load '{name}', parameter 'config' must be a JSON text")
-        self.repository.load(name, read_override(text, name) if text else None)
+        override = read_override(text, name) if text else None
+        files = given_files(name, parameters)
+        if not files:
+            self.repository.load(name, override)
+        elif override is None:
+            raise invalid(f"failed to load '{name}', files are given without the parameter 'config'")
+        else:
+            self.repository.load_given(name, override, files)
 
     def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Unload; with `unload_dependents` an ensemble's models too."""
@@ -185,6 +228,23 @@ def _updated(settings: Mapping[str, Any], changes: Mapping[str, Any], what: str)
         if type(value) is not type(settings[name]):
             raise invalid(f"the {what} setting '{name}' must be like {settings[name]!r}, not {value!r}")
     return {**settings, **changes}
+
+
+def facts_of(request: Request, outcome: Outcome, now: int) -> dict[str, Any]:
+    """What a log line says of a request; times in microseconds."""
+    origin, facts = request.origin, dict[str, Any]()
+    if isinstance(outcome, ServerError):
+        facts = {"status": outcome.code.name, "error": str(outcome)}
+    else:
+        facts = {"version": outcome.version, "status": "OK"}
+    if origin.executions:
+        timings = [(item.arrived, item.timing) for item in origin.executions]
+        facts["queue_us"] = sum(timing.start - arrived for arrived, timing in timings) // 1000
+        facts["compute_us"] = sum(timing.answered - timing.start for _, timing in timings) // 1000
+    if origin.trace_id:
+        facts["trace_id"] = origin.trace_id
+    known = {"request_id": origin.request_id, "protocol": origin.protocol, "model": request.model}
+    return {**known, **facts, "latency_us": (now - request.arrived) // 1000}
 
 
 def version_number(text: str) -> int:

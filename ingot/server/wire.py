@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,11 @@ import httptools
 from ingot.server.mailbox import Mailbox
 
 Handler = Callable[["Exchange"], None]
+_NOT_PLAIN = {b"expect", b"upgrade", b"transfer-encoding"}  # headers that change how the rest is to be read
 Part = bytes | bytearray | memoryview
 _SCRATCH = 64 << 10
 _COPIED = 16 << 10  # bytes up to which one write of a joined answer is cheaper than several parts
+_HEADS_KEPT, _LONGEST_HEAD = 1024, 1 << 10  # heads that are not parsed again, and bytes of the longest one
 _STATUS_LINE = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 } | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}  # fmt: skip
@@ -41,10 +44,20 @@ class Limits:
     lingering: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a request's head said; `length` of the body, 0 if there is none."""
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    length: int
+
+
 class Exchange:
     """One request and the way to answer it. Headers have lower-case names."""
 
-    __slots__ = ("_connection", "body", "cancel", "headers", "keep_alive", "method", "target")
+    __slots__ = ("_connection", "body", "cancel", "flow", "headers", "keep_alive", "method", "target")
 
     def __init__(
         self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes], keep_alive: bool
@@ -53,6 +66,12 @@ class Exchange:
         self.keep_alive = keep_alive
         self.body: bytes | bytearray = b""
         self.cancel: Callable[[], Any] | None = None
+        self.flow: Callable[[bool], Any] | None = None  # told False when the client reads too slowly, True when again
+
+    @property
+    def address(self) -> str:
+        """Where the client is."""
+        return str((self._connection.peer or ("",))[0])
 
     def respond(self, status: int, parts: Sequence[Part] = (), headers: Mapping[bytes, bytes] | None = None) -> None:
         """Send the answer, whole; on the event loop's thread only (elsewhere: `post`)."""
@@ -66,6 +85,10 @@ class Exchange:
         """One more piece; an empty one ends the answer."""
         self._connection.piece(self, data)
 
+    def abandon(self) -> None:
+        """Break off an answer that has begun, so that the client does not take it for whole."""
+        self._connection.drop()
+
     def post(self, action: Callable[[], None]) -> None:
         """Run something on the event loop's thread, now or soon; from any thread."""
         self._connection.front.mailbox.run(action)
@@ -77,6 +100,7 @@ class Front:
     def __init__(self, handler: Handler, limits: Limits | None = None, mailbox: Mailbox | None = None) -> None:
         self.handler, self.limits, self.mailbox = handler, limits or Limits(), mailbox or Mailbox()
         self.connections: set[Connection] = set()
+        self.heads: dict[bytes, _Head] = {}
         self.closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
@@ -84,11 +108,16 @@ class Front:
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None, reuse: bool = False) -> int:
         """Listen; returns the port, chosen by the system if 0 was asked for."""
+        return await self._listen(host=host, port=port, ssl=tls, reuse_port=reuse or None)
+
+    async def start_on(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+        """The same on a socket that exists, which several processes may share."""
+        return await self._listen(sock=listening, ssl=tls)
+
+    async def _listen(self, **where: Any) -> int:
         self._loop = asyncio.get_running_loop()
         self.mailbox.open(self._loop)
-        self._server = await self._loop.create_server(
-            lambda: Connection(self), host, port, ssl=tls, reuse_port=reuse or None, backlog=1024
-        )
+        self._server = await self._loop.create_server(lambda: Connection(self), backlog=1024, **where)
         self._sweep()
         return self._server.sockets[0].getsockname()[1]
 
@@ -138,6 +167,9 @@ class Connection(asyncio.BufferedProtocol):
         self._body: bytearray | None = None
         self._length: int | None = None
         self._filled = 0
+        self._between = True  # nothing of the next request has come
+        self._parsed: _Head | None = None
+        self._begun = 0
 
     # -- transport ----------------------------------------------------------------------------------------------------
     def connection_made(self, transport: Any) -> None:
@@ -148,6 +180,11 @@ class Connection(asyncio.BufferedProtocol):
             self._closed = True
             return
         self.front.connections.add(self)
+
+    @property
+    def peer(self) -> Any:
+        """The client's address and port."""
+        return self._transport.get_extra_info("peername")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: what it waits for is cancelled."""
@@ -179,9 +216,42 @@ class Connection(asyncio.BufferedProtocol):
                 self._complete(self._body)
                 self._fresh()
             return
-        self._feed(self._scratch[:nbytes])
+        data = self._scratch[:nbytes]
+        if self._between:
+            data = self._take_known(data)
+        if data:
+            self._feed(data)
+
+    def _take_known(self, data: memoryview) -> memoryview:
+        """Accept requests whose heads have been parsed before, byte for byte the same; returns what is left."""
+        while data and not self._closed:
+            text = bytes(data[:_LONGEST_HEAD])
+            size = text.find(b"\r\n\r\n") + 4
+            head = self.front.heads.get(text[:size])
+            if head is None:
+                break
+            exchange, end = Exchange(self, head.method, head.target, head.headers, True), size + head.length
+            exchange.body = bytes(data[size:end])
+            if end > len(data):
+                self._exchange, self._length, self._between = exchange, head.length, False
+                self._receive_directly()
+                return data[:0]
+            data = data[end:]
+            self._accept(exchange)
+        return data
+
+    def _remember(self, data: memoryview) -> None:
+        """Keep the head that these bytes began with, if the parser found it plain: no other bytes can mean it."""
+        head, text = self._parsed, bytes(data[:_LONGEST_HEAD])
+        text = text[: text.find(b"\r\n\r\n") + 4]
+        if head is None or not text[:1].isalpha() or text.count(b"\n") != text.count(b"\r\n"):
+            return
+        if len(self.front.heads) >= _HEADS_KEPT:
+            self.front.heads.pop(next(iter(self.front.heads)))
+        self.front.heads[text] = head
 
     def _feed(self, data: memoryview) -> None:
+        fresh, self._parsed, self._begun = self._between, None, 0
         try:
             self._parser.feed_data(data)
         except _Refused as refusal:
@@ -194,6 +264,8 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserError as error:
             self._refuse(_Refused(400, f"malformed HTTP request: {error}"))
         else:
+            if fresh:
+                self._remember(data)
             self._receive_directly()
 
     def _receive_directly(self) -> None:
@@ -228,13 +300,24 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client reads too slowly."""
         self._paused_writing = True
+        self._tell_flow(False)
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._paused_writing = False
+        self._tell_flow(True)
         self._next()
 
+    def _tell_flow(self, flowing: bool) -> None:
+        if self._active is not None and self._active.flow is not None:
+            self._active.flow(flowing)
+
     # -- parser -------------------------------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._between = False
+        self._begun += 1
+
     def on_url(self, url: bytes) -> None:
         """A piece of the request's target."""
         self._target += url
@@ -259,6 +342,8 @@ class Connection(asyncio.BufferedProtocol):
             raise _Refused(413, f"the request's body exceeds {self.front.limits.body} bytes")
         self._length = int(length) if length is not None else None
         self._exchange = Exchange(self, parser.get_method(), self._target, headers, parser.should_keep_alive())
+        if self._begun == 1 and self._exchange.keep_alive and not headers.keys() & _NOT_PLAIN:
+            self._parsed = _Head(parser.get_method(), self._target, headers, self._length or 0)
         if headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -276,7 +361,7 @@ class Connection(asyncio.BufferedProtocol):
         """The request is whole."""
         exchange = self._exchange
         assert exchange is not None
-        self._target, self._headers, self._header_bytes, self._exchange = b"", {}, 0, None
+        self._target, self._headers, self._header_bytes, self._exchange, self._between = b"", {}, 0, None, True
         if self._parser.should_upgrade():
             self._offered = exchange
         else:
@@ -339,7 +424,7 @@ class Connection(asyncio.BufferedProtocol):
         lines = [b"%b: %b\r\n" % pair for pair in headers.items()]
         if not exchange.keep_alive or self.front.closing:
             lines.append(b"connection: close\r\n")
-        return b"".join((_STATUS_LINE[status], *lines, framing))
+        return b"".join((_STATUS_LINE.get(status) or b"HTTP/1.1 %d\r\n" % status, *lines, framing))
 
     def _finish(self, exchange: Exchange) -> None:
         self._active = None

@@ -119,6 +119,7 @@ def _config(flags: Flags) -> BuildConfig:
         profiles=(profile or _default_profile(flags),) if profile or _dynamic(flags) else (),
         level=int(setting(flags, "builderOptimizationLevel")), timing_cache=cache, memory_limit=memory_limit(flags),
         timing_cache_only="errorOnTimingCacheMiss" in flags, exact="noTF32" in flags,
+        precision="bf16" if "bf16" in flags else "fp32",
     )  # fmt: skip
     return replace(config, **tolerance)
 

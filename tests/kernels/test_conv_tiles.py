@@ -20,11 +20,14 @@ from tests.kernels.test_conv import BIAS_RELU, RESIDUAL, Case, check_case
 pytestmark = pytest.mark.skipif(not AMX.machine <= cpu_features(), reason="needs a processor with AMX")
 
 
-def check_tiles(form: Case | Bytes, kernel: str = "conv_split") -> None:
-    """All candidates of a tile kernel; bytes exactly."""
+FLOATS = ("conv_split", "conv_rounded")
+
+
+def check_tiles(form: Case | Bytes, *kernels: str) -> None:
+    """All candidates of these kernels (those for floats unless named); bytes exactly."""
     node, inputs, expected = form.build()
-    found = [c for c in candidates(node, "cpu", AMX) if c.kernel.name == kernel]
-    assert found
+    found = [c for c in candidates(node, "cpu", AMX) if c.kernel.name in (kernels or FLOATS)]
+    assert {c.kernel.name for c in found} == set(kernels or FLOATS)
     for candidate in found:
         alone = Standalone(node, candidate, AMX, level=1)
         for chunks in (1, 3):
@@ -163,5 +166,5 @@ NEAR = {
 @pytest.mark.parametrize("name", NEAR)
 def test_near(name: str) -> None:
     floats, integers = NEAR[name]
-    check_tiles(floats, "conv_split_near")
+    check_tiles(floats, "conv_split_near", "conv_rounded_near")
     check_tiles(integers, "conv_near_bytes")

@@ -15,7 +15,7 @@ from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_window import Axis, conv_axes
 from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, TALLEST, TileDot
 from ingot.kernels.cpu.llvm import Index, Value
-from ingot.kernels.cpu.tile_rows import split_vector
+from ingot.kernels.cpu.tile_rows import pack_floats
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
 
@@ -148,7 +148,7 @@ def window_of(node: Node, dot: TileDot) -> Window:
 
 
 _LANES = 16  # channels of a block of the input
-_LINES = {4: "<16 x i32>", 1: "<16 x i8>"}  # a block's channels of a position, by the size of their type
+_LINES = {4: "<16 x float>", 1: "<16 x i8>"}  # a block's channels of a position, by the size of their type
 
 
 @dataclass(frozen=True)
@@ -253,20 +253,17 @@ def _positions(f: PhaseFunction, window: Window, source: Source, read: Value, wr
     """Positions of a row whose step holds `count` channel blocks. What bytes lack meets weights of zero."""
     rows, columns = window.axes
     apart = size_of(rows.input) * size_of(columns.input) * source.block_bytes
-    stride, group = columns.stride * source.block_bytes, window.dot.depth // _LANES
-    share = ROW_BYTES // group
+    stride, floats = columns.stride * source.block_bytes, source.size == 4
 
     def position(p: Value) -> None:
         x, y = f.at(read, p * stride), f.at(write, p * window.pixel)
-        for block in range(count):
-            line = f.load(_LINES[source.size], x, block * apart)
-            if window.dot.parts == 2:
-                split_vector(f, f.bitcast(line, "<16 x float>"), y, block * share, ROW_BYTES)
-            else:
-                f.store(f.binary("xor", line, -0x80) if source.signed else line, y, block * share)
-        if window.dot.parts == 2 and count < group:
-            for part in range(2):
-                f.store(f.constant("<16 x i16>", 0), y, part * ROW_BYTES + share)
+        lines = [f.load(_LINES[source.size], x, block * apart) for block in range(count)]
+        if floats:
+            halves = [*lines, f.constant(_LINES[4], 0.0)][:2]
+            pack_floats(f, window.dot, halves[0], halves[1], y, ROW_BYTES)
+            return
+        for block, line in enumerate(lines):
+            f.store(f.binary("xor", line, -0x80) if source.signed else line, y, block * _LANES)
 
     f.loop(0, there, position)
 

@@ -1,4 +1,4 @@
-"""Conv in tile registers (AMX), blocked maps: float32 as two bfloat16 parts, bytes as they are.
+"""Conv in tile registers (AMX), blocked maps: float32 as two bfloat16 parts or rounded to one, bytes as they are.
 
 A first phase prepares the input (conv_maps.py; conv_stem.py for few channels). Then y = Σ over channels and taps, 32
 positions by 32 channels, finished by vectors of 16 channels.
@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import (
+    INLINE_LIMIT,
     Epilogue,
     block_values,
     can_finish,
     epilogue_of,
     extra_layouts,
     finish,
+    rendered_lines,
     residuals,
 )
 from ingot.kernels.cpu.conv_maps import Maps, Window, prepare, prepare_block, source_of, window_of
@@ -31,6 +34,7 @@ from ingot.kernels.cpu.gemm_plan import GIGAHERTZ
 from ingot.kernels.cpu.gemm_tiles import (
     BYTES,
     COLUMNS,
+    ROUNDED,
     ROW_BYTES,
     ROWS,
     SPLIT,
@@ -47,7 +51,6 @@ from ingot.kernels.cpu.gemm_tiles import (
 )
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.linear import zero_points
-from ingot.kernels.cpu.linear_tiles import SPLIT_ERROR
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.node import Node
 from ingot.plan.extent import product
@@ -85,7 +88,7 @@ def _few_taps(node: Node) -> bool:
     return math.prod(int(size) for size in node.input(1).shape[2:]) <= MOST_TAPS
 
 
-def _split_applies(node: Node, isa: Isa) -> bool:
+def _floats_apply(node: Node, isa: Isa) -> bool:
     if not isa.has("amx_bf16") or node.dtype != "float32" or not fits_tiles(node, "float32"):
         return False
     outputs, inputs = map(int, node.input(1).shape[:2])
@@ -114,7 +117,8 @@ def cost(maps: Maps, outputs: int, wide: int, near: bool = False) -> float:
     products = steps * len(maps.dot.products) * 2 * wide * _PRODUCT_CYCLES
     block = products + wide * TALLEST * _VECTOR_CYCLES + _BLOCK_CYCLES
     compute = batch * maps.blocks * panels * block / (GIGAHERTZ * 1000)
-    prepared = batch * maps.steps * maps.step_bytes * 2 / _ROW_BYTES_PER_MICROSECOND
+    moved = maps.step_bytes * (1 + maps.dot.source / maps.dot.parts)
+    prepared = batch * maps.steps * moved / _ROW_BYTES_PER_MICROSECOND
     weights = steps * panels * wide * maps.dot.right_bytes
     if not near:
         return 2 + compute + prepared + weights / _WEIGHTS_PER_MICROSECOND
@@ -140,35 +144,52 @@ def declaration(applies: Applies, maps_of: Callable[[Node], Maps], layout: str, 
 # the kernels
 
 
-@kernel("Conv", on="cpu", tolerance=SPLIT_ERROR,
-        **declaration(_split_applies, lambda node: window_of(node, SPLIT).maps, "blocked"))  # fmt: skip
+def _far(applies: Applies, dot: TileDot) -> dict[str, Any]:
+    return declaration(applies, lambda node: window_of(node, dot).maps, "blocked")
+
+
+def _near(applies: Applies, dot: TileDot) -> dict[str, Any]:
+    return declaration(_copies(applies, dot), lambda node: window_of(node, dot).maps, "blocked", near=True)
+
+
+@kernel("Conv", on="cpu", tolerance=SPLIT_ERROR, **_far(_floats_apply, SPLIT))
 def conv_split(build: KernelBuilder, node: Node, wide: int) -> None:
     """float32 as the sum of two bfloat16 numbers."""
-    _split(build, node, wide, emit_products)
+    _floats(build, node, wide, SPLIT, emit_products)
 
 
-@kernel("Conv", on="cpu", tolerance=SPLIT_ERROR,
-        **declaration(_copies(_split_applies, SPLIT), lambda node: window_of(node, SPLIT).maps, "blocked", near=True))
+@kernel("Conv", on="cpu", tolerance=SPLIT_ERROR, **_near(_floats_apply, SPLIT))
 def conv_split_near(build: KernelBuilder, node: Node, wide: int) -> None:
     """The same for windows of one tap, each block prepared where it is used."""
-    _split(build, node, wide, emit_near)
+    _floats(build, node, wide, SPLIT, emit_near)
 
 
-def _split(build: KernelBuilder, node: Node, wide: int, emit: Emit) -> None:
-    window, weight = window_of(node, SPLIT), node.input(1).constant
+@kernel("Conv", on="cpu", tolerance=BFLOAT16_ERROR, **_far(_floats_apply, ROUNDED))
+def conv_rounded(build: KernelBuilder, node: Node, wide: int) -> None:
+    """float32 rounded to bfloat16, sums in float32."""
+    _floats(build, node, wide, ROUNDED, emit_products)
+
+
+@kernel("Conv", on="cpu", tolerance=BFLOAT16_ERROR, **_near(_floats_apply, ROUNDED))
+def conv_rounded_near(build: KernelBuilder, node: Node, wide: int) -> None:
+    """The same for windows of one tap, each block prepared where it is used."""
+    _floats(build, node, wide, ROUNDED, emit_near)
+
+
+def _floats(build: KernelBuilder, node: Node, wide: int, dot: TileDot, emit: Emit) -> None:
+    window, weight = window_of(node, dot), node.input(1).constant
     assert weight is not None
     packed = build.pack(_packed(weight, window, wide))
     emit(build, window, Job(window.maps, wide, packed, None, epilogue_of(build, node, 2)))
 
 
-@kernel("Conv", on="cpu", **declaration(_bytes_apply, lambda node: window_of(node, BYTES).maps, "blocked"))
+@kernel("Conv", on="cpu", **_far(_bytes_apply, BYTES))
 def conv_tiles_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     """uint8 or int8 by int8 or uint8, exactly, with sums in int32."""
     _bytes(build, node, wide, emit_products)
 
 
-@kernel("Conv", on="cpu",
-        **declaration(_copies(_bytes_apply, BYTES), lambda node: window_of(node, BYTES).maps, "blocked", near=True))
+@kernel("Conv", on="cpu", **_near(_bytes_apply, BYTES))
 def conv_near_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     """The same for windows of one tap, each block prepared where it is used."""
     _bytes(build, node, wide, emit_near)
@@ -318,14 +339,28 @@ def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple
 
 
 def _finish(f: PhaseFunction, job: Job, image: Value, panel: Value, block: Value, slot: Value) -> None:
-    """The sums of a block through the epilogue to those of its positions that count."""
-    wide, blocks = job.wide, -(-job.epilogue.channels // COLUMNS)
+    """The sums of a block through the epilogue to those of its positions that count: run by run of the map's rows."""
+    maps, wide, blocks = job.maps, job.wide, -(-job.epilogue.channels // COLUMNS)
     first, channel = block * TALLEST, panel * wide
-    there = f.minimum(TALLEST, f.index(job.maps.positions) - first)
+    there = f.index(f.minimum(TALLEST, f.index(maps.positions) - first))
 
     def vectors(count: int) -> None:
-        plane = (image * blocks + channel) * job.maps.rows
-        _positions(f, job, slot, _Finisher(f, job, channel, count), plane, first, there)
+        finisher = _Finisher(f, job, channel, count)
+        plane = (image * blocks + channel) * (maps.rows * maps.columns)
+
+        def run(r: Value, place: Value, length: Value) -> None:
+            _finish_run(f, finisher, f.at(slot, r * (wide * ROW_BYTES)), (plane + place) * COLUMNS, length)
+
+        if maps.width == maps.columns:
+            run(f.index(0), first, there)
+            return
+
+        def row(_: Value, r: Value, y: Value, x: Value) -> list[Value]:
+            run(r, y * maps.columns + x, f.index(f.maximum(f.minimum(f.index(maps.columns) - x, there - r), 0)))
+            return [r + maps.width - x, y + 1, f.index(0)]
+
+        y, x = f.index(f.divide(first, maps.width)), f.index(f.remainder(first, maps.width))
+        f.loop(0, f.divide(x + there + (maps.width - 1), maps.width), row, [f.index(0), y, x])
 
     if blocks % wide == 0:
         vectors(wide)
@@ -340,7 +375,7 @@ class _Finisher:
     def __init__(self, f: PhaseFunction, job: Job, channel: Value, count: int) -> None:
         self.f, self.job, self.count = f, job, count
         self.values = [block_values(f, job.epilogue, channel + j) for j in range(count)]
-        self.element = "float" if job.corrections is None and job.epilogue.accumulator == "float32" else "i32"
+        self.element = "float" if job.epilogue.accumulator == "float32" else "i32"
         self.corrections = [self._correction(channel + j) for j in range(count)]
 
     def _correction(self, channel: Value) -> Value | None:
@@ -348,30 +383,30 @@ class _Finisher:
             return None
         return self.f.load("<16 x i32>", self.f.pointer(self.job.corrections), channel * ROW_BYTES)
 
-    def __call__(self, sums: Value, element: Index) -> None:
-        """Finish the sums at `sums`; `element` is the position's output element in the first channel block."""
-        f, job = self.f, self.job
-        apart = job.maps.rows * job.maps.columns * COLUMNS
+    def __call__(self, sums: Value, element: Index, position: int) -> None:
+        """Finish sums at `sums`: of the position `position` places behind output element `element`."""
+        job, apart = self.job, self.job.maps.rows * self.job.maps.columns * COLUMNS
         for j in range(self.count):
-            total = f.load(f"<16 x {self.element}>", sums, j * ROW_BYTES)
+            total = self.f.load(f"<16 x {self.element}>", sums, (position * job.wide + j) * ROW_BYTES)
             correction = self.corrections[j]
             total = total if correction is None else total + correction
-            finish(f, job.epilogue, total, self.values[j], element, j * apart)
+            finish(self.f, job.epilogue, total, self.values[j], element, j * apart + position * COLUMNS)
 
 
-def _positions(f: PhaseFunction, job: Job, slot: Value, finisher: _Finisher, plane: Value, first: Value,
-               there: Index) -> None:  # fmt: skip
-    """Positions [first, first + there) of the flattened map; `plane` rows of the output lie before the map."""
-    maps, pitch = job.maps, job.wide * ROW_BYTES
-    if maps.width == maps.columns:
-        start = plane * maps.columns + first
-        f.loop(0, there, lambda r: finisher(f.at(slot, r * pitch), (start + r) * COLUMNS))
-        return
+def _finish_run(f: PhaseFunction, finisher: _Finisher, slot: Value, element: Value, length: Value) -> None:
+    """Neighbouring positions of all blocks of channels, whose sums lie at `slot`."""
+    lines = rendered_lines(finisher.job.epilogue) * finisher.count
+    unroll = next(u for u in (4, 2, 1) if u == 1 or u * lines <= INLINE_LIMIT)
 
-    def position(r: Value, y: Value, x: Value) -> list[Value]:
-        element = ((plane + y) * maps.columns + x) * COLUMNS
-        f.when(f.compare("slt", x, maps.columns), lambda: finisher(f.at(slot, r * pitch), element))
-        wraps = f.compare("eq", x + 1, maps.width)
-        return [f.select(wraps, y + 1, y), f.select(wraps, f.index(0), x + 1)]
+    def positions(count: int) -> Callable[[Value], None]:
+        def body(p: Value) -> None:
+            sums, place = f.at(slot, p * (finisher.job.wide * ROW_BYTES)), element + p * COLUMNS
+            for position in range(count):
+                finisher(sums, place, position)
 
-    f.loop(0, there, position, [f.index(f.divide(first, maps.width)), f.index(f.remainder(first, maps.width))])
+        return body
+
+    whole = f.index(f.divide(length, unroll)) * unroll
+    f.loop(0, whole, positions(unroll), step=unroll)
+    if unroll > 1:
+        f.loop(whole, length, positions(1))

@@ -10,6 +10,7 @@ from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.gemm_dot import NARROW, SHORT, Dot
 from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 from ingot.kernels.cpu.render import MEMORY, widen
+from ingot.kernels.cpu.render_narrow import encode_bfloat16
 from ingot.plan.extent import Extent, add, ceil_div, product
 
 Convert = Callable[[Function, Value], Value]
@@ -101,6 +102,8 @@ def _conversion(source: str, target: str, zero_point: int) -> Convert:
     if source in SHORT and target == "int16":
         extend = "sext" if source == "int8" else "zext"
         return lambda f, x: f.cast(extend, x, "i16") - zero_point
+    if source == "float32" and target == "bfloat16":
+        return encode_bfloat16
     if source == "int8" and target == "uint8":
         return lambda f, x: f.binary("xor", x, -0x80)
     assert source == target

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.config import BFLOAT16_ERROR
 from ingot.dtypes import size_of
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
@@ -50,6 +51,15 @@ def _vnni(dtype: str, isa: Isa) -> Dot | None:
 
 def _bfloat16(dtype: str, isa: Isa) -> Dot | None:
     return bfloat16_dot(isa) if dtype == "bfloat16" and isa.has("avx512_bf16") else None
+
+
+def _rounded_pairs(dtype: str, isa: Isa) -> Dot | None:
+    vectors = isa.has("avx512_bf16") and not isa.has("amx_bf16")  # by tiles where there are any: linear_tiles
+    return bfloat16_dot(isa) if dtype == "float32" and vectors else None
+
+
+def _rounded_weights(dtype: str, isa: Isa) -> Dot | None:
+    return dot_for("bfloat16", isa) if dtype == "float32" else None
 
 
 def _declaration(choose: Choose) -> Mapping[str, Any]:
@@ -118,6 +128,21 @@ def linear_vnni(build: KernelBuilder, node: Node, rows: int, vectors: int, depth
 def linear_bfloat16(build: KernelBuilder, node: Node, rows: int, vectors: int, depth: int) -> None:
     """Pairs of bfloat16 by the processor's own dot product."""
     dot = bfloat16_dot(build.isa)
+    _emit(build, node, _Product(dot, Tile(rows, vectors), depth, pack_panels(weight_of(node), dot, vectors)))
+
+
+@kernel("Linear", on="cpu", **_declaration(_rounded_pairs), tolerance=BFLOAT16_ERROR)
+def linear_rounded_pairs(build: KernelBuilder, node: Node, rows: int, vectors: int, depth: int) -> None:
+    """float32 rounded to pairs of bfloat16."""
+    dot = bfloat16_dot(build.isa)
+    _emit(build, node, _Product(dot, Tile(rows, vectors), depth, pack_panels(weight_of(node), dot, vectors)))
+
+
+@kernel("Linear", on="cpu", **_declaration(_rounded_weights), tolerance=BFLOAT16_ERROR)
+def linear_rounded_weights(build: KernelBuilder, node: Node, rows: int, vectors: int, depth: int) -> None:
+    """float32 by weights kept in bfloat16, which halves what few rows wait for."""
+    dot = dot_for("bfloat16", build.isa)
+    assert dot is not None
     _emit(build, node, _Product(dot, Tile(rows, vectors), depth, pack_panels(weight_of(node), dot, vectors)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.gemm import Gemm, Tile, store_sums
@@ -17,6 +18,7 @@ from ingot.kernels.cpu.gemm_tiles import (
     BFLOAT16,
     BYTES,
     COLUMNS,
+    ROUNDED,
     ROW_BYTES,
     ROWS,
     SPLIT,
@@ -37,7 +39,6 @@ from ingot.kernels.cpu.tile_rows import TileRows, tile_rows
 from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div, product
 
-SPLIT_ERROR = 2.0**-15  # relative to the magnitudes multiplied
 _PRODUCT_CYCLES, _LOAD_CYCLES, _BLOCK_CYCLES = 18, 9, 1200  # measured, waiting for tiles included
 _BYTES_PER_MICROSECOND = 16_000  # of weights, which come from memory
 _FIRST_CACHE = 32 << 10  # bytes of weights that stay there while blocks of rows pass
@@ -90,6 +91,14 @@ def linear_split(build: KernelBuilder, node: Node, height: int, wide: int) -> No
     x = tile_rows(build, 0, rows_of(node), weight.shape[0], SPLIT)
     packed = pack_tiles(weight, SPLIT, wide)
     _emit(build, node, _Product(SPLIT, bfloat16_dot(build.isa), height, wide, packed, x))
+
+
+@kernel("Linear", on="cpu", **_declaration(("float32",), "amx_bf16", ROUNDED), tolerance=BFLOAT16_ERROR)
+def linear_rounded(build: KernelBuilder, node: Node, height: int, wide: int) -> None:
+    """float32 rounded to bfloat16, sums in float32."""
+    weight = weight_of(node)
+    x = tile_rows(build, 0, rows_of(node), weight.shape[0], ROUNDED)
+    _emit(build, node, _Product(ROUNDED, bfloat16_dot(build.isa), height, wide, pack_tiles(weight, ROUNDED, wide), x))
 
 
 @kernel("Linear", on="cpu", **_declaration(("bfloat16",), "amx_bf16", BFLOAT16))

@@ -1,7 +1,8 @@
 """Rows in the order tile registers load them: [16 rows together][step of K][part][row][64 bytes].
 
 A tile lies in one piece, so loads stream; the rows of a last, incomplete group hold anything, which no result shows.
-float32 becomes 32 high bfloat16 parts and their 32 low ones, int8 becomes uint8 by adding 128.
+float32 becomes 32 high bfloat16 parts and their 32 low ones, or is rounded to 32 bfloat16 numbers; int8 becomes uint8
+by adding 128.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: T
 
             def step(k: Index, count: int, *total: Value) -> list[Value]:
                 x, y = f.at(read, f.index(k) * chunk), f.at(write, f.index(k) * (dot.parts * TILE_BYTES))
-                return _pack(f, dtype, x, y, count, total)
+                return _pack(f, dtype, dot, x, y, count, total)
 
             zero = [f.constant("<8 x i64>", 0)] if sums else []
             total = list(f.loop(0, depth // dot.depth, lambda k, *t: step(k, dot.depth, *t), zero))
@@ -59,13 +60,13 @@ def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: T
     return TileRows(target, group_bytes, totals)
 
 
-def _pack(f: Function, dtype: str, read: Value, write: Value, count: int, total: tuple[Value, ...]) -> list[Value]:
+def _pack(f: Function, dtype: str, dot: TileDot, read: Value, write: Value, count: int,
+          total: tuple[Value, ...]) -> list[Value]:  # fmt: skip
     """One step of a row: `count` numbers, then zeros."""
     if dtype == "float32":
-        for half in range(2):
-            there = min(max(count - half * _LANES, 0), _LANES)
-            x = _loaded(f, _FLOATS, read, half * _LANES * 4, there, _LANES)
-            split_vector(f, x, write, half * _LANES * 2, TILE_BYTES)
+        there = [min(max(count - half * _LANES, 0), _LANES) for half in range(2)]
+        halves = [_loaded(f, _FLOATS, read, i * _LANES * 4, n, _LANES) for i, n in enumerate(there)]
+        pack_floats(f, dot, halves[0], halves[1], write, TILE_BYTES)
         return []
     size = 2 if dtype == "bfloat16" else 1
     lanes = ROW_BYTES // size
@@ -77,11 +78,15 @@ def _pack(f: Function, dtype: str, read: Value, write: Value, count: int, total:
     return [t + f.intrinsic("llvm.x86.avx512.psad.bw.512", "<8 x i64>", x, nothing) for t in total]
 
 
-def split_vector(f: Function, x: Value, write: Value, place: int, apart: int) -> None:
-    """16 numbers: their high parts at `place`, their low ones `apart` bytes further."""
-    high = _rounded(f, x)
-    f.store(high, write, place)
-    f.store(_rounded(f, x - _widened(f, high)), write, place + apart)
+def pack_floats(f: Function, dot: TileDot, first: Value, second: Value, write: Value, apart: int) -> None:
+    """32 numbers as bfloat16: rounded, or their high parts and `apart` bytes further their low ones."""
+    if dot.parts == 1:
+        f.store(_rounded_pair(f, first, second), write)
+        return
+    for place, x in ((0, first), (ROW_BYTES // 2, second)):
+        high = _rounded(f, x)
+        f.store(high, write, place)
+        f.store(_rounded(f, x - _widened(f, high)), write, place + apart)
 
 
 def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,
@@ -94,6 +99,11 @@ def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, 
 def _rounded(f: Function, x: Value) -> Value:
     """The nearest bfloat16 numbers."""
     return f.intrinsic("llvm.x86.avx512bf16.cvtneps2bf16.512", vector("bfloat", _LANES), x)
+
+
+def _rounded_pair(f: Function, first: Value, second: Value) -> Value:
+    """The nearest bfloat16 numbers of two vectors as one."""
+    return f.intrinsic("llvm.x86.avx512bf16.cvtne2ps2bf16.512", vector("bfloat", 2 * _LANES), second, first)
 
 
 def _widened(f: Function, x: Value) -> Value:

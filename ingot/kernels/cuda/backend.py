@@ -59,6 +59,7 @@ class CudaBackend:
                 tuple(place.storage(h) for h in call.handles), tuple(place.extent(e) for e in call.extents),
             )
             for call in build.launches
+            if not (call.copies and len({place.storage(h) for h in call.handles}) == 1)
         ]  # fmt: skip
 
     def segment(self, steps: tuple[Step, ...], calls: Sequence[Launch]) -> GraphSegment:

@@ -74,12 +74,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Call:
-    """A launch: what to compile, its operands, and how many blocks."""
+    """A launch: what to compile, its operands, and how many blocks. `copies`: it copies its operands onto each other in
+    order, so that there is nothing to do where they share their storage."""
 
     unit: Unit
     handles: tuple[Handle, ...]
     extents: tuple[Extent, ...]
     grid: tuple[Extent, ...]
+    copies: bool = False
 
 
 @dataclass(eq=False)
@@ -138,15 +140,15 @@ class FunctionBuilder:
         yield
         self._indent -= 1
 
-    def launch(self, *grid: Extent) -> None:
-        """The function is complete; run it on a grid of blocks."""
+    def launch(self, *grid: Extent, copies: bool = False) -> None:
+        """The function is complete; run it on a grid of blocks (`copies`: see Call)."""
         names = [*(h.name for h in self.handles), *(f"n{i}" for i in range(len(self.extents)))]
         types = [*("*" + TYPES[h.dtype] for h in self.handles), *("i32" for _ in self.extents)]
         aligned = tuple(f"n{i}" for i, e in enumerate(self.extents) if divisor_of(e) % _ALIGNED == 0)
         head = ["import triton", "import triton.language as tl", "from triton.language.extra import libdevice"]
         text = "\n".join([*head, *self.imports, "", "", "@triton.jit", f"def {NAME}({', '.join(names)}):", *self.lines])
         unit = Unit(text + "\n", tuple(zip(names, types, strict=True)), aligned, self.warps, self.stages)
-        self.build.launches.append(Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid)))
+        self.build.launches.append(Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid), copies))
 
 
 @dataclass(eq=False)

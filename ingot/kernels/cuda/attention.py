@@ -1,0 +1,142 @@
+"""Attention: softmax(query key^T) value a block of queries at a time, never storing a score (Dao et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ingot.kernels import PLAIN, Ports, kernel
+from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.axes import HEADS, broadcast_strides, strides_of
+from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
+from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.node import Node, Port
+from ingot.plan.extent import Extent, ceil_div, product
+
+_DEEPEST = 256
+_LOW = 'float("-inf")'
+_LOG2E = math.log2(math.e)
+
+
+def _applies(node: Node, target: Any) -> bool:
+    depths = (node.input(0).shape[3], node.input(2).shape[3])
+    masks = not node.has_input(3) or node.input(3).dtype in ("bool", "float32", *NARROW)
+    static = all(isinstance(d, int) and 0 < d <= _DEEPEST for d in (*depths, node.input(0).shape[1],
+                                                                  node.input(1).shape[1]))  # fmt: skip
+    return static and masks and node.dtype in ("float32", *NARROW) and len(node.inputs) <= 4
+
+
+def _layouts(node: Node, target: Any) -> list[Ports]:
+    """Each of query, key and value by heads or by positions in memory; all alike, and the result either way."""
+    mask = ("",) * (len(node.inputs) - 3)
+    return [PLAIN, Ports((HEADS,) * 3 + mask, (HEADS,)), Ports(("",) * 3 + mask, (HEADS,)),
+            Ports((HEADS,) * 3 + mask, ("",))]  # fmt: skip
+
+
+def _number(extent: Extent) -> int:
+    return extent if isinstance(extent, int) else 128
+
+
+def _cost(node: Node, target: Architecture, rows: int, columns: int) -> float:
+    batch, heads, queries, depth = map(_number, node.input(0).shape)
+    keys = _number(node.input(1).shape[2])
+    blocks = batch * heads * -(-queries // rows)
+    steps = -(-keys // columns)
+    work = 4 * rows * columns * power_of_two(depth) / (target.half_flops / target.processors * min(rows / 160, 0.55))
+    together = 2 if rows <= 64 else 1
+    waves = -(-blocks // (target.processors * together))
+    return target.pace.step + 1.5 + waves * steps * max(work * together, 0.35)
+
+
+def _fits(node: Node, target: Architecture, rows: int, columns: int) -> bool:
+    element = 4 if node.dtype == "float32" else 2
+    depth = power_of_two(_number(node.input(0).shape[3]))
+    return (rows + 4 * columns) * depth * element <= target.shared and rows * depth <= 128 * 128
+
+
+def _prune(node: Node, target: Architecture, rows: int, columns: int) -> bool:
+    queries, keys = _number(node.input(0).shape[2]), _number(node.input(1).shape[2])
+    wasted = rows > max(2 * queries - 1, 16) or columns > max(2 * keys - 1, 32)
+    return wasted or not _fits(node, target, rows, columns)
+
+
+@kernel("Attention", on="cuda", when=_applies, layouts=_layouts, cost=_cost, prune=_prune,
+        space={"rows": (64, 128, 32, 16), "columns": (64, 128, 32)})  # fmt: skip
+def flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int) -> None:
+    """A block is `rows` queries of one head; it walks over the keys, `columns` at a time"""
+    query, key, value = (node.input(k) for k in range(3))
+    depth, width = int(query.shape[3]), int(value.shape[3])
+    f = build.function(warps=8 if rows >= 128 else 4, stages=2)
+    _open(f, build, node, rows, columns)
+    q = _load(f, build, 0, "queries[:, None]", f"depths[None, :] < {depth}", "head")
+    f.emit(f"peak = tl.full(({rows},), {_LOW}, tl.float32)\ntotal = tl.zeros(({rows},), tl.float32)")
+    f.emit(f"sums = tl.zeros(({rows}, {max(power_of_two(width), 16)}), tl.float32)")
+    queries, keys = f.extent(query.shape[2]), f.extent(key.shape[2])
+    last = keys
+    if node.attributes["causal"]:
+        last = f.let(f"tl.minimum({keys}, tl.program_id(0) * {rows} + {rows} + {keys} - {queries})")
+    precision = f', input_precision="{"tf32" if build.target.precision == "tf32" else "tf32x3"}"'
+    precision = precision if node.dtype == "float32" else ""
+    with f.block(f"for start in range(0, {last}, {columns}):"):
+        f.emit("keys = start + places")
+        k = _load(f, build, 1, "keys[None, :]", f"depths[:, None] < {depth}", "group")
+        f.emit(f"scores = tl.dot({q}, {k}{precision}) * {node.attributes['scale']!r}")
+        _mask(f, build, node)
+        f.emit(f"higher = tl.maximum(peak, tl.max(scores, 1))\nbase = tl.where(higher == {_LOW}, 0.0, higher)")
+        f.emit("powers = tl.exp2(scores - base[:, None])\nfactor = tl.exp2(peak - base)")
+        f.emit("total = total * factor + tl.sum(powers, 1)\nsums = sums * factor[:, None]\npeak = higher")
+        v = _load(f, build, 2, "keys[:, None]", f"widths[None, :] < {width}", "group")
+        f.emit(f"sums = tl.dot(powers.to({LANGUAGE[value.dtype]}), {v}, sums{precision})")
+    f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
+    place, mask = _place(f, node.output, "queries[:, None]", "widths[None, :]", "head")
+    f.emit(f"tl.store({f.pointer(build.output())} + {place}, sums.to({LANGUAGE[node.output.dtype]}), "
+           f"{mask} & (widths[None, :] < {width}))")  # fmt: skip
+    f.launch(ceil_div(query.shape[2], rows), product(query.shape[:2]))
+
+
+def _open(f: FunctionBuilder, build: CudaBuilder, node: Node, rows: int, columns: int) -> None:
+    heads, groups = int(node.input(0).shape[1]), int(node.input(1).shape[1])
+    depth, width = int(node.input(0).shape[3]), int(node.input(2).shape[3])
+    f.emit(f"image = tl.program_id(1) // {heads}\nhead = tl.program_id(1) % {heads}\ngroup = head // {heads // groups}")
+    f.emit(f"queries = tl.program_id(0) * {rows} + tl.arange(0, {rows})\nplaces = tl.arange(0, {columns})")
+    f.emit(f"depths = tl.arange(0, {max(power_of_two(depth), 16)})\nwidths = tl.arange(0, {max(power_of_two(width), 16)})")
+
+
+def _place(f: FunctionBuilder, port: Port, along: str, deep: str, head: str) -> tuple[str, str]:
+    """(text of an element's place, whether its position exists)"""
+    batch, heads, step, last = (f.extent(s) for s in strides_of(port.shape, port.layout))
+    place = f"image * {batch} + {head} * {heads} + {along} * {step} + {deep} * {last}"
+    return place, f"({along} < {f.extent(port.shape[2])})"
+
+
+def _load(f: FunctionBuilder, build: CudaBuilder, index: int, along: str, deep: str, head: str) -> str:
+    """A block of query, key or value; zeros where it ends."""
+    port = build.node.input(index)
+    place, mask = _place(f, port, along, deep.partition(" <")[0], head)
+    size = int(port.shape[3])
+    whole = mask if power_of_two(size) == size and size >= 16 else f"{mask} & ({deep})"
+    return f.let(f"tl.load({f.pointer(build.input(index))} + {place}, {whole}, other=0)")
+
+
+def _mask(f: FunctionBuilder, build: CudaBuilder, node: Node) -> None:
+    """The cap, the mask, what is later, what is not there; then to powers of two."""
+    cap = node.attributes["softcap"]
+    if cap:
+        f.emit(f"scores = {cap!r} * libdevice.tanh(scores / {cap!r})")
+    keys, queries = f.extent(node.input(1).shape[2]), f.extent(node.input(0).shape[2])
+    seen = f"(keys[None, :] < {keys})"
+    if node.attributes["causal"]:
+        seen += f" & (keys[None, :] <= queries[:, None] + {keys} - {queries})"
+    if node.has_input(3):
+        port = node.input(3)
+        shape = (*node.input(0).shape[:3], node.input(1).shape[2])
+        batch, heads, row, column = (f.extent(s) for s in broadcast_strides(port, shape))
+        place = f"image * {batch} + head * {heads} + queries[:, None] * {row} + keys[None, :] * {column}"
+        inside = f"(queries[:, None] < {queries}) & (keys[None, :] < {keys})"
+        given = f.let(f"tl.load({f.pointer(build.input(3))} + {place}, {inside}, other=0)")
+        if port.dtype == "bool":
+            seen += f" & {given}"
+        else:
+            f.emit(f"scores = scores + {given}.to(tl.float32)")
+    f.emit(f"scores = tl.where({seen}, scores * {_LOG2E!r}, {_LOW})")

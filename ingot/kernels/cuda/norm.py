@@ -1,0 +1,124 @@
+"""Norm: layer, rms, instance, group; statistics in float32, scale, bias and epilogue on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ingot.ir.expression import operands_of
+from ingot.kernels import PLAIN, Ports, kernel
+from ingot.kernels.cuda.axes import LAST, Axis, broadcast_strides, memory_order, strides_of
+from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder
+from ingot.kernels.cuda.reduce import accumulator
+from ingot.kernels.cuda.render import NARROW, REAL, can_render, converted, render
+from ingot.kernels.cuda.rows import Rows, Tile, open_tile, rows_of
+from ingot.kernels.node import Node, Port
+from ingot.plan.extent import Extent, product
+
+_MAIN = 3  # x, scale, bias; extras follow
+
+
+def _applies(node: Node, target: Any) -> bool:
+    floats = all(p is None or p.dtype in (*NARROW, *REAL) for p in node.inputs[:_MAIN])
+    divided = node.attributes["kind"] != "group" or isinstance(node.input(0).shape[1], int)
+    return floats and divided and can_render(node.epilogue, [node.dtype, *(p.dtype for p in _extras(node))])
+
+
+def _extras(node: Node) -> list[Port]:
+    return [p for p in node.inputs[_MAIN:] if p is not None]
+
+
+def _layouts(node: Node, target: Any) -> list[Ports]:
+    x = node.input(0)
+    if node.attributes["kind"] not in ("instance", "group") or len(x.shape) < 3:
+        return [PLAIN]
+    extras = (LAST if p.constant is None and p.shape == node.output.shape else "" for p in _extras(node))
+    return [PLAIN, Ports((LAST, *("" for _ in node.inputs[1:_MAIN]), *extras), (LAST,))]
+
+
+def _channel(port: Port | None, shape: Sequence[Extent]) -> tuple[Extent, ...]:
+    """Strides of a [C] operand along x[N, C, *S]."""
+    held = port is not None and port.elements != 1
+    return tuple(1 if axis == 1 and held else 0 for axis in range(len(shape)))
+
+
+def _rows(node: Node) -> Rows:
+    """Operands: x, the result, scale, bias, the epilogue's."""
+    x, y = node.input(0), node.output
+    kind, given = node.attributes["kind"], [*node.inputs, None, None]
+    by_channel = kind in ("instance", "group")
+    affine = [_channel(p, x.shape) if by_channel else (0,) * len(x.shape) if p is None else
+              broadcast_strides(p, x.shape) for p in given[1:_MAIN]]  # fmt: skip
+    sides = [strides_of(x.shape, x.layout), strides_of(y.shape, y.layout), *affine,
+             *(broadcast_strides(p, y.shape) for p in _extras(node))]  # fmt: skip
+    axes = {a: Axis(x.shape[a], tuple(s[a] for s in sides)) for a in range(len(x.shape))}
+    order = memory_order(len(x.shape), x.layout)
+    if kind == "group":
+        return _grouped(axes, order, node.attributes["groups"])
+    kept = {0, 1} if by_channel else set(range(node.attributes["axis"] % len(x.shape)))
+    return rows_of([axes[a] for a in order if a in kept], [axes[a] for a in order if a not in kept])
+
+
+def _grouped(axes: dict[int, Axis], order: Sequence[int], groups: int) -> Rows:
+    """The channel axis split into groups and the channels of one."""
+    channels = axes[1]
+    assert isinstance(channels.size, int)
+    inner = channels.size // groups
+    outer = Axis(groups, tuple(product((s, inner)) for s in channels.strides))
+    within = {**axes, 1: Axis(inner, channels.strides)}
+    return rows_of([axes[0], outer], [within[a] for a in order if a != 0])
+
+
+@kernel("Norm", on="cuda", when=_applies, layouts=_layouts)
+def norm(build: CudaBuilder, node: Node) -> None:
+    """epilogue((x - mean) / sqrt(variance + epsilon) * scale + bias)"""
+    tile = open_tile(build, _rows(node))
+    f, n, type = tile.f, tile.f.extent(tile.rows.length), LANGUAGE[accumulator(node.dtype)]
+    centred = node.attributes["kind"] != "rms"
+    if centred:
+        f.emit(f"mean = {_total(build, node, tile, 'x')} / {n}")
+        f.emit(f"spread = {_total(build, node, tile, 'tl.where(inside, (x - mean) * (x - mean), 0.0)')} / {n}")
+    else:
+        f.emit(f"spread = {_total(build, node, tile, 'x * x')} / {n}")
+    f.emit(f"factor = 1.0 / libdevice.sqrt(spread + tl.full((), {node.attributes['epsilon']!r}, {type}))")
+    with tile.columns():
+        _load_x(build, node, tile)
+        _write(build, node, tile, "(x - mean) * factor" if centred else "x * factor")
+    tile.launch()
+
+
+def _load_x(build: CudaBuilder, node: Node, tile: Tile) -> None:
+    """x of the pass; a tile that holds a whole row has it already."""
+    if tile.shape.whole and any(line.strip().startswith("x = ") for line in tile.f.lines):
+        return
+    loaded = tile.load(build.input(0), 0, other="0.0")
+    tile.f.emit(f"x = {loaded}.to({LANGUAGE[accumulator(node.dtype)]})")
+
+
+def _total(build: CudaBuilder, node: Node, tile: Tile, element: str) -> str:
+    """Text of the sum of a row's elements."""
+    f = tile.f
+    if tile.shape.whole:
+        with tile.columns():
+            _load_x(build, node, tile)
+        return f"tl.sum({element}, 1)[:, None]"
+    sums = f.name("sums")
+    f.emit(f"{sums} = tl.zeros(({tile.shape.rows}, {tile.shape.columns}), {LANGUAGE[accumulator(node.dtype)]})")
+    with tile.columns():
+        _load_x(build, node, tile)
+        f.emit(f"{sums} += {element}")
+    return f"tl.sum({sums}, 1)[:, None]"
+
+
+def _write(build: CudaBuilder, node: Node, tile: Tile, value: str) -> None:
+    f, type = tile.f, accumulator(node.dtype)
+    for index, sign in ((1, "*"), (2, "+")):
+        if node.has_input(index):
+            value = f"({value}) {sign} {tile.load(build.input(index), index + 1)}.to({LANGUAGE[type]})"
+    result, used = f.let(value), set(operands_of(node.epilogue))
+    extras = [tile.load(build.input(k), k + 1) if k - _MAIN + 1 in used else ""
+              for k in range(_MAIN, len(node.inputs))]  # fmt: skip
+    made = render(f, node.epilogue, [result, *extras], [type, *(p.dtype for p in _extras(node))])
+    held = node.epilogue.dtype or type
+    f.emit(f"tl.store({f.pointer(build.output())} + {tile.offset(1)}, {converted(made, held, node.output.dtype)}, "
+           f"{tile.mask})")  # fmt: skip
