@@ -25,6 +25,7 @@ from ingot.passes.fuse_norm import NORM
 from ingot.passes.fuse_pointwise import CHAINS, UNARY
 from ingot.passes.fuse_quant import QUANT
 from ingot.passes.idioms import IDIOMS
+from ingot.passes.requantize import REQUANTIZE
 from ingot.passes.rewrite import Fired, Journal, Refused, Table
 from ingot.passes.simplify import SIMPLIFY
 
@@ -71,6 +72,7 @@ def _remove_dead(model: ir.Model, state: State) -> int:
 
 TABLES = (
     SIMPLIFY, IDIOMS, NORM, ATTENTION, QUANT, CONVOLUTION, LINEAR, UNARY, EPILOGUES, WEIGHTS, VIEWS, HEADS, CHAINS,
+    REQUANTIZE,
 )  # fmt: skip
 
 
@@ -134,6 +136,7 @@ PIPELINE: tuple[Pass, ...] = (
     rewriting(CHAINS),
     rewriting(EPILOGUES),
     rewriting(SIMPLIFY),
+    rewriting(REQUANTIZE),
     Pass("fold", _fold),
     Pass("common subexpressions", _share),
     Pass("dead code", _remove_dead),

@@ -60,11 +60,18 @@ def _is_one_of(node: ir.Node, ops: frozenset[str]) -> bool:
 def unary_chain(op: Builder, node: ir.Node) -> Result:
     """g(f(x)) => (g∘f)(x) where only one operand varies: the whole can become an epilogue"""
     for source in _sources(node):
-        if only_reader(source.outputs[0]) is node:
+        if only_reader(source.outputs[0]) is node and not _parts_at_bytes(source, node):
             expression, operands = inlined(node, source)
             if len(varying(operands)) <= 1 and fits(expression, operands):
                 return op.Pointwise(*operands, expression=expressions.format(expression))
     return None
+
+
+def _parts_at_bytes(source: ir.Node, node: ir.Node) -> bool:
+    """Whether bytes between the two are what elementwise readers shall read: `widening` takes the node to them."""
+    last = epilogue_of(source).instructions[-1:]
+    quantized = bool(last) and last[0].op == "Quantize"
+    return quantized and _is_one_of(node, _WIDENING) and _repeatable(node) and bool(node.outputs[0].uses())
 
 
 @rewrite_node("Pointwise")

@@ -29,10 +29,10 @@ from ingot.passes.facts import (
     same_shape,
 )
 from ingot.passes.pattern import instruction_of
+from ingot.passes.requantize import LIMITS
 from ingot.passes.rewrite import Builder, Rejection, Result, Table, reject, rewrite_node
 
 SHORT = ("int8", "uint8")
-_LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _integer_attributes(node: ir.Node, x: Quantized) -> dict[str, Any] | None:
 def _quantized_number(value: float, x: Quantized) -> int | None:
     """The integer that stands for a number exactly."""
     q = value / float(x.scale) + x.zero
-    low, high = _LIMITS[dtype_of(x.q)]
+    low, high = LIMITS[dtype_of(x.q)]
     return round(q) if np.isfinite(q) and abs(q - round(q)) < 1e-6 and low <= round(q) <= high else None
 
 

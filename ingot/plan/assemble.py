@@ -245,12 +245,15 @@ class _Assembly:
         assert item.candidate is not None and item.node is not None
         if any(o.root is item.outputs[0][0] for o in self.module.outputs) and item.outputs[0][1] == "plain":
             return None
-        for index in item.candidate.kernel.in_place(item.node):
+        allowed = item.candidate.kernel.in_place(item.node)
+        read = {self._storage(ref) for i, ref in enumerate(item.inputs) if ref is not None and i not in allowed
+                and ref[0].root.constant is None}  # fmt: skip
+        for index in allowed:
             ref = item.inputs[index] if index < len(item.inputs) else None
             if ref is None or ref[0].root.constant is not None or self._last[_key(ref)] != position:
                 continue
             storage = self._storage(ref)
-            if self.storages[storage].place == "arena" and self.storages[storage].bytes == size:
+            if storage not in read and self.storages[storage].place == "arena" and self.storages[storage].bytes == size:
                 return storage
         return None
 

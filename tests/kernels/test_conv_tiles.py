@@ -1,30 +1,33 @@
 """Conv in tile registers against numpy: windows, strides, dilations, pads, tails of positions and channels."""
 
-from dataclasses import replace
+from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingot.kernels import candidates
 from ingot.kernels.cpu.isa import AMX
+from ingot.kernels.cpu.standalone import Standalone
+from ingot.kernels.node import Node
 from ingot.runtime.machine import cpu_features
+from tests.kernels.harness import Array, _allowed, _compare, node_of
 from tests.kernels.test_conv import BIAS_RELU, RESIDUAL, Case, check_case
 
 pytestmark = pytest.mark.skipif(not AMX.machine <= cpu_features(), reason="needs a processor with AMX")
 
 
-KERNELS = {"conv_split", "conv_rounded"}
+FLOATS = ("conv_split", "conv_rounded")
 
 
-def check_tiles(case: Case) -> None:
-    """All candidates of the tile kernel on the machine's best instruction set."""
-    node, inputs, expected = case.build()
-    from ingot.kernels.cpu.standalone import Standalone
-    from tests.kernels.harness import _allowed, _compare
-
-    found = [c for c in candidates(node, "cpu", AMX) if c.kernel.name in KERNELS]
-    assert {c.kernel.name for c in found} == KERNELS
+def check_tiles(form: Case | Bytes, *kernels: str) -> None:
+    """All candidates of these kernels (those for floats unless named); bytes exactly."""
+    node, inputs, expected = form.build()
+    found = [c for c in candidates(node, "cpu", AMX) if c.kernel.name in (kernels or FLOATS)]
+    assert {c.kernel.name for c in found} == set(kernels or FLOATS)
     for candidate in found:
         alone = Standalone(node, candidate, AMX, level=1)
         for chunks in (1, 3):
@@ -74,3 +77,94 @@ def test_drawn(
 
 def test_the_whole_choice_is_right() -> None:
     check_case(replace(CASES["3x3"], shape=(1, 32, 10, 10)), limit=12)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A convolution of bytes with zero points."""
+
+    case: Case
+    dtypes: tuple[str, str] = ("uint8", "int8")
+    zero_points: tuple[int, int] = (120, 0)
+    epilogue: str = "Cast %0 -> float32; Mul $0 0.013 -> float32; Quantize $1 0.7 117 -> uint8"
+
+    def build(self) -> tuple[Node, list[Array], list[Array]]:
+        """(node, inputs, expected)"""
+        random, case = np.random.default_rng(2), self.case
+        shapes = (case.shape, (case.outputs, case.shape[1] // case.group, *case.kernel), *case.extras)
+        kinds = (*self.dtypes, *["uint8"] * len(case.extras))
+        limits = [np.iinfo(kind) for kind in kinds]
+        ranges = [(limit.min, limit.max) for limit in limits]
+        ranges[1] = (self.zero_points[1] - 120, self.zero_points[1] + 120)
+        inputs = [random.integers(*bounds, shape, endpoint=True).astype(kind)
+                  for bounds, shape, kind in zip(ranges, shapes, kinds, strict=True)]  # fmt: skip
+        rank = len(case.kernel)
+        attributes = {"strides": (case.stride,) * rank, "dilations": (case.dilation,) * rank,
+                      "pads": case.pads or (0,) * 2 * rank, "group": case.group,
+                      "x_zero_point": self.zero_points[0], "weight_zero_point": self.zero_points[1]}  # fmt: skip
+        node, expected = node_of("Conv", inputs, attributes, self.epilogue, (1,))
+        return node, inputs, expected
+
+
+BYTES_CASES = {
+    "1x1": Bytes(Case((1, 64, 14, 14), 64, (1, 1))),
+    "1x1 stride 2": Bytes(Case((2, 80, 9, 11), 48, (1, 1), 2)),
+    "3x3": Bytes(Case((1, 16, 14, 14), 32, (3, 3), pads=(1, 1, 1, 1))),
+    "3x3 stride 2": Bytes(Case((1, 130, 15, 13), 40, (3, 3), 2, (1, 1, 1, 1))),
+    "few outputs": Bytes(Case((2, 24, 5, 6), 7, (3, 2), pads=(0, 1, 2, 1))),
+    "signed": Bytes(Case((1, 40, 8, 9), 33, (3, 3), pads=(1, 1, 1, 1)), ("int8", "int8"), (-3, 0)),
+    "unsigned weights": Bytes(Case((1, 64, 7, 7), 24, (3, 3), pads=(2, 1, 1, 2)), ("uint8", "uint8"), (7, 131)),
+    "bare sums": Bytes(Case((1, 64, 7, 7), 24, (3, 3), pads=(2, 1, 1, 2)), epilogue=""),
+    "residual": Bytes(
+        Case((2, 32, 6, 6), 24, (1, 1), extras=((2, 24, 6, 6),)),
+        epilogue="Cast %0 -> float32; Dequantize %1 0.02 128 -> float32; Mul $0 0.001 -> float32; "
+        "Add $1 $2 -> float32; Quantize $3 0.031 100 -> uint8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BYTES_CASES)
+def test_bytes(name: str) -> None:
+    check_tiles(BYTES_CASES[name], "conv_tiles_bytes")
+
+
+STEMS = {
+    "pictures": Bytes(Case((2, 3, 20, 31), 20, (7, 7), 2, (3, 3, 3, 3))),
+    "grey, signed": Bytes(Case((1, 1, 9, 16), 33, (3, 3), 1, (1, 1, 1, 1)), ("int8", "int8"), (-3, 0)),
+    "four channels": Bytes(Case((1, 4, 12, 40), 16, (3, 3), 2, (0, 0, 1, 1))),
+    "dilated": Bytes(Case((1, 2, 15, 18), 5, (3, 4), 3, (2, 2, 2, 2), 2)),
+    "wide window": Bytes(Case((1, 3, 17, 17), 8, (1, 16), 1)),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_stem(name: str) -> None:
+    check_tiles(STEMS[name], "conv_stem_bytes")
+
+
+DEPTHWISE = {
+    "3x3": Bytes(Case((2, 32, 14, 15), 32, (3, 3), 1, (1, 1, 1, 1), group=32)),
+    "3x3 stride 2": Bytes(Case((1, 40, 15, 18), 40, (3, 3), 2, (0, 0, 1, 1), group=40)),
+    "5x5, signed": Bytes(Case((1, 24, 9, 7), 24, (5, 5), 1, (2, 2, 2, 2), group=24), ("int8", "int8"), (-3, 0)),
+    "high, dilated rows": Bytes(Case((1, 16, 80, 90), 16, (3, 1), 1, (1, 0, 1, 0), group=16)),
+    "unsigned weights": Bytes(Case((1, 16, 5, 5), 16, (2, 9), 1, (0, 4, 1, 5), group=16), ("uint8", "uint8"), (7, 131)),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise(name: str) -> None:
+    check_tiles(DEPTHWISE[name], "depthwise_bytes")
+
+
+NEAR = {
+    "odd groups of channels": (Case((2, 48, 7, 7), 72, (1, 1)), Bytes(Case((2, 80, 7, 7), 72, (1, 1)))),
+    "few positions": (Case((3, 32, 3, 3), 33, (1, 1)), Bytes(Case((3, 24, 3, 3), 33, (1, 1)))),
+    "large": (Case((1, 64, 20, 20), 96, (1, 1)), Bytes(Case((1, 128, 20, 20), 96, (1, 1)), ("int8", "int8"), (-3, 0))),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near(name: str) -> None:
+    floats, integers = NEAR[name]
+    check_tiles(floats, "conv_split_near", "conv_rounded_near")
+    check_tiles(integers, "conv_near_bytes")

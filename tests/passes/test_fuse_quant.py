@@ -188,3 +188,30 @@ def test_quantizing_what_was_just_dequantized_does_nothing() -> None:
     y = net.node("Conv", dq(net, q(net, dq(net, "x"))), weight(net, 8, 4, 3, 3))
     result = rewritten_same(net, X, y, rtol=1e-3)
     assert result.operators == {"Conv": 1}
+
+
+def test_scales_disappear_into_the_constants() -> None:
+    net = Net()
+    y = net.node("Conv", dq(net, "x"), weight(net, 8, 4, 3, 3, axis=0), net.draw(8), pads=[1] * 4)
+    result = rewritten_same(net, X, q(net, net.node("Relu", y), 0.03, 0))
+    assert result.fired("requantize") == 1
+    steps = attributes(result, "Conv", "epilogue")[0].split("; ")
+    assert [step.split()[0] for step in steps] == ["Cast", "Mul", "Add", "Quantize"]
+    assert steps[-1] == "Quantize $2 1.0 0 -> uint8"
+
+
+def test_bounds_within_the_integers_stay() -> None:
+    net = Net()
+    y = net.node("Conv", dq(net, "x"), weight(net, 8, 4, 3, 3))
+    result = rewritten_same(net, X, q(net, net.node("Clip", y, net.constant(0.0), net.constant(1.0)), 0.03, 0))
+    assert "Min" in attributes(result, "Conv", "epilogue")[0]
+
+
+def test_a_residual_quantized_on_both_sides_travels_in_bytes() -> None:
+    net = Net()
+    x = dq(net, "x")
+    a = dq(net, q(net, net.node("Conv", x, weight(net, 4, 4, 3, 3), pads=[1] * 4), 0.11, 90), 0.11, 90)
+    b = dq(net, q(net, net.node("Conv", x, weight(net, 4, 4, 1, 1)), 0.07, 130), 0.07, 130)
+    result = rewritten_same(net, X, q(net, net.node("Add", a, b), 0.1, 100))
+    assert result.operators == {"Conv": 2}
+    assert all(node.outputs[0].dtype.name == "UINT8" for node in result.after.graph if node.op_type == "Conv")

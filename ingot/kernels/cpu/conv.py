@@ -13,7 +13,7 @@ import math
 
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder
-from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
+from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts, residuals
 from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights
 from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, row_taps, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened
@@ -99,7 +99,7 @@ def _cost(node: Node, isa: Isa, vectors: int, columns: int) -> float:
 # the kernel
 
 
-@kernel("Conv", on="cpu", when=_applies, layouts=_layouts, prune=_prune, cost=_cost,
+@kernel("Conv", on="cpu", when=_applies, layouts=_layouts, prune=_prune, cost=_cost, in_place=residuals,
         space={"vectors": _vector_choices, "columns": _column_choices})  # fmt: skip
 def conv_direct(build: KernelBuilder, node: Node, vectors: int, columns: int) -> None:
     """A work item is a run of tiles of one row (or of the flattened map) for one panel of output channels."""

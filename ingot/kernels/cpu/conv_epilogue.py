@@ -72,6 +72,17 @@ def extras_of(node: Node, first: int) -> list[Port]:
     return [port for port in node.inputs[first:] if port is not None]
 
 
+def residuals(node: Node) -> list[int]:
+    """Extras of the output's shape and element size (for `in_place`): each element is read right before the output's is
+    written, by kernels that make every element once."""
+    same = size_of(node.output.dtype)
+    return [
+        index
+        for index, port in enumerate(node.inputs)
+        if index > 1 and port is not None and kind_of(port, node.output) == "full" and size_of(port.dtype) == same
+    ]
+
+
 def can_finish(node: Node, first: int, accumulator: str = "float32") -> bool:
     """Whether the node's epilogue has vector code."""
     extras = extras_of(node, first)

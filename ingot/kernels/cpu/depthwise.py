@@ -13,7 +13,7 @@ import numpy as np
 
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder
-from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts
+from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts, residuals
 from ingot.kernels.cpu.conv_shape import Direct
 from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes
@@ -74,7 +74,8 @@ def _cost(node: Node, isa: Isa, columns: int) -> float:
     return 1 + tiles * (math.prod(shape.kernel[:-1]) * work + 30) / CYCLES_PER_MICROSECOND
 
 
-@kernel("Conv", on="cpu", when=_applies, layouts=_layouts, cost=_cost, space={"columns": _column_choices})
+@kernel("Conv", on="cpu", when=_applies, layouts=_layouts, cost=_cost, in_place=residuals,
+        space={"columns": _column_choices})  # fmt: skip
 def conv_lanewise(build: KernelBuilder, node: Node, columns: int) -> None:
     """A work item is a run of tiles of one row of one channel vector."""
     shape = lanewise_of(node, build.isa, columns)

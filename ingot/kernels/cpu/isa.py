@@ -47,8 +47,8 @@ AVX512_BF16 = Isa(
     "avx512_bf16", 16, 32, "x86-64-v4", "+avx512vnni,+avx512bf16", _V4 | {"avx512_vnni", "avx512_bf16"}
 )  # fmt: skip
 AMX = Isa(
-    "amx", 16, 32, "x86-64-v4", "+avx512vnni,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16",
-    _V4 | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
+    "amx", 16, 32, "x86-64-v4", "+avx512vnni,+avx512vbmi,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16",
+    _V4 | {"avx512_vnni", "avx512vbmi", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
 )  # fmt: skip
 
 BEST_FIRST = (AMX, AVX512_BF16, AVX512_VNNI, AVX512, AVX2)

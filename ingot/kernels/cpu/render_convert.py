@@ -93,11 +93,12 @@ def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Va
     ratio = _ratio(f, site, *(f.cast("fpext", _real(f, site, v, i), exact) for i, v in enumerate((x, scale))))
     integer = "i64" if exact == "double" else "i32"
     shift = f.cast("sext" if is_signed(site.dtype) else "zext", zero, integer)
-    offset = f.cast("sitofp", shift, exact)
-    low, high = integer_range(site.dtype)
-    clipped = _clipped(f, ratio, low - offset, high - offset)
-    rounded = f.intrinsic(_lrint(clipped, integer), vector(integer, lanes_of(x.type)), clipped)
-    return f.cast("trunc", rounded + shift, element_of(zero.type))
+    low, high = (f.constant(shift.type, bound) - shift for bound in integer_range(site.dtype))
+    below = f.cast("sitofp", high, exact)
+    capped = f.select(f.compare("olt", below, ratio), below, ratio)
+    rounded = f.intrinsic(_lrint(capped, integer), shift.type, capped)  # NaN and what is too low: the lowest integer
+    raised = f.select(f.compare("sgt", rounded, low), rounded, low)
+    return f.cast("trunc", raised + shift, element_of(zero.type))
 
 
 def _ratio(f: Function, site: Site, x: Value, scale: Value) -> Value:
@@ -108,6 +109,8 @@ def _ratio(f: Function, site: Site, x: Value, scale: Value) -> Value:
     if not isinstance(known, Literal) or element_of(x.type) != "float":
         return f.binary("fdiv", x, scale)
     number = np.float32(known.value)
+    if number == 1:
+        return x
     with np.errstate(all="ignore"):
         inverse = np.float32(1) / number
     if not (np.isfinite(inverse) and abs(inverse) > np.finfo(np.float32).tiny and abs(number) > 1e-30):
