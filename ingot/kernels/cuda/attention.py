@@ -100,7 +100,8 @@ def _open(f: FunctionBuilder, build: CudaBuilder, node: Node, rows: int, columns
     depth, width = int(node.input(0).shape[3]), int(node.input(2).shape[3])
     f.emit(f"image = tl.program_id(1) // {heads}\nhead = tl.program_id(1) % {heads}\ngroup = head // {heads // groups}")
     f.emit(f"queries = tl.program_id(0) * {rows} + tl.arange(0, {rows})\nplaces = tl.arange(0, {columns})")
-    f.emit(f"depths = tl.arange(0, {max(power_of_two(depth), 16)})\nwidths = tl.arange(0, {max(power_of_two(width), 16)})")
+    f.emit(f"depths = tl.arange(0, {max(power_of_two(depth), 16)})")
+    f.emit(f"widths = tl.arange(0, {max(power_of_two(width), 16)})")
 
 
 def _place(f: FunctionBuilder, port: Port, along: str, deep: str, head: str) -> tuple[str, str]:

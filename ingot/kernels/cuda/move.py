@@ -30,7 +30,7 @@ def _exchanges_heads(node: Node, target: Any) -> bool:
 
 
 @kernel("Transpose", on="cuda", when=_exchanges_heads, cost=lambda node, target: 0.0, in_place=lambda node: (0,),
-        layouts=lambda node, target: [Ports(("",), (HEADS,)), Ports((HEADS,), ("",))])  # fmt: skip
+        layouts=lambda node, target: [Ports((HEADS,), ("",)), Ports(("",), (HEADS,))])  # fmt: skip
 def transpose_seen(build: CudaBuilder, node: Node) -> None:
     """The same bytes, seen with two axes exchanged: nothing to do where y takes the place of x"""
     emit_copy(build, Copy(build.output(), build.input(0), [Axis(node.output.elements, (1, 1))]))

@@ -1,0 +1,117 @@
+"""One kernel compiled and run by itself on a GPU: what tests and the tuner use. Static shapes."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.kernels import Candidate, with_layouts
+from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.axes import memory_order
+from ingot.kernels.cuda.build import NAME, CudaBuilder, Handle
+from ingot.kernels.cuda.compile import Cubin, compile_unit
+from ingot.kernels.layout import physical_shape
+from ingot.kernels.node import Node, Port
+from ingot.plan.extent import evaluate
+from ingot.runtime import cuda
+from ingot.runtime.buffers import Array
+from ingot.runtime.cubins import Code
+
+_MOST_COPIES, _COLD = 32, 120 << 20  # bytes that no second level of cache holds
+
+
+def generate(node: Node, candidate: Candidate, target: Architecture) -> CudaBuilder:
+    """The candidate's launches for the node."""
+    shaped = with_layouts(node, candidate.ports)
+    build = CudaBuilder(shaped, target)
+    candidate.kernel.generate(build, shaped, **candidate.tactic)
+    build.checked()
+    return build
+
+
+class Standalone:
+    """A candidate of a node on a device: `Standalone(node, candidate, target, context)(x, w) -> [y]`, row-major."""
+
+    def __init__(self, node: Node, candidate: Candidate, target: Architecture, context: cuda.Context,
+                 cubins: Sequence[Cubin] | None = None) -> None:  # fmt: skip
+        self.context, self.build = context, generate(node, candidate, target)
+        self.node = self.build.node
+        self.cubins = cubins or [compile_unit(call.unit, target.name) for call in self.build.launches]
+        codes = {str(i): Code(c.code, NAME, c.threads, c.shared) for i, c in enumerate(self.cubins)}
+        self._kernels, self._stream = cuda.Kernels(context, codes), context.stream()
+        self._memory: dict[tuple[str, int, int], cuda.Allocation] = {}
+        weakref.finalize(self, context.driver.raw("cuStreamDestroy"), self._stream)
+
+    def __call__(self, *inputs: Array | None) -> list[Array]:
+        """Results for row-major inputs; constant ones are ignored."""
+        self._fill(inputs, copies=1)
+        self._put(0)
+        results = [np.empty(physical_shape(p.shape, p.layout, 1), numpy_dtype(p.dtype)) for p in self.node.outputs]
+        for index, y in enumerate(results):
+            self.context.download(y, self._memory["output", index, 0].address, self._stream)
+        self.context.wait(self._stream, f"{self.node.op} by itself")
+        pairs = zip(results, self.node.outputs, strict=True)
+        return [np.ascontiguousarray(y.transpose(np.argsort(memory_order(y.ndim, p.layout)))) for y, p in pairs]
+
+    def time(self, inputs: Sequence[Array | None], runs: int = 5) -> float:
+        """Microseconds of one run within a graph of many, each with weights of its own that are not in the cache; the
+        best of `runs` graphs."""
+        constants = sum(array.nbytes for array in self.build.constants)
+        copies = min(max(_COLD // max(constants, 1), 4), _MOST_COPIES)
+        self._fill(inputs, copies)
+        self._put(0)  # modules loaded
+        graph = self.context.capture(self._stream, lambda: [self._put(copy) for copy in range(copies)] and None)
+        begin, end = self.context.event(), self.context.event()
+        best = float("inf")
+        for _ in range(runs):
+            self.context.call("cuEventRecord", begin, self._stream)
+            self.context.call("cuGraphLaunch", graph, self._stream)
+            self.context.call("cuEventRecord", end, self._stream)
+            self.context.wait(self._stream, f"timing {self.node.op}")
+            best = min(best, 1e3 * self.context.call("cuEventElapsedTime", begin, end) / copies)
+        self.context.call("cuGraphExecDestroy", graph)
+        return best
+
+    def _fill(self, inputs: Sequence[Array | None], copies: int) -> None:
+        for index, (x, port) in enumerate(zip(inputs, self.node.inputs, strict=False)):
+            if x is not None and port is not None and port.constant is None:
+                self._upload("input", index, 0, _physical(x, port))
+        for index, array in enumerate(self.build.constants):
+            for copy in range(copies):
+                self._upload("constant", index, copy, array)
+        for index, size in enumerate(self.build.temporaries):
+            self._own("temporary", index, 0, evaluate(size, {}))
+        for index, port in enumerate(self.node.outputs):
+            self._own("output", index, 0, int(evaluate(port.bytes, {})))
+
+    def _own(self, kind: str, index: int, copy: int, size: int) -> cuda.Allocation:
+        key = (kind, index, copy)
+        if key not in self._memory or self._memory[key].size < size:
+            self._memory[key] = self.context.allocate(size, f"{self.node.op} by itself")
+        return self._memory[key]
+
+    def _upload(self, kind: str, index: int, copy: int, array: Array) -> None:
+        held = np.ascontiguousarray(array)
+        self.context.upload(self._own(kind, index, copy, held.nbytes).address, held, self._stream)
+        self.context.wait(self._stream, "an upload")
+
+    def _put(self, copy: int) -> None:
+        for number, call in enumerate(self.build.launches):
+            grid = [evaluate(e, {}) for e in call.grid]
+            values = [self._address(h, copy) for h in call.handles]
+            extents = [evaluate(e, {}) for e in call.extents]
+            kinds: list[Any] = [ctypes.c_void_p] * len(values) + [ctypes.c_int] * len(extents)
+            arguments = ((*values, *extents, 0, 0), (*kinds, ctypes.c_void_p, ctypes.c_void_p))
+            self._kernels.launch(str(number), [*grid, 1, 1][:3], arguments, self._stream)
+
+    def _address(self, handle: Handle, copy: int) -> int:
+        return self._memory[handle.kind, handle.index, copy if handle.kind == "constant" else 0].address
+
+
+def _physical(x: Array, port: Port) -> Array:
+    return np.transpose(x, memory_order(x.ndim, port.layout))
