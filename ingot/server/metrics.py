@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ingot import __version__
+from ingot.server import gpus
 from ingot.server.access import Access
-from ingot.server.cache import ResponseCache
-from ingot.server.model import Servable
+from ingot.server.cache import CachedModel, ResponseCache
+from ingot.server.model import EngineModel, Servable
 from ingot.server.request import ServerError
 from ingot.server.service import Service
 from ingot.server.statistics import LATENCY_BOUNDS, Statistics
 from ingot.server.wire import Exchange
+from ingot.server.worker import Worker
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -50,6 +54,17 @@ def _failures(servable: Servable) -> Iterable[Sample]:
     return [({"reason": reason}, servable.statistics.failures[reason]) for reason in REASONS]
 
 
+def _by_rows(servable: Servable) -> Iterable[Sample]:
+    batches = servable.statistics.batches.copy()
+    return [({"rows": str(rows)}, stages["compute_infer"].count) for rows, stages in sorted(batches.items())]
+
+
+def workers_of(servable: Servable) -> Sequence[Worker]:
+    """The processes of a model; none of an ensemble, or of a model in this process."""
+    inner = servable.inner if isinstance(servable, CachedModel) else servable
+    return inner.workers if isinstance(inner, EngineModel) else ()
+
+
 FAMILIES = (
     Family("nv_inference_request_success", "counter", "Successful inference requests",
            _plain(lambda s: s.statistics.durations["success"].count)),
@@ -71,6 +86,13 @@ FAMILIES = (
            _plain(lambda s: s.statistics.durations["cache_hit"].count)),
     Family("nv_cache_num_misses_per_model", "counter", "Look-ups in the cache that found nothing",
            _plain(lambda s: s.statistics.durations["cache_miss"].count)),
+    Family("nv_cache_hit_duration_per_model", "counter", "Time of look-ups that found a response, in microseconds",
+           _microseconds("cache_hit")),
+    Family("nv_cache_miss_duration_per_model", "counter", "Time of look-ups that found nothing, in microseconds",
+           _microseconds("cache_miss")),
+    Family("ingot_executions_by_rows_total", "counter", "Executions by the rows of their batch", _by_rows),
+    Family("ingot_process_restarts_total", "counter", "Processes of the model that died and were started again",
+           _plain(lambda s: sum(worker.restarts for worker in workers_of(s)))),
 )  # fmt: skip
 
 
@@ -86,6 +108,10 @@ def exposition(service: Service, cache: ResponseCache) -> str:
     lines += _histograms(servables)
     for name, kind, text, value in _machine(service, cache):
         lines += [*head(name, kind, text), sample(name, {}, value)]
+    for gauge in gpus.GAUGES:
+        lines += head(gauge.name, gauge.kind, gauge.help)
+        lines += [sample(gauge.name, {"gpu_uuid": uuid}, value) for uuid, value in gpus.samples(gauge)]
+    lines += _states(service)
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +146,19 @@ def _machine(service: Service, cache: ResponseCache) -> Iterator[tuple[str, str,
     yield "nv_cpu_memory_used_bytes", "gauge", "Memory in use", total - available
     yield "ingot_front_cpu_seconds_total", "counter", "CPU time of the front process", usage.ru_utime + usage.ru_stime
     yield "ingot_requests_in_flight", "gauge", "Requests accepted and not yet answered", service.inflight
+    yield "ingot_ready", "gauge", "1 while requests should be sent here", service.ready()
+    yield "ingot_traces_dropped_total", "counter", "Traces that could not be delivered", service.tracer.dropped
     yield "ingot_cache_bytes", "gauge", "Bytes of the response cache in use", cache.bytes
+
+
+def _states(service: Service) -> Iterator[str]:
+    """Versions by state, and what this server is."""
+    counts = Counter(state.state or "UNLOADED" for state in service.repository.index())
+    yield from head("ingot_model_versions", "gauge", "Versions in the repository by state")
+    for state in ("READY", "UNAVAILABLE", "UNLOADED"):
+        yield sample("ingot_model_versions", {"state": state}, counts[state])
+    yield from head("ingot_build_info", "gauge", "1, labelled with the version")
+    yield sample("ingot_build_info", {"version": __version__}, 1)
 
 
 def _utilization() -> float:
