@@ -117,6 +117,8 @@ def _looks(question: Question, count: Count) -> Iterator[rates.Look]:
         steps = [
             (now[v][0] - before[v][0], now[v][1] - before[v][1]) for v in (question.version, question.state.stable)
         ]
+        if not all(requests > 0 for _, requests in steps):
+            continue  # an interval lasts until both have had requests
         before = now
         yield rates.Look(*steps[0], *steps[1])
 
