@@ -87,6 +87,7 @@ class Bytes:
     dtypes: tuple[str, str] = ("uint8", "int8")
     zero_points: tuple[int, int] = (120, 0)
     epilogue: str = "Cast %0 -> float32; Mul $0 0.013 -> float32; Quantize $1 0.7 117 -> uint8"
+    whole_range: bool = False  # of weights
 
     def build(self) -> tuple[Node, list[Array], list[Array]]:
         """(node, inputs, expected)"""
@@ -95,7 +96,8 @@ class Bytes:
         kinds = (*self.dtypes, *["uint8"] * len(case.extras))
         limits = [np.iinfo(kind) for kind in kinds]
         ranges = [(limit.min, limit.max) for limit in limits]
-        ranges[1] = (self.zero_points[1] - 120, self.zero_points[1] + 120)
+        if not self.whole_range:
+            ranges[1] = (self.zero_points[1] - 120, self.zero_points[1] + 120)
         inputs = [random.integers(*bounds, shape, endpoint=True).astype(kind)
                   for bounds, shape, kind in zip(ranges, shapes, kinds, strict=True)]  # fmt: skip
         rank = len(case.kernel)
@@ -168,3 +170,17 @@ def test_near(name: str) -> None:
     floats, integers = NEAR[name]
     check_tiles(floats, "conv_split_near", "conv_rounded_near")
     check_tiles(integers, "conv_near_bytes")
+
+
+FAR = {"dtypes": ("uint8", "uint8"), "zero_points": (7, 60), "whole_range": True}
+SUMS_OF_TWO = {
+    "conv_tiles_bytes": Bytes(Case((1, 70, 9, 9), 24, (3, 3), pads=(1, 1, 1, 1)), **FAR),
+    "conv_near_bytes": Bytes(Case((1, 70, 9, 9), 24, (1, 1)), **FAR),
+    "conv_stem_bytes": Bytes(Case((1, 3, 9, 9), 24, (3, 3), 2, (1, 1, 1, 1)), **FAR),
+    "depthwise_bytes": Bytes(Case((1, 40, 9, 9), 40, (3, 3), 1, (1, 1, 1, 1), group=40), **FAR),
+}
+
+
+@pytest.mark.parametrize("kernel", SUMS_OF_TWO)
+def test_weights_far_from_their_zero_point(kernel: str) -> None:
+    check_tiles(SUMS_OF_TWO[kernel], kernel)

@@ -56,6 +56,7 @@ class Window:
     outputs: int
     rows: Axis
     columns: Axis
+    copies_of_taps: int = 1  # weights that are sums of several parts pass the same tap several times
 
     @property
     def taps(self) -> list[tuple[int, int]]:
@@ -129,7 +130,7 @@ class Window:
     def maps(self) -> Maps:
         """What products need to know."""
         rows, columns = (size_of(axis.output) for axis in self.axes)
-        shifts = tuple(self.shift(tap) for tap in self.taps)
+        shifts = tuple(self.shift(tap) for tap in self.taps for _ in range(self.copies_of_taps))
         size = self.steps, self.step_bytes
         return Maps(self.dot, self.batch, rows, columns, self.width, self.pixel, *size, shifts)
 

@@ -8,7 +8,7 @@ zero. A step of K is one row of the window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from ingot.kernels.cpu.conv_epilogue import epilogue_of
 from ingot.kernels.cpu.conv_maps import Maps, fill_of, size_of
 from ingot.kernels.cpu.conv_tiles import (
     Job,
+    byte_parts,
     centred_weight,
     declaration,
     emit_prepared,
     fits_tiles,
     packed_corrections,
-    symmetric,
+    takes_weights,
 )
 from ingot.kernels.cpu.conv_window import Axis, conv_axes, unravel
 from ingot.kernels.cpu.gemm_dot import SHORT
@@ -92,7 +93,7 @@ def stem_of(node: Node) -> Stem:
 
 
 def _applies(node: Node, isa: Isa) -> bool:
-    if not isa.has("amx_int8") or node.dtype not in SHORT or not fits_tiles(node, "int32") or not symmetric(node):
+    if not isa.has("amx_int8") or node.dtype not in SHORT or not fits_tiles(node, "int32") or not takes_weights(node):
         return False
     stem = stem_of(node)
     span = (stem.columns.kernel - 1) * stem.columns.dilation + 1
@@ -103,10 +104,11 @@ def _applies(node: Node, isa: Isa) -> bool:
 def conv_stem_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     """uint8 or int8 of up to four channels by int8 or uint8, exactly, with sums in int32."""
     stem, weight = stem_of(node), centred_weight(node)
-    prepared = _prepare(build, stem)
-    packed = build.pack(pack_tiles(_spread(weight, stem).astype(np.int8), BYTES, wide))
+    prepared, parts = _prepare(build, stem), byte_parts(weight)
+    packed = build.pack(pack_tiles(np.concatenate([_spread(part, stem) for part in parts]), BYTES, wide))
     corrections = packed_corrections(build, node, weight, wide)
-    emit_prepared(build, Job(stem.maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")), prepared)
+    maps = replace(stem.maps, shifts=stem.maps.shifts * len(parts))
+    emit_prepared(build, Job(maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")), prepared)
 
 
 def _spread(weight: Array, stem: Stem) -> Array:

@@ -29,7 +29,7 @@ from ingot.kernels.cpu.conv_epilogue import (
 )
 from ingot.kernels.cpu.conv_maps import Maps, Window, prepare, prepare_block, source_of, window_of
 from ingot.kernels.cpu.gemm_dot import SHORT
-from ingot.kernels.cpu.gemm_pack import Array, byte_shift
+from ingot.kernels.cpu.gemm_pack import Array
 from ingot.kernels.cpu.gemm_plan import GIGAHERTZ
 from ingot.kernels.cpu.gemm_tiles import (
     BYTES,
@@ -76,12 +76,22 @@ def fits_tiles(node: Node, accumulator: str, groups: bool = False) -> bool:
     return static and (groups or node.attributes["group"] == 1) and can_finish(node, 2, accumulator)
 
 
-def symmetric(node: Node) -> bool:
-    """Whether bytes of weights less their zero point are bytes again."""
-    weight = node.input(1).constant
-    assert weight is not None
-    zero_point = zero_points(node)[1]
-    return node.input(1).dtype in SHORT and byte_shift(weight, zero_point) == zero_point
+def takes_weights(node: Node) -> bool:
+    """Whether the weights are bytes, or sums of two, once their zero point is subtracted."""
+    if node.input(1).dtype not in SHORT:
+        return False
+    return (node.input(1).dtype == "int8" and not zero_points(node)[1]) or bool(byte_parts(centred_weight(node)))
+
+
+def byte_parts(weight: Array) -> list[Array]:
+    """Arrays of int8 whose sum it is: one where that does, two for most weights with a zero point far from the middle,
+    none for the rest. Twice the products cost less than sums of every window."""
+    parts: list[Array] = []
+    while not parts or (weight.any() and len(parts) < 2):
+        part = np.clip(weight, -128, 127)
+        parts.append(part.astype(np.int8))
+        weight = weight - part
+    return [] if weight.any() else parts
 
 
 def _few_taps(node: Node) -> bool:
@@ -96,7 +106,7 @@ def _floats_apply(node: Node, isa: Isa) -> bool:
 
 
 def _bytes_apply(node: Node, isa: Isa) -> bool:
-    fits = isa.has("amx_int8") and node.dtype in SHORT and fits_tiles(node, "int32") and symmetric(node)
+    fits = isa.has("amx_int8") and node.dtype in SHORT and fits_tiles(node, "int32") and takes_weights(node)
     return fits and int(node.input(1).shape[1]) >= COLUMNS // 2 and _few_taps(node)
 
 
@@ -196,8 +206,10 @@ def conv_near_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
 
 
 def _bytes(build: KernelBuilder, node: Node, wide: int, emit: Emit) -> None:
-    window, weight = window_of(node, BYTES), centred_weight(node)
-    packed = build.pack(_packed(weight.astype(np.int8), window, wide))
+    weight = centred_weight(node)
+    parts = byte_parts(weight)
+    window = replace(window_of(node, BYTES), copies_of_taps=len(parts))
+    packed = build.pack(_packed(np.stack(parts, -1), window, wide))
     corrections = packed_corrections(build, node, weight, wide)
     emit(build, window, Job(window.maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")))
 
@@ -219,8 +231,8 @@ def packed_corrections(build: KernelBuilder, node: Node, weight: Array, wide: in
 
 
 def _packed(weight: Array, window: Window, wide: int) -> Array:
-    """w[O, I, *K] → tiles in the order [panel][step of channels][tap]."""
-    taps, depth = len(window.taps), window.dot.depth
+    """w[O, I, *K, parts] → tiles in the order [panel][step of channels][tap][part]."""
+    taps, depth = len(window.taps) * window.copies_of_taps, window.dot.depth
     full = np.zeros((window.steps * depth, taps, window.outputs), weight.dtype)
     full[: window.inputs] = weight.reshape(window.outputs, window.inputs, taps).transpose(1, 2, 0)
     ordered = full.reshape(window.steps, depth, taps, window.outputs).transpose(0, 2, 1, 3)

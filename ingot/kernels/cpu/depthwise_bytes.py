@@ -16,7 +16,7 @@ from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import Epilogue, block_values, epilogue_of, extra_layouts, finish, residuals
 from ingot.kernels.cpu.conv_maps import fill_of, size_of
-from ingot.kernels.cpu.conv_tiles import centred_weight, fits_tiles, symmetric
+from ingot.kernels.cpu.conv_tiles import byte_parts, centred_weight, fits_tiles, takes_weights
 from ingot.kernels.cpu.conv_window import Axis, conv_axes, unravel
 from ingot.kernels.cpu.gemm_dot import SHORT
 from ingot.kernels.cpu.gemm_plan import GIGAHERTZ
@@ -85,7 +85,7 @@ def _applies(node: Node, isa: Isa) -> bool:
         return False
     channels = weight.shape[0]
     depthwise = node.attributes["group"] == channels == node.input(0).shape[1] and weight.shape[1] == 1
-    if not depthwise or not fits_tiles(node, "int32", groups=True) or not symmetric(node):
+    if not depthwise or not fits_tiles(node, "int32", groups=True) or not takes_weights(node):
         return False
     return band_of(node).columns.dilation == 1
 
@@ -113,6 +113,7 @@ class _Job:
     scratch: int
     zero_point: int
     signed: bool
+    parts: int  # of the weights, whose sum they are
 
 
 @kernel("Conv", on="cpu", when=_applies, cost=_cost, space={"columns": _widths}, in_place=residuals,
@@ -120,15 +121,15 @@ class _Job:
 def depthwise_bytes(build: KernelBuilder, node: Node, columns: int) -> None:
     """uint8 or int8 by int8 or uint8, exactly, with sums in int32; tiles of `columns` columns."""
     band, weight = band_of(node), centred_weight(node)
-    zero_point = zero_points(node)[0]
+    zero_point, parts = zero_points(node)[0], byte_parts(weight)
     blocks = -(-band.channels // _LANES)
     corrections = np.zeros(blocks * _LANES, np.int32)
     excess = zero_point + (128 if node.dtype == "int8" else 0)
     corrections[: band.channels] = -excess * weight.reshape(band.channels, -1).sum(axis=1, dtype=np.int32)
     job = _Job(
-        band, columns, build.input(0), build.pack(_packed(weight, band)), build.pack(corrections),
-        epilogue_of(build, node, 2, "int32"), build.scratch(band.lines * band.pitch + _LINE), zero_point,
-        node.dtype == "int8",
+        band, columns, build.input(0), build.pack(np.stack([_packed(part, band) for part in parts], 1)),
+        build.pack(corrections), epilogue_of(build, node, 2, "int32"),
+        build.scratch(band.lines * band.pitch + _LINE), zero_point, node.dtype == "int8", len(parts),
     )  # fmt: skip
     sizes = (node.output.shape[0], blocks, band.bands)
 
@@ -204,8 +205,9 @@ def _fill(f: PhaseFunction, write: Value, fill: int, columns: range) -> None:
 def _band(f: PhaseFunction, job: _Job, block: Value, channel: Value, first: Value, there: Index) -> None:
     band, width = job.band, size_of(job.band.columns.output)
     taps = band.rows.kernel * band.quads
-    packed = f.at(f.pointer(job.weights), block * (taps * _LINE))
-    weights = [f.load("<16 x i32>", packed, tap * _LINE) for tap in range(taps)]
+    packed = f.at(f.pointer(job.weights), block * (job.parts * taps * _LINE))
+    weights = [[f.load("<16 x i32>", packed, (part * taps + tap) * _LINE) for part in range(job.parts)]
+               for tap in range(taps)]  # fmt: skip
     start = f.load("<16 x i32>", f.pointer(job.corrections), block * _LINE)
     values = block_values(f, job.epilogue, block)
     whole = width // job.columns * job.columns
@@ -227,13 +229,15 @@ def _band(f: PhaseFunction, job: _Job, block: Value, channel: Value, first: Valu
     f.loop(0, there, row)
 
 
-def _sum(f: PhaseFunction, band: Band, read: Value, weights: list[Value], start: Value, column: int) -> Value:
+def _sum(f: PhaseFunction, band: Band, read: Value, weights: list[list[Value]], start: Value,
+         column: int) -> Value:  # fmt: skip
     total = start
-    for tap, weight in enumerate(weights):
+    for tap, parts in enumerate(weights):
         row, quad = divmod(tap, band.quads)
         place = row * band.rows.dilation * band.pitch + (column * band.columns.stride + quad * _QUAD) * _LANES
         taps = _by_channel(f, f.load("<64 x i8>", read, place, align=1))
-        total = f.intrinsic("llvm.x86.avx512.vpdpbusd.512", "<16 x i32>", total, taps, weight)
+        for weight in parts:
+            total = f.intrinsic("llvm.x86.avx512.vpdpbusd.512", "<16 x i32>", total, taps, weight)
     return total
 
 
