@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingot.ir.ops import meaning
 from ingot.kernels import candidates
 from ingot.kernels.cpu.isa import AMX
 from ingot.kernels.cpu.standalone import Standalone
 from ingot.kernels.node import Node
 from ingot.runtime.machine import cpu_features
 from tests.kernels.harness import Array, _allowed, _compare, node_of
+from tests.kernels.symbolic import symbolic_node
 from tests.kernels.test_conv import BIAS_RELU, RESIDUAL, Case, check_case
 
 pytestmark = pytest.mark.skipif(not AMX.machine <= cpu_features(), reason="needs a processor with AMX")
@@ -184,3 +186,34 @@ SUMS_OF_TWO = {
 @pytest.mark.parametrize("kernel", SUMS_OF_TWO)
 def test_weights_far_from_their_zero_point(kernel: str) -> None:
     check_tiles(SUMS_OF_TWO[kernel], kernel)
+
+
+DYNAMIC = {
+    "3x3": (64, 40, 3, 1, (1, 1, 1, 1)),
+    "5x5, stride 2": (32, 16, 3, 2, (2, 2, 2, 2)),
+    "1x1": (48, 33, 1, 1, (0, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_sizes_known_at_run_time(name: str, dtype: str) -> None:
+    inputs, outputs, kernel, stride, pads = DYNAMIC[name]
+    random = np.random.default_rng(4)
+    shape = (outputs, inputs, kernel, kernel)
+    weight = (random.standard_normal(shape) / 24).astype(np.float32)
+    if dtype == "uint8":
+        weight = random.integers(-128, 127, shape).astype(np.int8)
+    attributes = {"strides": (stride,) * 2, "dilations": (1, 1), "pads": pads, "group": 1,
+                  "x_zero_point": 100 if dtype == "uint8" else 0, "weight_zero_point": 0}  # fmt: skip
+    for size in ((1, inputs, 9, 33), (2, inputs, 21, 6)):
+        x = random.integers(0, 255, size).astype(dtype)
+        node = symbolic_node("Conv", [x, weight], [("N", inputs, "H", "W"), None], attributes)
+        wanted = meaning("Conv")(x, weight, **attributes)[0]
+        names = ("conv_split", "conv_rounded", "conv_tiles", "conv_near")
+        tiles = [c for c in candidates(node, "cpu", AMX) if c.kernel.name.startswith(names)]
+        assert tiles
+        for candidate in tiles:
+            alone = Standalone(node, candidate, AMX, {"N": size[0], "H": size[2], "W": size[3]}, level=1)
+            for chunks in (1, 3):
+                _compare(alone(x, weight, chunks=chunks)[0], wanted, 1e-4, 2e-5 + _allowed(candidate, wanted), "")

@@ -17,33 +17,51 @@ from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, TALLEST, TileDot
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.tile_rows import pack_floats
 from ingot.kernels.node import Node
-from ingot.plan.extent import Extent, product
+from ingot.plan.extent import Extent, add, ceil_div, product
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Prepared maps as products read them: `shifts` are the bytes from a position to what each step of K reads,
-    `pitch` those to the next position, `width` positions to a row of which `columns` count."""
+    """Prepared maps as products read them: `taps` are what each step of K reads, as (plane, rows down, bytes right)
+    from a position, `pitch` the bytes to the next one, `width` positions to a row of which `columns` count."""
 
     dot: TileDot
     batch: Extent
-    rows: int
-    columns: int
-    width: int
+    rows: Extent
+    columns: Extent
+    width: Extent
     pitch: int
     steps: int
-    step_bytes: int
-    shifts: tuple[int, ...]
+    planes: int
+    plane_bytes: Extent
+    taps: tuple[tuple[int, int, int], ...]
 
     @property
-    def positions(self) -> int:
+    def positions(self) -> Extent:
         """Flattened positions up to the last that counts."""
-        return (self.rows - 1) * self.width + self.columns
+        return add(product((add(self.rows, -1), self.width)), self.columns)
 
     @property
-    def blocks(self) -> int:
+    def blocks(self) -> Extent:
         """Blocks of 32 positions."""
-        return -(-self.positions // TALLEST)
+        return ceil_div(self.positions, TALLEST)
+
+    @property
+    def step_bytes(self) -> Extent:
+        """Bytes of all planes of a step."""
+        return product((self.planes, self.plane_bytes))
+
+    @property
+    def bytes(self) -> Extent:
+        """Bytes of an image."""
+        return product((self.steps, self.step_bytes))
+
+    def shift(self, f: PhaseFunction, tap: tuple[int, int, int]) -> Index:
+        """Bytes from a position to what a tap reads."""
+        plane, down, right = tap
+        planes = plane * f.extent(self.plane_bytes) if plane else 0
+        rows = down * (f.extent(self.width) * self.pitch) if down else 0
+        return planes + rows + right
 
 
 @dataclass(frozen=True)
@@ -77,14 +95,14 @@ class Window:
         return self.rows, self.columns
 
     @property
-    def height(self) -> int:
+    def height(self) -> Extent:
         """Rows of a plane."""
-        return size_of(self.rows.output) + (self.rows.kernel - 1) * self.rows.dilation // self.rows.stride
+        return add(self.rows.output, (self.rows.kernel - 1) * self.rows.dilation // self.rows.stride)
 
     @property
-    def width(self) -> int:
+    def width(self) -> Extent:
         """Positions of a row of a plane."""
-        return size_of(self.columns.output) + (self.columns.kernel - 1) * self.columns.dilation // self.columns.stride
+        return add(self.columns.output, (self.columns.kernel - 1) * self.columns.dilation // self.columns.stride)
 
     @property
     def pixel(self) -> int:
@@ -92,24 +110,19 @@ class Window:
         return self.dot.parts * ROW_BYTES
 
     @property
-    def plane_bytes(self) -> int:
+    def plane_bytes(self) -> Extent:
         """Bytes of a plane, and behind it what blocks read beyond the last position."""
-        return (self.height * self.width + TALLEST) * self.pixel
+        return product((add(product((self.height, self.width)), TALLEST), self.pixel))
 
     @property
     def steps(self) -> int:
         """Groups of input channels that a position holds."""
         return -(-self.inputs // self.dot.depth)
 
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of all planes of a step."""
-        return len(self.planes) * self.plane_bytes
-
-    def shift(self, tap: tuple[int, int]) -> int:
-        """Bytes from an output position to what a tap reads."""
+    def _read(self, tap: tuple[int, int]) -> tuple[int, int, int]:
+        """(plane, rows down, bytes right) of what a tap reads."""
         down, right = (k * a.dilation // a.stride for k, a in zip(tap, self.axes, strict=True))
-        return self.planes.index(self._remainder(tap)) * self.plane_bytes + (down * self.width + right) * self.pixel
+        return self.planes.index(self._remainder(tap)), down, right * self.pixel
 
     @property
     def copies(self) -> bool:
@@ -124,15 +137,14 @@ class Window:
     @property
     def block(self) -> Maps:
         """What products need to know of 32 positions prepared by themselves."""
-        return replace(self.maps, step_bytes=TALLEST * self.pixel)
+        return replace(self.maps, planes=1, plane_bytes=TALLEST * self.pixel)
 
     @property
     def maps(self) -> Maps:
         """What products need to know."""
-        rows, columns = (size_of(axis.output) for axis in self.axes)
-        shifts = tuple(self.shift(tap) for tap in self.taps for _ in range(self.copies_of_taps))
-        size = self.steps, self.step_bytes
-        return Maps(self.dot, self.batch, rows, columns, self.width, self.pixel, *size, shifts)
+        taps = tuple(self._read(tap) for tap in self.taps for _ in range(self.copies_of_taps))
+        size = self.rows.output, self.columns.output, self.width, self.pixel
+        return Maps(self.dot, self.batch, *size, self.steps, len(self.planes), self.plane_bytes, taps)
 
 
 def size_of(extent: Extent) -> int:
@@ -142,7 +154,7 @@ def size_of(extent: Extent) -> int:
 
 
 def window_of(node: Node, dot: TileDot) -> Window:
-    """The node's convolution; its map has known sizes."""
+    """The node's convolution."""
     outputs, inputs, *kernel = (int(size) for size in node.input(1).shape)
     rows, columns = conv_axes(node, kernel)
     return Window(dot, node.output.shape[0], inputs, outputs, rows, columns)
@@ -177,19 +189,22 @@ def source_of(build: KernelBuilder) -> Source:
 def prepare(build: KernelBuilder, window: Window) -> Handle:
     """The first phase; a work item is a row of all planes of a step of an image. Padding is the input's zero point."""
     source = source_of(build)
-    target = build.temporary(product((window.batch, window.steps * window.step_bytes)))
-    height = window.height
+    maps = window.maps
+    target = build.temporary(product((window.batch, maps.bytes)))
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+        height, width, plane = f.extent(window.height), f.extent(window.width), f.extent(window.plane_bytes)
+
         def item(number: Value) -> None:
             image_step, row = f.index(f.divide(number, height)), f.index(f.remainder(number, height))
-            write = f.at(f.pointer(target), image_step * window.step_bytes + row * (window.width * window.pixel))
+            place = image_step * f.extent(maps.step_bytes) + row * (width * window.pixel)
+            write = f.at(f.pointer(target), place)
             for index, remainder in enumerate(window.planes):
-                _plane_row(f, window, source, image_step, row, remainder, f.at(write, index * window.plane_bytes))
+                _plane_row(f, window, source, image_step, row, remainder, f.at(write, index * plane))
 
         f.loop(begin, end, item)
 
-    build.phase(product((window.batch, window.steps, height)), body, 2)
+    build.phase(product((window.batch, window.steps, window.height)), body, 2)
     return target
 
 
@@ -203,29 +218,30 @@ def _plane_row(f: PhaseFunction, window: Window, source: Source, image_step: Val
     rows, columns = window.axes
     below, right = remainder
     y = row * rows.stride + (below - rows.begin)
+    height, width = f.extent(rows.input), f.extent(columns.input)
     first = max(-(-(columns.begin - right) // columns.stride), 0)
-    last = min(max(-(-(size_of(columns.input) + columns.begin - right) // columns.stride), first), window.width)
+    behind = f.divide(width + (columns.begin - right + columns.stride - 1), columns.stride)
+    last = f.minimum(f.maximum(behind, first), f.extent(window.width))
 
     def inside() -> None:
         x = first * columns.stride + right - columns.begin
         image, step = f.index(f.divide(image_step, window.steps)), f.index(f.remainder(image_step, window.steps))
         blocks, group = -(-window.inputs // _LANES), window.dot.depth // _LANES
-        line = ((image * blocks + step * group) * size_of(rows.input) + y) * size_of(columns.input) + x
+        line = ((image * blocks + step * group) * height + y) * width + x
         read = f.at(f.pointer(source.handle), line * source.block_bytes)
         _fill(f, window, source, write, 0, first)
-        _fill(f, window, source, write, last, window.width)
-
+        _fill(f, window, source, write, last, f.extent(window.width))
         written = f.at(write, first * window.pixel)
         _by_count(f, window, step, lambda count: _positions(f, window, source, read, written, last - first, count))
 
-    known = f.compare("ult", y, size_of(rows.input))  # unsigned: rows before the map too are outside
-    f.when(known, inside, lambda: _fill(f, window, source, write, 0, window.width))
+    known = f.compare("ult", y, height)  # unsigned: rows before the map too are outside
+    f.when(known, inside, lambda: _fill(f, window, source, write, 0, f.extent(window.width)))
 
 
 def prepare_block(f: PhaseFunction, window: Window, source: Source, image: Index, first: Index, there: Index,
                   write: Value) -> None:  # fmt: skip
     """All steps of `there` positions from `first` on, of a window of one tap: [step][32 positions]."""
-    area = size_of(window.rows.input) * size_of(window.columns.input)
+    area = f.extent(product((window.rows.input, window.columns.input)))
     blocks, group = -(-window.inputs // _LANES), window.dot.depth // _LANES
 
     def step(number: Value) -> None:
@@ -253,7 +269,7 @@ def _positions(f: PhaseFunction, window: Window, source: Source, read: Value, wr
                count: int) -> None:  # fmt: skip
     """Positions of a row whose step holds `count` channel blocks. What bytes lack meets weights of zero."""
     rows, columns = window.axes
-    apart = size_of(rows.input) * size_of(columns.input) * source.block_bytes
+    apart = f.extent(product((rows.input, columns.input))) * source.block_bytes
     stride, floats = columns.stride * source.block_bytes, source.size == 4
 
     def position(p: Value) -> None:
@@ -269,10 +285,10 @@ def _positions(f: PhaseFunction, window: Window, source: Source, read: Value, wr
     f.loop(0, there, position)
 
 
-def _fill(f: PhaseFunction, window: Window, source: Source, write: Value, first: int, last: int) -> None:
+def _fill(f: PhaseFunction, window: Window, source: Source, write: Value, first: Index, last: Index) -> None:
     def position(p: Value) -> None:
         for part in range(window.dot.parts):
             f.store(f.constant("<16 x i32>", source.fill), write, p * window.pixel + part * ROW_BYTES)
 
-    if first < last:
+    if not isinstance(first, int) or not isinstance(last, int) or first < last:
         f.loop(first, last, position)

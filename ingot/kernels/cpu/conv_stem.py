@@ -76,13 +76,13 @@ class Stem:
     @property
     def maps(self) -> Maps:
         """What products need to know."""
-        row, shifts = self.length * _QUAD, []
+        taps = []
         for i in range(self.rows.kernel):
             down, remainder = divmod(i * self.rows.dilation, self.rows.stride)
-            shifts.append(self.planes.index(remainder) * self.plane_bytes + down * row)
-        height, width = size_of(self.rows.output), size_of(self.columns.output)
-        stride, whole = self.columns.stride, len(self.planes) * self.plane_bytes
-        return Maps(BYTES, self.batch, height, width, self.length // stride, stride * _QUAD, 1, whole, tuple(shifts))
+            taps.append((self.planes.index(remainder), down, 0))
+        stride, planes = self.columns.stride, len(self.planes)
+        size = self.rows.output, self.columns.output, self.length // stride, stride * _QUAD
+        return Maps(BYTES, self.batch, *size, 1, planes, self.plane_bytes, tuple(taps))
 
 
 def stem_of(node: Node) -> Stem:
@@ -94,6 +94,8 @@ def stem_of(node: Node) -> Stem:
 
 def _applies(node: Node, isa: Isa) -> bool:
     if not isa.has("amx_int8") or node.dtype not in SHORT or not fits_tiles(node, "int32") or not takes_weights(node):
+        return False
+    if not all(isinstance(size, int) for size in (*node.input(0).shape[2:], *node.output.shape[2:])):
         return False
     stem = stem_of(node)
     span = (stem.columns.kernel - 1) * stem.columns.dilation + 1
@@ -107,7 +109,7 @@ def conv_stem_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     prepared, parts = _prepare(build, stem), byte_parts(weight)
     packed = build.pack(pack_tiles(np.concatenate([_spread(part, stem) for part in parts]), BYTES, wide))
     corrections = packed_corrections(build, node, weight, wide)
-    maps = replace(stem.maps, shifts=stem.maps.shifts * len(parts))
+    maps = replace(stem.maps, taps=stem.maps.taps * len(parts))
     emit_prepared(build, Job(maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")), prepared)
 
 
@@ -134,7 +136,7 @@ def _prepare(build: KernelBuilder, stem: Stem) -> Handle:
             remainder = f.index(planes[0])
             for index, other in enumerate(planes[1:], 1):
                 remainder = f.select(f.compare("eq", plane, index), f.index(other), remainder)
-            place = image * maps.step_bytes + plane * stem.plane_bytes + row * (stem.length * _QUAD)
+            place = image * size_of(maps.step_bytes) + plane * stem.plane_bytes + row * (stem.length * _QUAD)
             y = row * stem.rows.stride + remainder - stem.rows.begin
             write, area = f.at(f.pointer(target), place), size_of(stem.rows.input) * size_of(stem.columns.input)
             read = f.at(f.pointer(source), image * (stem.inputs * area) + y * size_of(stem.columns.input))

@@ -58,6 +58,7 @@ from ingot.plan.extent import product
 Applies = Callable[[Node, Isa], bool]
 Emit = Callable[[KernelBuilder, Window, "Job"], None]
 MOST_TAPS = 9
+_BLOCKS = 128  # of positions, where the map's size is not known
 _NEAR_BYTES = 256 << 10
 _PRODUCT_CYCLES, _VECTOR_CYCLES, _BLOCK_CYCLES = 18, 12, 300
 _ROW_BYTES_PER_MICROSECOND, _WEIGHTS_PER_MICROSECOND, _AGAIN_PER_MICROSECOND = 30_000, 16_000, 80_000
@@ -70,10 +71,10 @@ _FIRST_CACHE = 32 << 10  # bytes of weights that stay there
 def fits_tiles(node: Node, accumulator: str, groups: bool = False) -> bool:
     """Whether sizes, groups (none unless told otherwise) and epilogue are such as kernels over prepared maps take."""
     weight = node.input(1)
-    if weight.constant is None or len(weight.shape) != 4:
+    if weight.constant is None or len(weight.shape) != 4 or not isinstance(node.output.shape[1], int):
         return False
-    static = all(isinstance(size, int) and size > 0 for size in (*node.input(0).shape[1:], *node.output.shape[1:]))
-    return static and (groups or node.attributes["group"] == 1) and can_finish(node, 2, accumulator)
+    some = all(size != 0 for size in (*node.input(0).shape[1:], *node.output.shape[1:]))
+    return some and (groups or node.attributes["group"] == 1) and can_finish(node, 2, accumulator)
 
 
 def takes_weights(node: Node) -> bool:
@@ -102,7 +103,7 @@ def _floats_apply(node: Node, isa: Isa) -> bool:
     if not isa.has("amx_bf16") or node.dtype != "float32" or not fits_tiles(node, "float32"):
         return False
     outputs, inputs = map(int, node.input(1).shape[:2])
-    return node.input(1).dtype == "float32" and inputs % COLUMNS == 0 and outputs >= COLUMNS and _few_taps(node)
+    return node.input(1).dtype == "float32" and inputs % COLUMNS == 0 and outputs >= COLUMNS // 2 and _few_taps(node)
 
 
 def _bytes_apply(node: Node, isa: Isa) -> bool:
@@ -123,16 +124,19 @@ def _copies(applies: Applies, dot: TileDot) -> Applies:
 def cost(maps: Maps, outputs: int, wide: int, near: bool = False) -> float:
     """Microseconds on one core; `near`: blocks are prepared where they are used, and each reads all weights."""
     batch = maps.batch if isinstance(maps.batch, int) else 1
-    panels, steps = -(-outputs // (wide * COLUMNS)), maps.steps * len(maps.shifts)
+    blocks, step_bytes = maps.blocks, maps.step_bytes
+    if not isinstance(blocks, int) or not isinstance(step_bytes, int):
+        blocks, step_bytes = _BLOCKS, _BLOCKS * TALLEST * maps.pitch
+    panels, steps = -(-outputs // (wide * COLUMNS)), maps.steps * len(maps.taps)
     products = steps * len(maps.dot.products) * 2 * wide * _PRODUCT_CYCLES
     block = products + wide * TALLEST * _VECTOR_CYCLES + _BLOCK_CYCLES
-    compute = batch * maps.blocks * panels * block / (GIGAHERTZ * 1000)
-    moved = maps.step_bytes * (1 + maps.dot.source / maps.dot.parts)
+    compute = batch * blocks * panels * block / (GIGAHERTZ * 1000)
+    moved = step_bytes * (1 + maps.dot.source / maps.dot.parts)
     prepared = batch * maps.steps * moved / _ROW_BYTES_PER_MICROSECOND
     weights = steps * panels * wide * maps.dot.right_bytes
     if not near:
         return 2 + compute + prepared + weights / _WEIGHTS_PER_MICROSECOND
-    again = (maps.blocks - 1) * weights / _AGAIN_PER_MICROSECOND if weights > _FIRST_CACHE else 0.0
+    again = (blocks - 1) * weights / _AGAIN_PER_MICROSECOND if weights > _FIRST_CACHE else 0.0
     return 1 + compute + prepared / 3 + weights / _WEIGHTS_PER_MICROSECOND + again
 
 
@@ -265,17 +269,21 @@ class Job:
     @property
     def panel_bytes(self) -> int:
         """Packed weights of a panel."""
-        return self.maps.steps * len(self.maps.shifts) * self.tap_bytes
+        return self.maps.steps * len(self.maps.taps) * self.tap_bytes
 
     @property
     def panels_outside(self) -> bool:
         """Whether all blocks pass a panel before the next one: where the weights are the larger operand."""
-        return self.panels * self.panel_bytes > self.maps.steps * self.maps.step_bytes
+        image = self.maps.bytes
+        return isinstance(image, int) and self.panels * self.panel_bytes > image
 
     @property
     def share(self) -> int:
         """Bytes of the next panel that a block fetches with every tap."""
-        return -(-self.tap_bytes // (self.maps.blocks * ROW_BYTES)) * ROW_BYTES if self.panels_outside else 0
+        blocks = self.maps.blocks
+        if not self.panels_outside or not isinstance(blocks, int):
+            return 0
+        return -(-self.tap_bytes // (blocks * ROW_BYTES)) * ROW_BYTES
 
 
 def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
@@ -285,16 +293,17 @@ def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
 
 def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
     """A work item is 32 positions by a panel of output channels; the larger operand is read once."""
-    maps, count = job.maps, job.panels * job.maps.blocks
+    maps = job.maps
     shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
         def item(number: Value) -> None:
+            count = f.extent(product((job.panels, maps.blocks)))
             image, place = f.index(f.divide(number, count)), f.index(f.remainder(number, count))
-            inner = maps.blocks if job.panels_outside else job.panels
+            inner = f.extent(maps.blocks) if job.panels_outside else job.panels
             outer, number = f.index(f.divide(place, inner)), f.index(f.remainder(place, inner))
             panel, block = (outer, number) if job.panels_outside else (number, outer)
-            start = image * (maps.steps * maps.step_bytes) + block * (TALLEST * maps.pitch)
+            start = image * f.extent(maps.bytes) + block * (TALLEST * maps.pitch)
             _products(f, job, f.at(f.pointer(prepared), start), f.at(f.scratch, slots), (image, panel, block))
 
         configure(f, shape)
@@ -312,8 +321,9 @@ def emit_near(build: KernelBuilder, window: Window, job: Job) -> None:
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
         def item(number: Value) -> None:
-            image, block = f.index(f.divide(number, near.maps.blocks)), f.index(f.remainder(number, near.maps.blocks))
-            there = f.minimum(TALLEST, f.index(near.maps.positions) - block * TALLEST)
+            blocks = f.extent(near.maps.blocks)
+            image, block = f.index(f.divide(number, blocks)), f.index(f.remainder(number, blocks))
+            there = f.minimum(TALLEST, f.index(f.extent(near.maps.positions)) - block * TALLEST)
             left, slot = f.at(f.scratch, place), f.at(f.scratch, slots)
             prepare_block(f, window, source, image, block * TALLEST, there, left)
             f.loop(0, near.panels, lambda panel: _products(f, near, left, slot, (image, panel, block)))
@@ -327,19 +337,20 @@ def emit_near(build: KernelBuilder, window: Window, job: Job) -> None:
 
 def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple[Value, Value, Value]) -> None:
     """32 positions, prepared at `left`, by a panel; `place` is (image, panel, block)."""
-    maps, (image, panel, block), taps = job.maps, place, len(job.maps.shifts)
+    maps, (image, panel, block), taps = job.maps, place, len(job.maps.taps)
     right = f.at(f.pointer(job.packed), panel * job.panel_bytes)
     far = f.at(right, block * (job.share * maps.steps * taps) + job.panel_bytes)
-    tops = 2 if maps.positions > ROWS else 1
+    tops = 1 if isinstance(maps.positions, int) and maps.positions <= ROWS else 2
     begin(f, tops, job.wide, None)
 
     def step(_: Value, *pointers: Value) -> list[Value]:
         read, weights, ahead = pointers
-        for number, shift in enumerate(maps.shifts):
-            rows = Rows([f.at(read, shift + top * ROWS * maps.pitch) for top in range(tops)], ROW_BYTES, maps.pitch)
+        for number, tap in enumerate(maps.taps):
+            there = f.at(read, maps.shift(f, tap))
+            rows = Rows([f.at(there, top * ROWS * maps.pitch) for top in range(tops)], ROW_BYTES, maps.pitch)
             fetched = f.at(ahead, number * job.share)
             add_products(f, maps.dot, job.wide, rows, f.at(weights, number * job.tap_bytes), fetched, job.share)
-        moved = f.at(read, maps.step_bytes)
+        moved = f.at(read, f.extent(maps.step_bytes))
         return [moved, f.at(weights, taps * job.tap_bytes), f.at(ahead, taps * job.share)]
 
     f.loop(0, maps.steps, step, [left, right, far])
@@ -354,11 +365,12 @@ def _finish(f: PhaseFunction, job: Job, image: Value, panel: Value, block: Value
     """The sums of a block through the epilogue to those of its positions that count: run by run of the map's rows."""
     maps, wide, blocks = job.maps, job.wide, -(-job.epilogue.channels // COLUMNS)
     first, channel = block * TALLEST, panel * wide
-    there = f.index(f.minimum(TALLEST, f.index(maps.positions) - first))
+    there = f.index(f.minimum(TALLEST, f.index(f.extent(maps.positions)) - first))
+    columns, width = f.extent(maps.columns), f.extent(maps.width)
 
     def vectors(count: int) -> None:
         finisher = _Finisher(f, job, channel, count)
-        plane = (image * blocks + channel) * (maps.rows * maps.columns)
+        plane = (image * blocks + channel) * f.extent(product((maps.rows, maps.columns)))
 
         def run(r: Value, place: Value, length: Value) -> None:
             _finish_run(f, finisher, f.at(slot, r * (wide * ROW_BYTES)), (plane + place) * COLUMNS, length)
@@ -368,11 +380,11 @@ def _finish(f: PhaseFunction, job: Job, image: Value, panel: Value, block: Value
             return
 
         def row(_: Value, r: Value, y: Value, x: Value) -> list[Value]:
-            run(r, y * maps.columns + x, f.index(f.maximum(f.minimum(f.index(maps.columns) - x, there - r), 0)))
-            return [r + maps.width - x, y + 1, f.index(0)]
+            run(r, y * columns + x, f.index(f.maximum(f.minimum(f.index(columns) - x, there - r), 0)))
+            return [r + width - x, y + 1, f.index(0)]
 
-        y, x = f.index(f.divide(first, maps.width)), f.index(f.remainder(first, maps.width))
-        f.loop(0, f.divide(x + there + (maps.width - 1), maps.width), row, [f.index(0), y, x])
+        y, x = f.index(f.divide(first, width)), f.index(f.remainder(first, width))
+        f.loop(0, f.divide(x + there + (width - 1), width), row, [f.index(0), y, x])
 
     if blocks % wide == 0:
         vectors(wide)
@@ -397,12 +409,14 @@ class _Finisher:
 
     def __call__(self, sums: Value, element: Index, position: int) -> None:
         """Finish sums at `sums`: of the position `position` places behind output element `element`."""
-        job, apart = self.job, self.job.maps.rows * self.job.maps.columns * COLUMNS
+        job, maps = self.job, self.job.maps
+        apart = self.f.extent(product((maps.rows, maps.columns))) * COLUMNS
         for j in range(self.count):
             total = self.f.load(f"<16 x {self.element}>", sums, (position * job.wide + j) * ROW_BYTES)
             correction = self.corrections[j]
             total = total if correction is None else total + correction
-            finish(self.f, job.epilogue, total, self.values[j], element, j * apart + position * COLUMNS)
+            place, further = (element, j * apart) if isinstance(apart, int) else (element + j * apart, 0)
+            finish(self.f, job.epilogue, total, self.values[j], place, further + position * COLUMNS)
 
 
 def _finish_run(f: PhaseFunction, finisher: _Finisher, slot: Value, element: Value, length: Value) -> None:

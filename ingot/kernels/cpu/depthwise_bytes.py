@@ -87,7 +87,8 @@ def _applies(node: Node, isa: Isa) -> bool:
     depthwise = node.attributes["group"] == channels == node.input(0).shape[1] and weight.shape[1] == 1
     if not depthwise or not fits_tiles(node, "int32", groups=True) or not takes_weights(node):
         return False
-    return band_of(node).columns.dilation == 1
+    static = all(isinstance(size, int) for size in (*node.input(0).shape[2:], *node.output.shape[2:]))
+    return static and band_of(node).columns.dilation == 1
 
 
 def _cost(node: Node, isa: Isa, columns: int) -> float:
