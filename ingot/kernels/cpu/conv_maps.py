@@ -23,7 +23,8 @@ from ingot.plan.extent import Extent, product
 @dataclass(frozen=True)
 class Maps:
     """Prepared maps as products read them: `shifts` are the bytes from a position to what each step of K reads,
-    `pitch` those to the next position, `width` positions to a row of which `columns` count."""
+    `pitch` those to the next position, `part_bytes` those from a part to the next; `width` positions to a row of which
+    `columns` count."""
 
     dot: TileDot
     batch: Extent
@@ -34,6 +35,7 @@ class Maps:
     steps: int
     step_bytes: int
     shifts: tuple[int, ...]
+    part_bytes: int = ROW_BYTES
 
     @property
     def positions(self) -> int:

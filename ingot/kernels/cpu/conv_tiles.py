@@ -336,7 +336,8 @@ def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple
     def step(_: Value, *pointers: Value) -> list[Value]:
         read, weights, ahead = pointers
         for number, shift in enumerate(maps.shifts):
-            rows = Rows([f.at(read, shift + top * ROWS * maps.pitch) for top in range(tops)], ROW_BYTES, maps.pitch)
+            tall = [f.at(read, shift + top * ROWS * maps.pitch) for top in range(tops)]
+            rows = Rows(tall, maps.part_bytes, maps.pitch)
             fetched = f.at(ahead, number * job.share)
             add_products(f, maps.dot, job.wide, rows, f.at(weights, number * job.tap_bytes), fetched, job.share)
         moved = f.at(read, maps.step_bytes)
