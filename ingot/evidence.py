@@ -44,6 +44,7 @@ _BATCH_LIMIT = 8
 _UNBOUNDED = (1, 3, 16, 64, 128, 512, 640)
 # relative to the largest magnitude of the reference output; integers: largest difference allowed, and share of elements
 _RELATIVE = {"float64": 1e-6, "float32": 2e-4, "float16": 2e-2, "bfloat16": 8e-2}
+_COARSER = {"tf32": 2e-3, "fp16": 2e-2, "bf16": 8e-2}  # the same for float32 results of an engine of that precision
 _INTEGER_SHARE = 2e-3
 # Models that quantize what they compute: where a number lies within a rounding of the middle between two integers, the
 # order of a sum decides, and a step more or less goes on from there. Two correct runtimes differ by this much.

@@ -21,6 +21,6 @@ def aligned_bytes(size: int, alignment: int = PAGE) -> Array:
 def address_of(array: Array) -> int:
     """Address of the first element."""
     flags = array.flags
-    if flags.writeable and flags.c_contiguous and array.size:
+    if flags.writeable and flags.c_contiguous and array.size and array.dtype.isbuiltin == 1:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # a quarter of the time of what follows
     return int(array.__array_interface__["data"][0])

@@ -20,8 +20,9 @@ from typing import Any
 
 from ingot.errors import ConfigError
 from ingot.kernels import Candidate
-from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.node import Node
+from ingot.kernels.target import Target
+from ingot.runtime import cuda
 
 Outcome = float | str  # microseconds, or why the candidate has none
 Times = dict[str, dict[str, Outcome]]
@@ -53,9 +54,11 @@ def processor() -> str:
     return f"{found.get('model name', 'unknown processor')} ({numbers})"
 
 
-def place_of(isa: Isa) -> str:
+def place_of(target: Target) -> str:
     """Where times are taken: they are not comparable with those of another place."""
-    return " | ".join((processor(), isa.name, f"llvmlite {version('llvmlite')}", generator_fingerprint()))
+    if target.target == "cpu":
+        return " | ".join((processor(), target.name, f"llvmlite {version('llvmlite')}", generator_fingerprint()))
+    return " | ".join((cuda.select("cuda").name, target.name, f"triton {version('triton')}", generator_fingerprint()))
 
 
 def signature(node: Node, distant: bool = False) -> str:
@@ -75,8 +78,8 @@ def candidate_key(candidate: Candidate) -> str:
 class TimingCache:
     """Outcomes by (place, node signature, candidate). Without a path it lasts as long as the build."""
 
-    def __init__(self, path: Path | None, isa: Isa) -> None:
-        self.path, self.place = path, place_of(isa)
+    def __init__(self, path: Path | None, target: Target) -> None:
+        self.path, self.place = path, place_of(target)
         places = read(path) if path is not None else {}
         self.times: Times = places.pop(self.place, {})
         self.foreign = tuple(places)

@@ -17,11 +17,13 @@ from ingot.kernels import Candidate, Ports, kernels_for
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import Compiled, Standalone, compiled, generate
 from ingot.kernels.node import Node, Port
+from ingot.kernels.target import Target
 from ingot.tune import cold
 
 Array = np.ndarray[Any, Any]
 Description = tuple[str, str, Mapping[str, Any], Ports]  # module, kernel, tactic, layouts
 _LARGE = 4096
+_TILED = 1 << 22  # elements; more repeat themselves
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 40
 _CLOSE = 1.15  # candidates this many times slower than the best of their layout are not timed any further
 
@@ -45,16 +47,17 @@ def without_weights(node: Node) -> Node:
 def compile_candidate(node: Node, described: Description, isa_name: str) -> Compiled:
     """The candidate's code."""
     isa = BY_NAME[isa_name]
-    drawn = _with_drawn_weights(node)
-    return compiled(generate(drawn, _candidate(drawn, described, isa), isa))
+    drawn = with_drawn_weights(node)
+    return compiled(generate(drawn, candidate_of(drawn, described, isa), isa))
 
 
-def _candidate(node: Node, described: Description, isa: Isa) -> Candidate:
+def candidate_of(node: Node, described: Description, target: Target) -> Candidate:
+    """What `describe` described."""
     module, name, tactic, ports = described
-    kernels_for(node, "cpu", isa)  # Ingot's own are registered
+    kernels_for(node, target.target, target)  # Ingot's own are registered
     if module != "__main__":
         importlib.import_module(module)  # a user's
-    entry = next((k for k in kernels_for(node, "cpu", isa) if k.name == name), None)
+    entry = next((k for k in kernels_for(node, target.target, target) if k.name == name), None)
     if entry is None:
         raise BuildError(f"importing {module} registers no kernel {name} for {node.op}: it cannot be timed")
     return Candidate(entry, tactic, ports)
@@ -89,8 +92,8 @@ def time_candidates(
     """Microseconds of each candidate on one thread. `budget`: seconds of running to spend on the whole set; `distant`:
     weights come from memory rather than from the last level of cache."""
     isa = BY_NAME[isa_name]
-    node = _with_drawn_weights(node)
-    feeds = [None if p is None else _draw(p) for p in node.inputs]
+    node = with_drawn_weights(node)
+    feeds = [None if p is None else draw(p) for p in node.inputs]
     runners = [_runner(node, described, code, isa, feeds) for described, code in ready]
     start = time.perf_counter()
     for rounds in range(_MOST_ROUNDS):
@@ -102,7 +105,7 @@ def time_candidates(
 
 
 def _runner(node: Node, described: Description, code: Compiled, isa: Isa, feeds: Sequence[Array | None]) -> _Runner:
-    alone = Standalone(node, _candidate(node, described, isa), isa, ready=code)
+    alone = Standalone(node, candidate_of(node, described, isa), isa, ready=code)
     alone.bind(feeds)
     alone.run()  # pages touched, tables read
     return _Runner(alone, described[-1])
@@ -116,15 +119,17 @@ def _promising(runners: Sequence[_Runner]) -> list[_Runner]:
     return [runner for runner in runners if min(runner.seconds) <= _CLOSE * best[runner.ports]]
 
 
-def _with_drawn_weights(node: Node) -> Node:
+def with_drawn_weights(node: Node) -> Node:
+    """The node with weights in the places that `without_weights` emptied."""
+
     def drawn(port: Port | None) -> Port | None:
         emptied = port is not None and port.constant is not None and port.constant.shape != port.shape
-        return replace(port, constant=_draw(port)) if port is not None and emptied else port
+        return replace(port, constant=draw(port)) if port is not None and emptied else port
 
     return replace(node, inputs=tuple(drawn(p) for p in node.inputs))
 
 
-def _draw(port: Port) -> Array:
+def draw(port: Port) -> Array:
     """Numbers nothing goes wrong with: integers are legal indices, floats neither overflow nor become denormal."""
     rng = np.random.default_rng(1)
     shape = tuple(int(d) for d in port.shape)
@@ -133,4 +138,6 @@ def _draw(port: Port) -> Array:
         return np.zeros(shape, dtype)
     if dtype.kind in "iub":
         return rng.integers(0, 2, shape).astype(dtype)
+    if np.prod(shape, dtype=np.int64) > _TILED:
+        return np.resize(rng.uniform(0.25, 1.0, _TILED).astype(dtype), shape)
     return rng.uniform(0.25, 1.0, shape).astype(np.float32).astype(dtype)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from ingot.kernels import Candidate
-from ingot.kernels.cpu.isa import Isa
-from ingot.kernels.cpu.standalone import Compiled
 from ingot.kernels.cpu.workers import WorkerDied, WorkerPool
+from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.node import Node
+from ingot.kernels.target import Target
 from ingot.runtime.cpu import usable_threads
 from ingot.tune.measure import describe
 
@@ -37,10 +38,14 @@ class Trial:
     distant: bool = False
 
 
-Ready = Sequence[tuple[Candidate, Compiled]]
+Code = Any  # what compile_candidate of the target's module gives, and its time_candidates takes
+Ready = Sequence[tuple[Candidate, Code]]
+# Where a target's candidates are compiled and timed.
+_MODULES = {"cpu": "ingot.tune.measure", "cuda": "ingot.tune.cuda_measure"}
 
 
-def run(trials: Sequence[Trial], isa: Isa, budget: float, progress: Progress) -> Iterator[tuple[Trial, list[Outcome]]]:
+def run(trials: Sequence[Trial], isa: Target, budget: float,
+        progress: Progress) -> Iterator[tuple[Trial, list[Outcome]]]:  # fmt: skip
     """Each trial with an outcome per candidate; `budget`: seconds of running per trial."""
     count = sum(len(t.candidates) for t in trials)
     compiling, timing = _COMPILING * count / usable_threads(), _SETTING_UP + budget
@@ -52,9 +57,9 @@ def run(trials: Sequence[Trial], isa: Isa, budget: float, progress: Progress) ->
             progress((compiling + timing * (done + 1)) / whole)
 
 
-def _compile_all(trials: Sequence[Trial], isa: Isa, told: Callable[[int], None]) -> dict[Trial, list[Compiled | str]]:
+def _compile_all(trials: Sequence[Trial], isa: Target, told: Callable[[int], None]) -> dict[Trial, list[Code]]:
     done = 0
-    codes: dict[Trial, list[Compiled | str]] = {}
+    codes: dict[Trial, list[Code]] = {}
     with WorkerPool(usable_threads()) as pool:
         futures = {t: [_compile(pool, t.node, c, isa) for c in t.candidates] for t in trials}
         for trial, waiting in futures.items():
@@ -64,12 +69,12 @@ def _compile_all(trials: Sequence[Trial], isa: Isa, told: Callable[[int], None])
     return codes
 
 
-def _compile(pool: WorkerPool, node: Node, candidate: Candidate, isa: Isa) -> Future[Compiled]:
-    arguments = (node, describe(candidate), isa.name)
-    return pool.submit("ingot.tune.measure:compile_candidate", *arguments, limit=_COMPILE_LIMIT)
+def _compile(pool: WorkerPool, node: Node, candidate: Candidate, isa: Target) -> Future[Code]:
+    arguments = (node, describe(candidate), named(isa))
+    return pool.submit(f"{_MODULES[isa.target]}:compile_candidate", *arguments, limit=_COMPILE_LIMIT)
 
 
-def _code(future: Future[Compiled]) -> Compiled | str:
+def _code(future: Future[Code]) -> Code:
     try:
         return future.result()
     except Exception as error:  # noqa: BLE001  one candidate is lost and named, the build goes on
@@ -77,26 +82,35 @@ def _code(future: Future[Compiled]) -> Compiled | str:
 
 
 def _outcomes(
-    pool: WorkerPool, trial: Trial, codes: Sequence[Compiled | str], isa: Isa, budget: float
+    pool: WorkerPool, trial: Trial, codes: Sequence[Code], isa: Target, budget: float
 ) -> list[Outcome]:
     ready = [(c, code) for c, code in zip(trial.candidates, codes, strict=True) if not isinstance(code, str)]
     limit = _PATIENCE + 10 * budget + _RUNS * sum(trial.estimates) / 1e6
-    times = iter(_timed(pool, trial, ready, (isa.name, budget, trial.distant), limit))
+    times = iter(_timed(pool, trial, ready, (isa, budget, trial.distant), limit))
     return [code if isinstance(code, str) else next(times) for code in codes]
 
 
-def _timed(pool: WorkerPool, trial: Trial, ready: Ready, how: tuple[str, float, bool], limit: float) -> list[Outcome]:
+How = tuple[Target, float, bool]
+
+
+def _timed(pool: WorkerPool, trial: Trial, ready: Ready, how: How, limit: float) -> list[Outcome]:
     """Outcomes in the order of `ready`; if timing all together fails, one by one."""
     if not ready:
         return []
     described = [(describe(candidate), code) for candidate, code in ready]
-    job = pool.submit("ingot.tune.measure:time_candidates", trial.node, described, *how, limit=limit)
+    function = f"{_MODULES[how[0].target]}:time_candidates"
+    job = pool.submit(function, trial.node, described, named(how[0]), *how[1:], limit=limit)
     try:
         return list(job.result())
     except Exception as error:  # noqa: BLE001  one candidate is lost and named, the build goes on
         if len(ready) == 1:
             return [f"while it was timed: {_words(error)}"]
     return [outcome for one in ready for outcome in _timed(pool, trial, [one], how, limit)]
+
+
+def named(target: Target) -> str:
+    """The target as a child finds it: by its name, a GPU's with the precision of its products."""
+    return f"{target.name} {target.precision}" if isinstance(target, Architecture) else target.name
 
 
 def _words(error: Exception) -> str:

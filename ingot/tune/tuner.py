@@ -11,11 +11,10 @@ from pathlib import Path
 from ingot.config import BuildConfig
 from ingot.errors import BuildError
 from ingot.kernels import Candidate, Ports
-from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.target import Target
 from ingot.plan.lower import Module, Work
 from ingot.report import BuildLog
-from ingot.runtime.machine import cpu_features
+from ingot.runtime.session import features
 from ingot.tune import trials
 from ingot.tune.cache import TimingCache, candidate_key, signature
 from ingot.tune.choose import Price
@@ -54,16 +53,15 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
     if config.level == 0:
         return estimates
     nodes = Nodes(estimates, weights_are_distant(module))
-    if not isinstance(target, Isa) or not target.machine <= cpu_features():
+    if not target.machine <= features(target.target):
         log.note("not timed", target.name, "this machine cannot run it; its kernels are chosen by estimate")
         return estimates
-    isa = target
-    cache = TimingCache(Path(config.timing_cache) if config.timing_cache else None, isa)
+    cache = TimingCache(Path(config.timing_cache) if config.timing_cache else None, target)
     if cache.mismatch:
         log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")
     lists = shortlists(module, estimates, LEVELS[config.level])
     try:
-        _measure(lists, nodes, cache, isa, config, log)
+        _measure(lists, nodes, cache, target, config, log)
     finally:
         cache.save()  # Ctrl-C does not lose what has been measured
     return Measured(nodes, cache, lists, log)
@@ -163,7 +161,7 @@ def _measure(
     lists: Mapping[Work, Sequence[Candidate]],
     nodes: Nodes,
     cache: TimingCache,
-    isa: Isa,
+    isa: Target,
     config: BuildConfig,
     log: BuildLog,
 ) -> None:

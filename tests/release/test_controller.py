@@ -362,9 +362,8 @@ def broken(context: sources.Context) -> float:
 
 def test_a_python_function_is_a_metric(bench: Callable[..., Bench]) -> None:
     text = (
-        "metrics: {own: {kind: python, function: 'tests.release.test_controller:of_python', successCondition:
-        result < 1"
-        "}}\nsteps: [{setWeight: 10}, {analysis: {metrics: [own], duration: 3s}}]"
+        "metrics: {own: {kind: python, function: 'tests.release.test_controller:of_python', "
+        "successCondition: result < 1}}\nsteps: [{setWeight: 10}, {analysis: {metrics: [own], duration: 3s}}]"
     )
     bench(text).rounds(lambda state: state.stable == "v2")
 
@@ -408,8 +407,8 @@ def test_argos_counting(values: list[float | None], settings: dict[str, Any], ou
 def test_webhooks_are_told_in_order_at_least_once(bench: Callable[..., Bench], tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("shared\n")
-    hook = f"notifications: [{{url: 'http://hook/', 'on': [Applied, Abort], secretFile: '{secret}'}}]\nsteps:
-    [{{pause: {{}}}}]"
+    hook = f"notifications: [{{url: 'http://hook/', 'on': [Applied, Abort], secretFile: '{secret}'}}]"
+    hook += "\nsteps: [{pause: {}}]"
     one = bench(hook)
     told: list[tuple[str, dict[str, str]]] = []
     up = [False]

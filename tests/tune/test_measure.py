@@ -69,12 +69,12 @@ def test_code_does_not_depend_on_the_weights_drawn() -> None:
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "uint16"])
 def test_drawn_integers_are_legal_indices(dtype: str) -> None:
-    assert not measure._draw(Port(dtype, (5,))).any()
+    assert not measure.draw(Port(dtype, (5,))).any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "bfloat16", "uint8", "int8", "bool"])
 def test_drawn_numbers_are_tame(dtype: str) -> None:
-    drawn = measure._draw(Port(dtype, (50,))).astype(np.float64)
+    drawn = measure.draw(Port(dtype, (50,))).astype(np.float64)
     assert (drawn >= 0).all() and (drawn <= 1).all() and drawn.any()
 
 

@@ -23,7 +23,8 @@ from ingot.plan.extent import Extent, add, ceil_div, product
 @dataclass(frozen=True)
 class Maps:
     """Prepared maps as products read them: `taps` are what each step of K reads, as (plane, rows down, bytes right)
-    from a position, `pitch` the bytes to the next one, `width` positions to a row of which `columns` count."""
+    from a position, `pitch` the bytes to the next one, `part_bytes` those from a part to the next; `width` positions to
+    a row of which `columns` count."""
 
     dot: TileDot
     batch: Extent
@@ -35,6 +36,7 @@ class Maps:
     planes: int
     plane_bytes: Extent
     taps: tuple[tuple[int, int, int], ...]
+    part_bytes: int = ROW_BYTES
 
     @property
     def positions(self) -> Extent:

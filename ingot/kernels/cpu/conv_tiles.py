@@ -347,7 +347,7 @@ def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple
         read, weights, ahead = pointers
         for number, tap in enumerate(maps.taps):
             there = f.at(read, maps.shift(f, tap))
-            rows = Rows([f.at(there, top * ROWS * maps.pitch) for top in range(tops)], ROW_BYTES, maps.pitch)
+            rows = Rows([f.at(there, top * ROWS * maps.pitch) for top in range(tops)], maps.part_bytes, maps.pitch)
             fetched = f.at(ahead, number * job.share)
             add_products(f, maps.dot, job.wide, rows, f.at(weights, number * job.tap_bytes), fetched, job.share)
         moved = f.at(read, f.extent(maps.step_bytes))

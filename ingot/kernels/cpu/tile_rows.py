@@ -84,9 +84,14 @@ def pack_floats(f: Function, dot: TileDot, first: Value, second: Value, write: V
         f.store(_rounded_pair(f, first, second), write)
         return
     for place, x in ((0, first), (ROW_BYTES // 2, second)):
-        high = _rounded(f, x)
-        f.store(high, write, place)
-        f.store(_rounded(f, x - _widened(f, high)), write, place + apart)
+        for part, numbers in enumerate(rounded_parts(f, dot, x)):
+            f.store(numbers, write, place + part * apart)
+
+
+def rounded_parts(f: Function, dot: TileDot, x: Value) -> list[Value]:
+    """16 numbers as the bfloat16 parts that stand for them."""
+    high = _rounded(f, x)
+    return [high] if dot.parts == 1 else [high, _rounded(f, x - _widened(f, high))]
 
 
 def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,

@@ -51,7 +51,7 @@ class Standalone:
         """Results for row-major inputs; constant ones are ignored."""
         self._fill(inputs, copies=1)
         self._put(0)
-        results = [np.empty(physical_shape(p.shape, p.layout, 1), numpy_dtype(p.dtype)) for p in self.node.outputs]
+        results = [_empty(p) for p in self.node.outputs]
         for index, y in enumerate(results):
             self.context.download(y, self._memory["output", index, 0].address, self._stream)
         self.context.wait(self._stream, f"{self.node.op} by itself")
@@ -65,7 +65,7 @@ class Standalone:
         copies = min(max(_COLD // max(constants, 1), 4), _MOST_COPIES)
         self._fill(inputs, copies)
         self._put(0)  # modules loaded
-        graph = self.context.capture(self._stream, lambda: [self._put(copy) for copy in range(copies)] and None)
+        graph = self.context.capture(self._stream, lambda: self._put_all(copies))
         begin, end = self.context.event(), self.context.event()
         best = float("inf")
         for _ in range(runs):
@@ -100,6 +100,10 @@ class Standalone:
         self.context.upload(self._own(kind, index, copy, held.nbytes).address, held, self._stream)
         self.context.wait(self._stream, "an upload")
 
+    def _put_all(self, copies: int) -> None:
+        for copy in range(copies):
+            self._put(copy)
+
     def _put(self, copy: int) -> None:
         for number, call in enumerate(self.build.launches):
             grid = [evaluate(e, {}) for e in call.grid]
@@ -115,3 +119,8 @@ class Standalone:
 
 def _physical(x: Array, port: Port) -> Array:
     return np.transpose(x, memory_order(x.ndim, port.layout))
+
+
+def _empty(port: Port) -> Array:
+    shape = [evaluate(d, {}) for d in physical_shape(port.shape, port.layout, 1)]
+    return np.empty(shape, numpy_dtype(port.dtype))

@@ -65,25 +65,43 @@ class Case:
 def conv(kernel: int = 3, stride: int = 1, pad: int | None = None, group: int = 1, dilation: int = 1) -> dict[str, Any]:
     """Attributes of a square Conv."""
     border = kernel // 2 if pad is None else pad
-    return {"strides": (stride,) * 2, "pads": (border,) * 4, "dilations": (dilation,) * 2, "group": group,
-            **ZERO_POINTS}  # fmt: skip
+    return {
+        "strides": (stride,) * 2,
+        "pads": (border,) * 4,
+        "dilations": (dilation,) * 2,
+        "group": group,
+        **ZERO_POINTS,
+    }
 
 
 def _convolutions() -> Iterator[Case]:
     # name, channels, outputs, kernel, extent, attributes, dtype, large
     table = [
-        ("3x3", 64, 40, 3, 9, conv(), "float32", False), ("3x3 stride 2", 64, 40, 3, 9, conv(stride=2), "float16", False),
-        ("1x1", 64, 48, 1, 9, conv(1), "float16", False), ("1x1 stride 2", 64, 32, 1, 9, conv(1, 2), "float32", False),
-        ("stem", 3, 20, 7, 23, conv(7, 2), "float16", False), ("odd channels", 24, 20, 3, 9, conv(pad=2, dilation=2), "float32", False),
-        ("groups", 64, 64, 3, 9, conv(group=2), "float16", False), ("depthwise", 40, 40, 3, 9, conv(group=40), "float16", False),
-        ("depthwise 5x5", 40, 80, 5, 9, conv(5, 2, group=40), "float32", False), ("deep", 512, 64, 3, 3, conv(), "float16", False),
-        ("ResNet 3x3", 256, 256, 3, 14, conv(), "float16", True), ("ResNet stem", 3, 64, 7, 224, conv(7, 2), "float16", True),
-        ("ResNet expand", 64, 256, 1, 56, conv(1), "float16", True), ("float32 3x3", 128, 128, 3, 28, conv(), "float32", True),
-    ]  # fmt: skip
+        ("3x3", 64, 40, 3, 9, conv(), "float32", False),
+        ("3x3 stride 2", 64, 40, 3, 9, conv(stride=2), "float16", False),
+        ("1x1", 64, 48, 1, 9, conv(1), "float16", False),
+        ("1x1 stride 2", 64, 32, 1, 9, conv(1, 2), "float32", False),
+        ("stem", 3, 20, 7, 23, conv(7, 2), "float16", False),
+        ("odd channels", 24, 20, 3, 9, conv(pad=2, dilation=2), "float32", False),
+        ("groups", 64, 64, 3, 9, conv(group=2), "float16", False),
+        ("depthwise", 40, 40, 3, 9, conv(group=40), "float16", False),
+        ("depthwise 5x5", 40, 80, 5, 9, conv(5, 2, group=40), "float32", False),
+        ("deep", 512, 64, 3, 3, conv(), "float16", False),
+        ("ResNet 3x3", 256, 256, 3, 14, conv(), "float16", True),
+        ("ResNet stem", 3, 64, 7, 224, conv(7, 2), "float16", True),
+        ("ResNet expand", 64, 256, 1, 56, conv(1), "float16", True),
+        ("float32 3x3", 128, 128, 3, 28, conv(), "float32", True),
+    ]
     for name, channels, outputs, kernel, extent, attributes, dtype, large in table:
-        slid = (extent + 2 * attributes["pads"][0] - attributes["dilations"][0] * (kernel - 1) - 1) // attributes["strides"][0] + 1
-        shapes = [(2, channels, extent, extent), (outputs, channels // attributes["group"], kernel, kernel),
-                  (outputs, 1, 1), (2, outputs, slid, slid)]  # fmt: skip
+        slid = (extent + 2 * attributes["pads"][0] - attributes["dilations"][0] * (kernel - 1) - 1) // attributes[
+            "strides"
+        ][0] + 1
+        shapes = [
+            (2, channels, extent, extent),
+            (outputs, channels // attributes["group"], kernel, kernel),
+            (outputs, 1, 1),
+            (2, outputs, slid, slid),
+        ]
         epilogue = HALF_RESIDUAL if dtype == "float16" else RESIDUAL
         yield Case(f"Conv {name}", "Conv", shapes, attributes, epilogue, (1, 2), dtype, large)
 
@@ -92,13 +110,35 @@ def _products() -> Iterator[Case]:
     transposed = {"transpose_a": 1, "transpose_b": 1, **ZERO_POINTS}
     straight = {"transpose_a": 0, "transpose_b": 0, **ZERO_POINTS}
     for dtype, epilogue in (("float32", RESIDUAL), ("float16", HALF_RESIDUAL)):
-        for rows, depth, columns, large in ((51, 70, 50, False), (1, 512, 96, False), (512, 768, 768, True), (8, 3072, 768, True)):
-            yield Case(f"Linear {rows}x{depth}x{columns} {dtype}", "Linear", [(rows, depth), (depth, columns), (columns,),
-                       (rows, columns)], ZERO_POINTS, epilogue, (1, 2), dtype, large)  # fmt: skip
+        for rows, depth, columns, large in (
+            (51, 70, 50, False),
+            (1, 512, 96, False),
+            (512, 768, 768, True),
+            (8, 3072, 768, True),
+        ):
+            yield Case(
+                f"Linear {rows}x{depth}x{columns} {dtype}",
+                "Linear",
+                [(rows, depth), (depth, columns), (columns,), (rows, columns)],
+                ZERO_POINTS,
+                epilogue,
+                (1, 2),
+                dtype,
+                large,
+            )
         yield Case(f"MatMul {dtype}", "MatMul", [(2, 3, 20, 40), (3, 40, 33)], straight, "", (), dtype)
         yield Case(f"MatMul transposed {dtype}", "MatMul", [(2, 40, 20), (2, 33, 40)], transposed, "", (), dtype)
-    yield Case("Linear int8", "Linear", [(40, 64), (64, 32)], ZERO_POINTS, "", (1,), "int8", False,
-               lambda rng, index, shape: rng.integers(-9, 9, shape).astype(np.int8))  # fmt: skip
+    yield Case(
+        "Linear int8",
+        "Linear",
+        [(40, 64), (64, 32)],
+        ZERO_POINTS,
+        "",
+        (1,),
+        "int8",
+        False,
+        lambda rng, index, shape: rng.integers(-9, 9, shape).astype(np.int8),
+    )
 
 
 def _attention() -> Iterator[Case]:
@@ -107,7 +147,9 @@ def _attention() -> Iterator[Case]:
     bert = [(2, 12, 128, 64)] * 3
     for dtype in ("float32", "float16"):
         yield Case(f"Attention {dtype}", "Attention", [*small, (2, 1, 1, 45)], settings, "", (), dtype)
-        yield Case(f"Attention causal {dtype}", "Attention", small, {**settings, "causal": 1, "softcap": 5.0}, "", (), dtype)
+        yield Case(
+            f"Attention causal {dtype}", "Attention", small, {**settings, "causal": 1, "softcap": 5.0}, "", (), dtype
+        )
         yield Case(f"Attention of BERT {dtype}", "Attention", [*bert, (2, 1, 1, 128)], settings, "", (), dtype, True)
 
 
@@ -115,29 +157,58 @@ def _rows() -> Iterator[Case]:
     image, text = (2, 40, 5, 9), (2, 7, 96)
     for kind in ("sum", "mean", "max", "min", "prod", "l1", "l2", "logsumexp", "sumsquare", "argmax", "argmin"):
         axes = (2, 3) if not kind.startswith("arg") else (1,)
-        yield Case(f"Reduce {kind}", "Reduce", [image], {"kind": kind, "axes": axes, "keepdims": 1, "select_last_index": 0})
-    yield Case("Reduce outer", "Reduce", [image], {"kind": "mean", "axes": (0, 2), "keepdims": 0, "select_last_index": 0})
-    yield Case("Reduce long", "Reduce", [(3, 9000)], {"kind": "sum", "axes": (1,), "keepdims": 0, "select_last_index": 0})
+        yield Case(
+            f"Reduce {kind}", "Reduce", [image], {"kind": kind, "axes": axes, "keepdims": 1, "select_last_index": 0}
+        )
+    yield Case(
+        "Reduce outer", "Reduce", [image], {"kind": "mean", "axes": (0, 2), "keepdims": 0, "select_last_index": 0}
+    )
+    yield Case(
+        "Reduce long", "Reduce", [(3, 9000)], {"kind": "sum", "axes": (1,), "keepdims": 0, "select_last_index": 0}
+    )
     for dtype in ("float32", "float16"):
         for axis in (1, 3):
             yield Case(f"Softmax {axis} {dtype}", "Softmax", [image], {"axis": axis, "log": axis % 2}, "", (), dtype)
         yield Case(f"Softmax long {dtype}", "Softmax", [(3, 9000)], {"axis": 1, "log": 0}, "", (), dtype)
         for kind in ("layer", "rms"):
-            yield Case(f"Norm {kind} {dtype}", "Norm", [text, (96,), (96,)], {"kind": kind, "axis": 2, "groups": 1, "epsilon": 1e-5}, "", (), dtype)
+            yield Case(
+                f"Norm {kind} {dtype}",
+                "Norm",
+                [text, (96,), (96,)],
+                {"kind": kind, "axis": 2, "groups": 1, "epsilon": 1e-5},
+                "",
+                (),
+                dtype,
+            )
         for kind in ("instance", "group"):
-            yield Case(f"Norm {kind} {dtype}", "Norm", [image, (40,), (40,)], {"kind": kind, "axis": 1, "groups": 8, "epsilon": 1e-5}, "", (), dtype)
+            yield Case(
+                f"Norm {kind} {dtype}",
+                "Norm",
+                [image, (40,), (40,)],
+                {"kind": kind, "axis": 1, "groups": 8, "epsilon": 1e-5},
+                "",
+                (),
+                dtype,
+            )
     yield Case("Norm long", "Norm", [(2, 9000)], {"kind": "layer", "axis": 1, "groups": 1, "epsilon": 1e-5})
 
 
 POINTWISE = (
-    "Add %0 %1 -> float32; Sigmoid $0 -> float32; Mul $0 $1 -> float32", "Mul %0 %1 -> float32; Gelu $0 -> float32",
-    "Mul %0 %1 -> float32; GeluTanh $0 -> float32; Cast $1 -> float16", "Add %0 1.5 -> float32; Tanh $0 -> float32",
-    "Max %0 %1 -> float32; Clip $0 0.0 6 -> float32; Sqrt $1 -> float32", "Less %0 %1 -> bool; Not $0 -> bool",
-    "Abs %0 -> float32; Log $0 -> float32; Floor $1 -> float32", "Div %0 %1 -> float32; Round $0 -> float32; Cast $1 -> int32",
-    "Mod %0 %1 -> float32; Softplus $0 -> float32; HardSwish $1 -> float32", "Sin %0 -> float32; Cos $0 -> float32; Neg $1 -> float32",
-    "Elu:alpha=0.5 %0 -> float32; LeakyRelu:alpha=0.1 $0 -> float32; Sign $1 -> float32", "Exp %0 -> float32; Reciprocal $0 -> float32",
-    "Quantize %0 0.05 3 -> int8", "Abs %0 -> float32; Pow $0 1.5 -> float32; Erf $1 -> float32",
-)  # fmt: skip
+    "Add %0 %1 -> float32; Sigmoid $0 -> float32; Mul $0 $1 -> float32",
+    "Mul %0 %1 -> float32; Gelu $0 -> float32",
+    "Mul %0 %1 -> float32; GeluTanh $0 -> float32; Cast $1 -> float16",
+    "Add %0 1.5 -> float32; Tanh $0 -> float32",
+    "Max %0 %1 -> float32; Clip $0 0.0 6 -> float32; Sqrt $1 -> float32",
+    "Less %0 %1 -> bool; Not $0 -> bool",
+    "Abs %0 -> float32; Log $0 -> float32; Floor $1 -> float32",
+    "Div %0 %1 -> float32; Round $0 -> float32; Cast $1 -> int32",
+    "Mod %0 %1 -> float32; Softplus $0 -> float32; HardSwish $1 -> float32",
+    "Sin %0 -> float32; Cos $0 -> float32; Neg $1 -> float32",
+    "Elu:alpha=0.5 %0 -> float32; LeakyRelu:alpha=0.1 $0 -> float32; Sign $1 -> float32",
+    "Exp %0 -> float32; Reciprocal $0 -> float32",
+    "Quantize %0 0.05 3 -> int8",
+    "Abs %0 -> float32; Pow $0 1.5 -> float32; Erf $1 -> float32",
+)
 
 
 def _elements() -> Iterator[Case]:
@@ -148,20 +219,44 @@ def _elements() -> Iterator[Case]:
     for perm in ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1, 3), (3, 2, 1, 0)):
         yield Case(f"Transpose {perm}", "Transpose", [image], {"perm": perm}, dtype="float16")
     for source, target in (("plain", "channels_last"), ("channels_last", "plain")):
-        yield Case(f"Reorder {target}", "Reorder", [image], {"layout_from": source, "layout_to": target}, dtype="float16")
+        yield Case(
+            f"Reorder {target}", "Reorder", [image], {"layout_from": source, "layout_to": target}, dtype="float16"
+        )
     yield Case("Expand", "Expand", [(1, 70, 1, 13)], {"shape": image})
     yield Case("Tile", "Tile", [(2, 5, 3)], {"repeats": (2, 1, 3)})
-    yield Case("Slice", "Slice", [image], {"starts": (1, 69, 0, 2), "steps": (1, -2, 1, 3), "sizes": (1, 30, 9, 3)}, dtype="float16")
+    yield Case(
+        "Slice",
+        "Slice",
+        [image],
+        {"starts": (1, 69, 0, 2), "steps": (1, -2, 1, 3), "sizes": (1, 30, 9, 3)},
+        dtype="float16",
+    )
     yield Case("Concat channels", "Concat", [image, (2, 3, 9, 13)], {"axis": 1}, dtype="float16")
     yield Case("Concat last", "Concat", [image, image], {"axis": 3})
     yield Case("Split", "Split", [image], {"axis": 1, "sizes": (30, 40)}, dtype="float16")
     for mode in ("constant", "reflect", "edge", "wrap"):
-        yield Case(f"Pad {mode}", "Pad", [image], {"pads": (0, 0, 1, 2, 0, 3, 0, 4), "mode": mode, "value": 1.5 if mode == "constant" else 0})
-    yield Case("Gather", "Gather", [(30, 24), (3, 4)], {"axis": 0}, "", (), "float16", False,
-               lambda rng, index, shape: rng.integers(-30, 30, shape) if index else rng.standard_normal(shape))  # fmt: skip
+        yield Case(
+            f"Pad {mode}",
+            "Pad",
+            [image],
+            {"pads": (0, 0, 1, 2, 0, 3, 0, 4), "mode": mode, "value": 1.5 if mode == "constant" else 0},
+        )
+    yield Case(
+        "Gather",
+        "Gather",
+        [(30, 24), (3, 4)],
+        {"axis": 0},
+        "",
+        (),
+        "float16",
+        False,
+        lambda rng, index, shape: rng.integers(-30, 30, shape) if index else rng.standard_normal(shape),
+    )
     pool = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "p": 2, "indices": 0}
     for kind in ("max", "average", "lp"):
-        yield Case(f"Pool {kind}", "Pool", [(2, 6, 10, 11)], {"kind": kind, "count_include_pad": 0, **pool}, dtype="float16")
+        yield Case(
+            f"Pool {kind}", "Pool", [(2, 6, 10, 11)], {"kind": kind, "count_include_pad": 0, **pool}, dtype="float16"
+        )
 
 
-CASES = tuple([*_elements(), *_rows(), *_products(), *_convolutions(), *_attention()])
+CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_attention())

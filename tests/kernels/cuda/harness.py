@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
-from ingot.kernels import Candidate, candidates, with_layouts
+from ingot.kernels import Candidate
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.axes import memory_order
 from ingot.kernels.cuda.build import CudaBuilder, Handle
+from ingot.kernels.cuda.standalone import generate
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import evaluate
 from ingot.runtime.buffers import address_of, aligned_bytes
 from tests.kernels.cuda import interpret
+from tests.kernels.cuda.picking import compare, picked
 
 Array = np.ndarray[Any, Any]
 POISON = 0x7B
-
-
-def found(node: Node, only: str | None = None, precision: str = "fp32") -> list[Candidate]:
-    """Candidates for sm_90."""
-    target = architecture("sm_90", precision)
-    made = [c for c in candidates(node, "cuda", target) if only is None or c.kernel.name == only]
-    assert made, f"no kernel for {node.op} {[p and (p.dtype, p.shape) for p in node.inputs]}"
-    return made
-
-
-def generate(node: Node, candidate: Candidate, precision: str = "fp32") -> CudaBuilder:
-    """The candidate's launches."""
-    shaped = with_layouts(node, candidate.ports)
-    build = CudaBuilder(shaped, architecture("sm_90", precision))
-    candidate.kernel.generate(build, shaped, **candidate.tactic)
-    build.checked()
-    return build
 
 
 def interpreted(build: CudaBuilder, inputs: Sequence[Array | None], symbols: Mapping[str, int]) -> list[Array]:
@@ -68,26 +52,13 @@ def check(node: Node, inputs: Sequence[Array | None], expected: Sequence[Array],
           limit: int = 4, only: str | None = None, symbols: Mapping[str, int] | None = None,
           precision: str = "fp32") -> list[Candidate]:  # fmt: skip
     """Interpret up to `limit` candidates, evenly picked; fail if one differs. Returns those run."""
-    all_of_them = found(node, only, precision)
-    first = {c.ports: c for c in reversed(all_of_them)}.values()  # of each choice of layouts
-    picked = itertools.islice(all_of_them, 0, None, max(1, -(-len(all_of_them) // limit)))
-    chosen = list({id(c): c for c in (*first, *picked)}.values())
+    target = architecture("sm_90", precision)
+    chosen = picked(node, target, limit, only)
     for candidate in chosen:
-        mine = interpreted(generate(node, candidate, precision), inputs, symbols or {})
+        mine = interpreted(generate(node, candidate, target), inputs, symbols or {})
         for y, wanted in zip(mine, expected, strict=True):
             compare(y, wanted, rtol, atol, f"{candidate.label} {candidate.ports}")
     return chosen
-
-
-def compare(mine: Array, theirs: Array, rtol: float, atol: float, what: str) -> None:
-    """Equal integers, floats within the tolerances."""
-    assert mine.dtype == theirs.dtype and mine.shape == theirs.shape, (what, mine.dtype, theirs.dtype, mine.shape,
-                                                                       theirs.shape)  # fmt: skip
-    if mine.dtype.kind in "biu":
-        assert np.array_equal(mine, theirs), f"{what}: {(mine != theirs).sum()} of {mine.size} differ"
-    else:
-        np.testing.assert_allclose(mine.astype(np.float64), theirs.astype(np.float64), rtol=rtol, atol=atol,
-                                   err_msg=what)  # fmt: skip
 
 
 def _physical(x: Array, port: Port) -> Array:
