@@ -13,7 +13,8 @@ from benchmarks.table import README, latency_table, reservations, rewritten
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|python) test\n(.*?)^```", re.MULTILINE | re.DOTALL)
-HOW_TOS = [ROOT / "docs" / f"{name}.md" for name in ("build", "profiles", "timing_cache", "trtexec", "compare")]
+PAGES = ("build", "profiles", "timing_cache", "trtexec", "compare", "serving", "operations")
+HOW_TOS = [ROOT / "docs" / f"{name}.md" for name in PAGES]
 
 
 def marked_blocks(page: Path) -> Iterator[tuple[str, str]]:
@@ -32,7 +33,7 @@ def run(language: str, text: str, folder: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("page", [README, *HOW_TOS], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, *HOW_TOS, ROOT / "docs" / "python_models.md"], ids=lambda page: page.stem)
 def test_marked_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "build").mkdir()

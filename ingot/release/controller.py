@@ -265,8 +265,8 @@ class Controller:
     def _conclude(self, model: str, question: judge.Question, verdict: judge.Verdict) -> None:
         if verdict.outcome is None:
             return
-        said = {(n.metric, n.version, n.outcome) for n in question.state.notes if n.time >= question.analysis.since}
-        if verdict.outcome != "Failed" and (question.metric, question.version, verdict.outcome) in said:
+        said = {(n.metric, n.version, n.outcome) for n in question.state.notes if n.time > question.analysis.since}
+        if verdict.outcome in ("Inconclusive", "Error") and (question.metric, question.version, verdict.outcome) in said:
             return  # it stands until somebody resumes
         found = events.Judged(question.analysis.run, question.metric, question.version, verdict.outcome,
                               verdict.reason, dict(verdict.evidence))  # fmt: skip

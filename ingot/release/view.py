@@ -156,5 +156,7 @@ def told(event: events.Event) -> dict[str, Any]:
         why = f"{event.guard} of {event.version}: {why}"
     elif isinstance(event, events.Ready | events.NotReady | events.Unloaded):
         why = f"{event.version} {why}".strip()
+    elif isinstance(event, events.Tick):
+        why = "a pause or the watch is over"
     figures = body.pop("evidence", body)
     return {"what": type(event).__name__, "why": why, "figures": figures}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from ingot.errors import IngotError
 from ingot.server import grpc_codec
@@ -81,6 +82,8 @@ class GrpcApi:
             return await _abort(context, error)
 
     def _decoded(self, asked: Any, context: Any) -> Request:
+        if isinstance(asked, ServerError):
+            raise asked
         request = grpc_codec.decode(asked, self.service.regions, clock())
         if not self.service.watching:
             return request
@@ -134,7 +137,8 @@ class GrpcApi:
                 done = functools.partial(self._stream_done, request, answers, cancels, number)
                 cancels[number] = self.service.infer(request, done)
             except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
-                answers.put_nowait(_stream_error(error, asked.id, asked.model_name))
+                names = ("", "") if isinstance(asked, ServerError) else (asked.id, asked.model_name)
+                answers.put_nowait(_stream_error(error, *names))
         answers.put_nowait(_END)
 
     def _stream_done(
@@ -302,7 +306,7 @@ def _handlers(api: GrpcApi) -> Any:
     handlers = {}
     for name, method in methods("inference.GRPCInferenceService").items():
         request, response = message(method.input_type.full_name), message(method.output_type.full_name)
-        codec = {"request_deserializer": request.FromString, "response_serializer": response.SerializeToString}
+        codec = {"request_deserializer": _parser(request), "response_serializer": response.SerializeToString}
         if name == "ModelStreamInfer":
             handlers[name] = grpc.stream_stream_rpc_method_handler(api.stream, **codec)
         elif name == "ModelInfer":
@@ -312,6 +316,18 @@ def _handlers(api: GrpcApi) -> Any:
     return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
 
 
+def _parser(kind: Any) -> Callable[[bytes], Any]:
+    """Bytes to a message, or to the error of what is none: grpcio would log a traceback for each and say UNKNOWN."""
+
+    def parse(raw: bytes) -> Any:
+        try:
+            return kind.FromString(raw)
+        except DecodeError as error:
+            return ServerError(Code.INVALID_ARG, f"the request is no {kind.DESCRIPTOR.full_name}: {error}")
+
+    return parse
+
+
 def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awaitable[Any]]:
     quick, slow = CALLS.get(name), SLOW_CALLS.get(name)
     group = "" if name in _OPEN_CALLS else "management" if name in _MANAGEMENT_CALLS else "inference"
@@ -319,6 +335,8 @@ def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awai
     async def call(asked: Any, context: Any) -> Any:
         try:
             api.access.check_grpc(group, context.invocation_metadata())
+            if isinstance(asked, ServerError):
+                raise asked
             fields = quick(api, asked) if quick else await api.slow(slow or CALLS[name], asked)
             return response(**fields)
         except Exception as error:  # noqa: BLE001 - becomes the call's status

@@ -33,6 +33,7 @@ from ingot.server.shm import Regions
 from ingot.server.wire import Part
 
 _KNOWN_PARAMETERS = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output"}
+_UNPACKED = 16 << 10  # compressed bytes at a time
 _REMEMBERED, _REMEMBERED_TEXT = 1024, 2048  # JSON parts that are kept, and bytes of the longest one
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "fiu", "V": "fiu"}  # numpy kinds of JSON values a datatype takes
 
@@ -47,12 +48,14 @@ def decompressed(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes 
             Code.INVALID_ARG, f"Content-Encoding '{encoding.decode('latin-1')}' is not supported; gzip, deflate are"
         )
     unpacker = zlib.decompressobj(31 if encoding == b"gzip" else 15)
-    try:
-        plain = unpacker.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise invalid(f"the body is not valid {encoding.decode()}: {error}") from error
-    if len(plain) > limit:
-        raise ServerError(Code.TOO_LARGE, f"the decompressed body exceeds {limit} bytes")
+    plain, view = bytearray(), memoryview(body)
+    for at in range(0, len(view), _UNPACKED):  # a bomb is noticed before it has taken more than the limit
+        try:
+            plain += unpacker.decompress(view[at : at + _UNPACKED], limit + 1 - len(plain))
+        except zlib.error as error:
+            raise invalid(f"the body is not valid {encoding.decode()}: {error}") from error
+        if len(plain) > limit:
+            raise ServerError(Code.TOO_LARGE, f"the decompressed body exceeds {limit} bytes")
     if not unpacker.eof:
         raise invalid(f"the {encoding.decode()} body is cut short")
     return plain

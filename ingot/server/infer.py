@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from ingot.tools import files
 from ingot.tools.shapes import parse_shapes
 
 Arrays = Mapping[str, Any]
+Port = tuple[str, str, tuple[int, ...]]  # name, numpy's dtype, extents (-1: free)
 _SHOWN = 8
 
 
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--shapes", default="", help="of drawn inputs: x:1x3x224x224 (free extents are 1)")
     add("--save", type=Path, help="outputs: a .npz or .json file, or a folder of .npy files")
+    add("--wait", type=float, default=0.0, metavar="SECONDS", help="until a server answers for the model")
     add("--key", default="", help="API key")
     add("--concurrency", type=int, default=0, help="closed loop: so many clients, each waits for its answer")
     add("--rate", type=float, default=0.0, help="open loop: requests a second; --concurrency bounds those that wait")
@@ -50,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask once, or for a while; 1 if everything was refused."""
     with _target(arguments) as target:
         given = read_inputs(arguments.inputs, sys.stdin.read)
-        feeds = completed(given, target.inputs(), parse_shapes(arguments.shapes))
+        feeds = completed(given, patiently(target.inputs, arguments.wait), parse_shapes(arguments.shapes))
         if arguments.concurrency or arguments.rate:
             return _report(_loaded(target, feeds, arguments), arguments.json)
         outputs = target.infer(feeds)
@@ -60,10 +63,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def patiently(ask: Callable[[], list[Port]], seconds: float) -> list[Port]:
+    """The answer, asked for again and again for so long; the last refusal is the caller's."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except ClientError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 # -- targets ----------------------------------------------------------------------------------------------------------
-Port = tuple[str, str, tuple[int, ...]]  # name, numpy's dtype, extents (-1: free)
-
-
 class Target(Protocol):
     """Something that infers; one for each client."""
 

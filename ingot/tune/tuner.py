@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingot.config import BuildConfig
@@ -59,7 +59,10 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
     cache = TimingCache(Path(config.timing_cache) if config.timing_cache else None, target)
     if cache.mismatch:
         log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")
-    lists = shortlists(module, estimates, LEVELS[config.level])
+    level = LEVELS[config.level]
+    if target.target != "cpu":  # a GPU's steps all cost microseconds, and its microseconds more
+        level = replace(level, worth=0.0)
+    lists = shortlists(module, estimates, level)
     try:
         _measure(lists, nodes, cache, target, config, log)
     finally:
@@ -99,7 +102,7 @@ def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work,
 def _shortlist(work: Work, estimates: Estimates, level: Level) -> list[Candidate]:
     ranked = sorted((estimates(work, c), i) for i, c in enumerate(work.choices))
     best = ranked[0][0]
-    if best < level.worth:
+    if best == 0 or best < level.worth:
         return []
     taken: dict[tuple[str, Ports], list[Candidate]] = {}
     for cost, index in ranked:

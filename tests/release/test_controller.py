@@ -132,7 +132,9 @@ def bench(tmp_path: Path, server: Server) -> Iterator[Callable[..., Bench]]:
 
 ANALYSED = """
 metrics: {errors: {kind: errorRate}}
-steps: [{setWeight: 10}, {analysis: {metrics: [errors], duration: 10s}}]
+steps:
+- {setWeight: 10}
+- {analysis: {metrics: [errors], duration: 10s}}
 """
 
 
@@ -146,6 +148,18 @@ def test_a_good_version_is_promoted_by_itself(bench: Callable[..., Bench]) -> No
     assert one.state.stable == "v2" and phase(one.state) == "Healthy"
     judged = [e for e in one.store.history("digits") if isinstance(e.event, events.Judged)]
     assert judged[0].event.outcome == "Successful" and judged[0].event.evidence["canary_samples"] >= 50
+
+
+def test_the_same_metric_is_judged_at_every_step(bench: Callable[..., Bench]) -> None:
+    one = bench(ANALYSED + "- {setWeight: 50}\n- {analysis: {metrics: [errors], duration: 10s}}\n")
+    one.rounds(lambda state: state.step == 1)
+    for _ in range(50):
+        one.traffic("v1", 90, 1)
+        one.traffic("v2", 30)
+        one.round(0.5)
+    assert one.state.stable == "v2"
+    judged = [e for e in one.store.history("digits") if isinstance(e.event, events.Judged)]
+    assert [entry.event.run for entry in judged] == [0, 1]
 
 
 def test_a_bad_version_is_rolled_back_by_itself(bench: Callable[..., Bench]) -> None:
@@ -272,7 +286,7 @@ def test_a_warm_up_that_fails_or_never_settles_is_no_readiness(server: Server) -
     server.answers["/bad"] = (500, b"boom")
     with pytest.raises(servers.NotServing, match="500: boom"):
         servers.warm(Endpoint(url=server.url), "m", None, WarmUp(path="/bad", body="{}"))
-    with pytest.raises(servers.NotServing, match="cannot|refused"):
+    with pytest.raises(servers.NotServing, match=r"cannot|refused"):
         servers.warm(Endpoint(url="http://127.0.0.1:9"), "m", None, WarmUp(path="/", body="{}"))
 
 
@@ -466,7 +480,7 @@ def test_a_call_has_a_deadline_that_a_trickle_does_not_outlive() -> None:
 
     threading.Thread(target=trickle, daemon=True).start()
     begun = time.monotonic()
-    with pytest.raises(CallFailed, match="not answered within 0.3 s"):
+    with pytest.raises(CallFailed, match=r"not answered within 0.3 s"):
         call("GET", f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=0.3)
     assert time.monotonic() - begun < 2.0
     listening.close()

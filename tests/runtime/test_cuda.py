@@ -36,7 +36,7 @@ def use(monkeypatch: pytest.MonkeyPatch, made: FakeDriver) -> None:
 
 
 def build(model: Path, profile: ingot.Profile, **options: Any) -> ingot.Engine:
-    return ingot.build(model, target="cuda:sm_90", profiles=[profile], verify=False, **options)
+    return ingot.build(model, target="cuda:sm_90", profiles=[profile], verify=False, level=0, **options)
 
 
 def digits(**options: Any) -> ingot.Engine:

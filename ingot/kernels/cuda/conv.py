@@ -33,6 +33,7 @@ from ingot.kernels.node import Node, Port
 from ingot.plan.extent import product
 
 _FEW_CHANNELS = 8  # a row-major input with so few is read as it is
+_MOST_ADDRESSES = 64 * 64  # of a block, before registers spill
 _SLOWER_GATHER = 1.6  # of single elements against vectors of channels
 
 
@@ -105,9 +106,16 @@ def _prune(node: Node, target: Architecture, tile: str, split: int) -> bool:
     return split not in splits_for(_problem(node), Tile.parse(tile), target)
 
 
+def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
+    """Those for the product; where every element has an address of its own, small steps."""
+    found, channels = tiles_for(_problem(node), target), window_of(node).channels
+    parsed = [Tile.parse(tile) for tile in found]
+    return tuple(str(t) for t in parsed if channels % t.depth == 0 or t.rows * t.depth <= _MOST_ADDRESSES)
+
+
 @kernel("Conv", on="cuda", when=lambda node, target: conv_applies(node, TYPES) and not is_depthwise(node),
         layouts=lambda node, target: conv_layouts(node, few=True), cost=_price, prune=_prune,
-        space={"tile": lambda node, target: tiles_for(_problem(node), target), "split": SPLITS})  # fmt: skip
+        space={"tile": _tiles, "split": SPLITS})  # fmt: skip
 def conv(build: CudaBuilder, node: Node, tile: str, split: int) -> None:
     """epilogue(Σ over taps and channels of x · w); the weights are stored [O, taps, C], zeros up to a whole step"""
     shape, window = Tile.parse(tile), window_of(node)

@@ -95,7 +95,7 @@ def tiles_for(problem: Problem, target: Architecture) -> tuple[str, ...]:
         if t.shared(element) <= target.shared
         and t.rows <= max(2 * rows - 1, 16) and t.columns <= max(2 * columns - 1, 32)
         and (problem.depth is None or t.depth <= max(2 * problem.depth - 1, 32))
-        and (element < _FLOAT or t.rows * t.columns <= 128 * 128)
+        and (element < _FLOAT or (t.rows * t.columns <= 64 * 64 and t.depth <= 64))  # three products each: registers
     ]  # fmt: skip
     return tuple(map(str, usable))
 

@@ -8,7 +8,7 @@ const COMMANDS = [
 const ASKED_TWICE = new Set(["promote --full", "abort", "undo"]);
 const CHARTS = [
   ["qps", "Requests a second", (v) => v.toFixed(v < 10 ? 1 : 0)],
-  ["error_rate", "Errors", (v) => `${(100 * v).toPrecision(2)} %`],
+  ["error_rate", "Errors", (v) => `${Number((100 * v).toPrecision(2))} %`],
   ["p50", "P50", (v) => milliseconds(v)], ["p99", "P99", (v) => milliseconds(v)],
 ];
 let chosen = decodeURIComponent(location.hash.slice(1));
