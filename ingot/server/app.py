@@ -70,10 +70,11 @@ class Server:
         if self.options.http_port is not None:
             self.ports["http"] = await self.front.start(self.options.address, self.options.http_port, self._tls)
         if self.options.grpc_port is not None:
-            self.ports["grpc"] = await self.grpc.start(f"{self.options.address}:{self.options.grpc_port}")
+            address = self.options.grpc_address or self.options.address
+            self.ports["grpc"] = await self.grpc.start(f"{address}:{self.options.grpc_port}")
         if self.options.metrics_port is not None:
-            port = await self.metrics.start(self.options.address, self.options.metrics_port, self._tls)
-            self.ports["metrics"] = port
+            address = self.options.metrics_address or self.options.address
+            self.ports["metrics"] = await self.metrics.start(address, self.options.metrics_port, self._tls)
         if self.options.mode == "poll":
             self._poller = asyncio.create_task(self._poll())
         log.info("listening: %s", ", ".join(f"{name} {port}" for name, port in self.ports.items()))
@@ -97,7 +98,7 @@ class Server:
         except TimeoutError:
             log.error("some requests were not answered within %s s", self.options.exit_timeout)
         await asyncio.sleep(0)  # answers posted by the last instance
-        await self.grpc.stop(grace=0.1)
+        await self.grpc.stop(grace=min(2.0, self.options.exit_timeout))  # answers may still be on their way
         await self.metrics.stop()
         for front in (self.front, self.metrics):
             front.abort()
@@ -205,12 +206,15 @@ def new_loop() -> asyncio.AbstractEventLoop:
 # -- command line -----------------------------------------------------------------------------------------------------
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    logs.configure(arguments.log_format, bool(arguments.log_verbose))
+    logs.configure(arguments.log_format, bool(arguments.log_verbose), arguments.log_file)
+    for name in arguments.unused:
+        log.warning("%s says nothing to this server", name)
     if os.geteuid() == 0:
         log.warning("running as root: nothing here needs it; give the server a user of its own")
     loop: Any = new_loop()
+    shown = {f"log_{name}": getattr(arguments, f"log_{name}") for name in ("info", "warning", "error")}
     try:
-        loop.run_until_complete(_serve(options_from(arguments)))
+        loop.run_until_complete(_serve(options_from(arguments), shown))
     finally:
         loop.close()
     return 0
@@ -223,11 +227,12 @@ def _renew(server: Server) -> None:
         log.error("%s", error)
 
 
-async def _serve(options: Options) -> None:
+async def _serve(options: Options, shown: Mapping[str, bool]) -> None:
     ended = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, ended.set)
     server = Server(options)
+    server.service.log_settings_updated({**shown, "log_format": logs.chosen()[0]})
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _renew, server)
     await server.start()
     await ended.wait()

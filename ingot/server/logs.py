@@ -6,10 +6,12 @@ import datetime
 import logging
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
 
+FORMATS = ("default", "ISO8601", "json")
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -51,12 +53,20 @@ def _time(record: logging.LogRecord) -> str:
 _chosen = ["default", "0"]
 
 
-def configure(form: str, verbose: bool) -> None:
-    """Log to standard error in this form from now on: default, ISO8601 or json."""
+def configure(form: str, verbose: bool, file: Path | None = None) -> None:
+    """Log in this form (default, ISO8601 or json) from now on, to a file or to standard error."""
     _chosen[:] = [form, str(int(verbose))]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(form == "ISO8601"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+
+
+def change_form(form: str) -> None:
+    """Write what follows in another form."""
+    _chosen[0] = form
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonFormatter | TextFormatter):
+            handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(form == "ISO8601"))
 
 
 def chosen() -> list[str]:

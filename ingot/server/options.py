@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ingot.errors import ConfigError
+from ingot.server import logs
 from ingot.server.access import GROUPS, Access, Tls, read_keys
 from ingot.server.repository import Mode
 from ingot.server.wire import Limits
 
 LOCAL = "0.0.0.0"
-LOG_FORMATS = ("default", "ISO8601", "json")
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,21 @@ class Options:
     log_format: str = "default"
     log_requests: bool = False
     trace: Mapping[str, str] = field(default_factory=dict)
+    grpc_address: str = ""
+    metrics_address: str = ""
 
 
 # -- flags ------------------------------------------------------------------------------------------------------------
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """tritonserver's flags, with a hyphen or an underscore; the repository may also be the only argument."""
+    """tritonserver's flags and ours; the repository may also be the only argument."""
     _add_repository(parser.add_argument_group("models"))
     _add_protocols(parser.add_argument_group("protocols"))
     _add_limits(parser.add_argument_group("limits"))
     _add_access(parser.add_argument_group("access"))
     _add_logs(parser.add_argument_group("logs and traces"))
+    for name in UNUSED:
+        count = 0 if name == "disable-auto-complete-config" else 1
+        parser.add_argument(f"--{name}", nargs=count, action=_Unused, dest="unused", default=[], help=argparse.SUPPRESS)
 
 
 def _add_repository(group: Any) -> None:
@@ -81,6 +86,7 @@ def _add_repository(group: Any) -> None:
     )  # fmt: skip
     add("--threads", type=int, help="threads of each instance (default: all cores)")
     add("--cache-config", action="append", default=[], help="local,size=BYTES: response cache (64 MiB; 0: none)")
+    add("--response-cache-byte-size", type=int, help="the same, as older servers spell it")
 
 
 def _add_protocols(group: Any) -> None:
@@ -88,7 +94,9 @@ def _add_protocols(group: Any) -> None:
     add("--http-port", type=int, default=8000)
     add("--http-address", default=LOCAL)
     add("--grpc-port", type=int, default=8001)
+    add("--grpc-address", help="default: --http-address")
     add("--metrics-port", type=int, default=8002)
+    add("--metrics-address", help="default: --http-address")
     for name in ("http", "grpc", "metrics"):
         add(f"--allow-{name}", type=_flag, default=True, metavar="BOOL")
     add("--server-id", default="ingot")
@@ -125,12 +133,37 @@ def _add_access(group: Any) -> None:
 def _add_logs(group: Any) -> None:
     add = group.add_argument
     add("--log-verbose", type=int, default=0)
-    add("--log-format", choices=LOG_FORMATS, default="default")
+    for name in ("info", "warning", "error"):
+        add(f"--log-{name}", type=_flag, default=True, metavar="BOOL")
+    add("--log-file", type=Path, help="write the log there instead of standard error")
+    add("--log-format", choices=logs.FORMATS, default="default")
     add("--log-requests", type=_flag, default=False, metavar="BOOL", help="a line for each request")
     add(
         "--trace-config", action="append", default=[], metavar="SETTING=VALUE",
         help="rate=, count=, level=, mode=opentelemetry|triton, opentelemetry,url=, triton,file=; repeatable",
     )  # fmt: skip
+
+
+# Flags of tritonserver that say nothing to this server: command lines that have them still work, and are told.
+UNUSED = (
+    "backend-config", "backend-directory", "buffer-manager-thread-count", "cache-directory",
+    "cuda-memory-pool-byte-size", "cuda-virtual-address-size",
+    "disable-auto-complete-config", "enable-peer-access", "grpc-http2-max-ping-strikes",
+    "grpc-http2-max-pings-without-data", "grpc-http2-min-recv-ping-interval-without-data",
+    "grpc-infer-allocation-pool-size", "grpc-infer-response-compression-level", "grpc-infer-thread-count",
+    "grpc-keepalive-permit-without-calls", "grpc-keepalive-time", "grpc-keepalive-timeout", "grpc-max-connection-age",
+    "grpc-max-connection-age-grace", "grpc-max-response-pool-size", "host-policy", "http-thread-count",
+    "metrics-config", "metrics-interval-ms", "min-supported-compute-capability", "model-load-gpu-limit",
+    "model-load-retry-count", "model-load-thread-count", "pinned-memory-pool-byte-size", "repoagent-directory",
+    "allow-cpu-metrics", "allow-gpu-metrics", "pool-buffers", "rate-limit", "strict-model-config",
+)  # fmt: skip
+
+
+class _Unused(argparse.Action):
+    """Remembers that such a flag was given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.unused = [*namespace.unused, option_string]
 
 
 def _flag(text: str) -> bool:
@@ -157,6 +190,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         tls=tls, grpc_tls=_grpc_tls(arguments) or tls, access=_access(arguments.api_key_file),
         inflight=arguments.max_requests_in_flight, queue_size=arguments.max_queue_size,
         log_format=arguments.log_format, log_requests=arguments.log_requests, trace=_trace(arguments.trace_config),
+        grpc_address=arguments.grpc_address or "", metrics_address=arguments.metrics_address or "",
     )  # fmt: skip
 
 
@@ -168,7 +202,8 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 
 
 def _cache_bytes(arguments: argparse.Namespace) -> int:
-    size = Options.cache_bytes
+    older: int | None = arguments.response_cache_byte_size
+    size = Options.cache_bytes if older is None else older
     for text in arguments.cache_config:
         kind, _, setting = text.partition(",")
         name, _, value = setting.partition("=")

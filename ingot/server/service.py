@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ingot import __version__
+from ingot.server import logs
 from ingot.server.config import Config, read_override
 from ingot.server.model import Servable
 from ingot.server.overrides import given_files
@@ -164,7 +165,13 @@ class Service:
     # -- settings -----------------------------------------------------------------------------------------------------
     def log_settings_updated(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Change log settings and return all; the level of the server's log follows them."""
-        self.log_settings = _updated(self.log_settings, changes, "log")
+        settings = _updated(self.log_settings, changes, "log")
+        if settings["log_format"] not in logs.FORMATS:
+            raise invalid(f"the log setting 'log_format' must be one of {', '.join(logs.FORMATS)}")
+        if settings["log_file"] != self.log_settings["log_file"]:
+            raise invalid("the log setting 'log_file' cannot be changed while the server runs: --log-file")
+        self.log_settings = settings
+        logs.change_form(settings["log_format"])
         shown = (("log_info", logging.INFO), ("log_warning", logging.WARNING), ("log_error", logging.ERROR))
         level = next((level for name, level in shown if self.log_settings[name]), logging.CRITICAL)
         logging.getLogger("ingot.server").setLevel(logging.DEBUG if self.log_settings["log_verbose_level"] else level)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingot.errors import ConfigError
+from ingot.server import logs
 from ingot.server.app import BackgroundServer, Server, add_arguments, options_from
 from ingot.server.request import ServerError
 from tests.server.conftest import options
@@ -39,6 +40,26 @@ def test_tritonservers_flags(tmp_path: Path) -> None:
     assert found.repositories == (tmp_path,) and found.mode == "explicit" and found.load_models == ("a", "b")
     assert (found.http_port, found.grpc_port, found.metrics_port) == (9000, None, 8002)
     assert not found.strict_readiness and found.exit_timeout == 5 and found.cache_bytes == 1 << 20 and found.processes
+
+
+def test_flags_that_say_nothing_here_are_accepted_and_named(tmp_path: Path) -> None:
+    words = f"--pinned-memory-pool-byte-size=1 --disable-auto-complete-config {tmp_path} --backend-config python,a=b"
+    found = parsed(*words.split(), "--log-info=false", "--grpc-address=::1", "--response-cache-byte-size=7")
+    assert found.unused == ["--pinned-memory-pool-byte-size", "--disable-auto-complete-config", "--backend-config"]
+    options = options_from(found)
+    assert options.repositories == (tmp_path,) and options.grpc_address == "::1" and options.cache_bytes == 7
+
+
+def test_the_form_of_the_log_may_change(server: Server) -> None:
+    before = logs.chosen()[0]
+    try:
+        assert server.service.log_settings_updated({"log_format": "json"})["log_format"] == "json"
+        assert logs.chosen()[0] == "json"
+        for wrong in ({"log_format": "xml"}, {"log_file": "/etc/passwd"}):
+            with pytest.raises(ServerError, match="log_f"):
+                server.service.log_settings_updated(wrong)
+    finally:
+        server.service.log_settings_updated({"log_format": before})
 
 
 @pytest.mark.parametrize("words", [(), ("/no/such/folder",), (".", "--cache-config=redis,host=x")])
