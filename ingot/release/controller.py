@@ -266,7 +266,8 @@ class Controller:
         if verdict.outcome is None:
             return
         said = {(n.metric, n.version, n.outcome) for n in question.state.notes if n.time > question.analysis.since}
-        if verdict.outcome in ("Inconclusive", "Error") and (question.metric, question.version, verdict.outcome) in said:
+        repeated = (question.metric, question.version, verdict.outcome) in said
+        if repeated and verdict.outcome in ("Inconclusive", "Error"):
             return  # it stands until somebody resumes
         found = events.Judged(question.analysis.run, question.metric, question.version, verdict.outcome,
                               verdict.reason, dict(verdict.evidence))  # fmt: skip
