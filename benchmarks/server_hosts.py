@@ -11,7 +11,7 @@ import venv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -67,10 +67,16 @@ class Host:
     name: str
     process: "subprocess.Popen[bytes]"
     ports: Mapping[str, int]
+    written: IO[bytes]
 
     @property
     def port(self) -> int:
         return self.ports["http"]
+
+    def log(self) -> str:
+        """The end of what it has written."""
+        self.written.seek(0)
+        return self.written.read()[-3000:].decode(errors="replace")
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
@@ -86,13 +92,13 @@ def running(name: str, words: list[str], ports: Mapping[str, int], ready: str, *
     """Start a server in a process group of its own; end the group. What it wrote is shown if it does not start."""
     with tempfile.TemporaryFile() as written:
         process = subprocess.Popen(words, start_new_session=True, stdout=written, stderr=written, **settings)
+        host = Host(name, process, ports, written)
         try:
             wait_for(ports["http"], ready, lambda: process.poll() is None)
             os.killpg(process.pid, signal.SIGSTOP)
-            yield Host(name, process, ports)
+            yield host
         except TimeoutError as error:
-            written.seek(0)
-            raise TimeoutError(f"{name}: {error}: {written.read()[-2000:].decode(errors='replace')}") from error
+            raise TimeoutError(f"{name}: {error}: {host.log()}") from error
         finally:
             _end(process)
 

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ class Server:
     def _engine_model(self, config: Config, version: int, folder: Path) -> EngineModel:
         engine = self.builder.engine(config, folder / str(version))
         placing = Placing("cpu", self.options.threads, self.mailbox, self.options.processes)
-        return load_engine_model(config, version, engine, folder, placing)
+        loaded = load_engine_model(config, version, engine, folder, placing)
+        return replace(loaded, digests=self.builder.digests(config, folder / str(version), engine))
 
     def _load_first(self) -> list[ServerError]:
         """Load what the control mode asks for at the start."""

@@ -93,7 +93,7 @@ class OnLoop:
 
     def close(self) -> None:
         """Wait until nothing is left; not on the event loop."""
-        self._drained.wait()
+        self._loop.wait(self._drained)
         self._instance.close()
 
     def _pump(self) -> None:
@@ -152,7 +152,7 @@ class Lines:
 
     def close(self) -> None:
         """Wait until nothing is left; not on the event loop."""
-        self._drained.wait()
+        self._loop.wait(self._drained)
         for instance in self._instances:
             instance.close()
 

@@ -137,10 +137,13 @@ def decode(
     view = memoryview(body)
     if json_length is not None and not 0 <= json_length <= len(view):
         raise invalid(f"Inference-Header-Content-Length is {json_length}, the body has {len(view)} bytes")
-    document = parse_json(view if json_length is None else view[:json_length])
+    text = bytes(view if json_length is None else view[:json_length])
+    document = parse_json(text)
     binary = view[len(view) if json_length is None else json_length :]
     parameters = _typed(document.get("parameters", {}), dict, "'parameters'")
     inputs, used = _inputs(_typed(document.get("inputs"), list, "'inputs'"), binary, regions)
+    if b"true" in text or b"false" in text:
+        _check_booleans(document["inputs"])
     if used != len(binary):
         raise invalid(f"unexpected additional input data for model '{model}': {len(binary) - used} bytes are left over")
     default = _typed(parameters.get("binary_data_output", False), bool, "'binary_data_output'")
@@ -251,6 +254,17 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
     if dtype.kind in "fV" and not np.isfinite(converted).all():
         raise invalid(f"Unable to parse 'data' of input '{name}': a value does not fit into {datatype}")
     return Tensor(name, datatype, converted.reshape(shape))
+
+
+def _check_booleans(items: list[dict[str, Any]]) -> None:
+    """Among numbers numpy would take true for 1."""
+    for item in items:
+        pending = [item.get("data", ())] if item["datatype"] not in ("BOOL", "BYTES") else []
+        while pending:
+            values = pending.pop()
+            if bool in map(type, values):
+                raise invalid(f"Unable to parse 'data' of input '{item['name']}': must be {item['datatype']}, not bool")
+            pending += [value for value in values if type(value) is list]
 
 
 def _within(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:

@@ -63,6 +63,11 @@ class Mailbox:
         assert self._loop is not None
         self._loop.call_later(seconds, self.post, action)
 
+    def wait(self, event: threading.Event) -> None:
+        """Until the loop has set an event, or has ended and never will; on any thread but the loop's."""
+        while not event.wait(1.0) and self._loop is not None and self._loop.is_running():
+            pass
+
     def _run(self) -> None:
         """Everything posted; what an action posts in turn waits until there was a look at the input."""
         for _ in range(len(self._posted)):

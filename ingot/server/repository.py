@@ -146,6 +146,8 @@ class Repository:
         folder = folder or self.folder(name)
         slot = self._slot(name)
         with slot.changing:
+            if self._closed:
+                raise ServerError(Code.UNAVAILABLE, f"load failed for model '{name}': the server is shutting down")
             try:
                 fresh = self._load_all(slot, folder, override)
             except IngotError as error:
@@ -204,11 +206,11 @@ class Repository:
         return failures
 
     def close(self) -> None:
-        """Unload everything: ensembles before the models they use."""
+        """Unload everything: ensembles before the models they use, then what is being loaded just now."""
         with self._lock:
             self._closed = True
         order = sorted(self.serving(), key=lambda servable: not servable.config.HasField("ensemble_scheduling"))
-        for name in dict.fromkeys(servable.config.name for servable in order):
+        for name in dict.fromkeys([*(servable.config.name for servable in order), *self._slots.copy()]):
             self.unload(name)
 
     def _slot(self, name: str) -> _Slot:
