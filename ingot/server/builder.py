@@ -46,6 +46,10 @@ class Builder:
                 raise
             raise invalid(f"model '{config.name}': {error}") from error
 
+    def digests(self, config: Config, folder: Path, engine: Engine) -> dict[str, str]:
+        """SHA-256 of the repository's file and of the engine that serves it."""
+        return {"file_sha256": sha256(_model_file(config, folder)), "engine_sha256": sha256(Path(engine.source))}
+
     def _copied(self, file: Path) -> Path:
         target = self.cache / f"{digest_of([file])}.engine"
         if not target.exists():
@@ -97,6 +101,12 @@ def _model_file(config: Config, folder: Path) -> Path:
         if file.is_file():
             return file
     raise invalid(f"model '{config.name}': {folder.name}/ holds none of {', '.join(names)}")
+
+
+def sha256(file: Path) -> str:
+    """A file's digest as other tools print it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of(files: Sequence[Path], *words: str) -> str:

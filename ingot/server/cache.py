@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ingot.server.config import Config
@@ -81,6 +82,11 @@ class CachedModel:
     def pending(self) -> int:
         """The inner model's."""
         return self.inner.pending
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The inner model's."""
+        return self.inner.digests
 
     def close(self) -> None:
         """Close the inner model; its responses fall out of the cache in time."""

@@ -37,6 +37,7 @@ class EnsembleModel:
     steps: tuple[Step, ...]
     submit_step: Submit
     statistics: Statistics = field(default_factory=Statistics)
+    digests: Mapping[str, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _flows: int = 0
     _closing: bool = False

@@ -275,7 +275,7 @@ def _model_stats(service: Service, body: Any, model: str = "", version: str = ""
 
 
 def _index(service: Service, body: Any) -> Any:
-    return service.index(body.get("ready") is True)
+    return service.detailed_index(body.get("ready") is True)
 
 
 def _load(service: Service, body: Any, model: str) -> None:

@@ -46,6 +46,9 @@ class Servable(Protocol):
     def statistics(self) -> Statistics: ...
     @property
     def pending(self) -> int: ...
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Digests of what is served, by what they are of."""
 
     def submit(self, request: Request, done: Done) -> Cancel:
         """Answer through `done`; Closed if this version takes no more."""
@@ -64,6 +67,7 @@ class EngineModel:
     scheduler: Scheduler
     statistics: Statistics = field(default_factory=Statistics)
     workers: tuple[Worker, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pending(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ingot.server import logs
 from ingot.server.batcher import Batcher
+from ingot.server.builder import sha256
 from ingot.server.config import Config, instance_count, read_override, rules_of
 from ingot.server.drivers import Threads
 from ingot.server.instances import Instance
@@ -127,7 +128,8 @@ def load_python_model(config: Config, version: int, folder: Path) -> EngineModel
         latency, ordered=config.dynamic_batching.preserve_ordering,
         states=states_of(config, folder) if config.HasField("sequence_batching") else None,
     )  # fmt: skip
-    return EngineModel(version, config, ports, scheduler, statistics, tuple(workers))
+    digests = {"file_sha256": sha256(file)}
+    return EngineModel(version, config, ports, scheduler, statistics, tuple(workers), digests)
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,11 @@ class Service:
         states = [state for state in self.repository.index() if not ready_only or state.state == "READY"]
         return [{key: text for key, text in vars(state).items() if text or key == "name"} for state in states]
 
+    def detailed_index(self, ready_only: bool = False) -> list[dict[str, str]]:
+        """The same with digests of what serves."""
+        digests = {(s.config.name, str(s.version)): s.digests for s in self.repository.serving()}
+        return [{**item, **digests.get((item["name"], item.get("version", "")), {})} for item in self.index(ready_only)]
+
     def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load or reload; `config` (JSON) stands in for config.pbtxt, `file:PATH` contents for the model's folder."""
         self._explicit("load")

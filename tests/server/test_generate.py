@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import hashlib
 import http.client
 import json
 import re
@@ -139,6 +140,18 @@ def test_a_model_in_a_request(tmp_path: Path, engine_cache: Path, monkeypatch: p
         assert server.service.config("fresh").max_batch_size == 2
         assert ask(server, "/v2/repository/models/fresh/unload", {})[0] == 200
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_the_index_has_digests(server: Server) -> None:
+    index = {item["name"]: item for item in ask(server, "/v2/repository/index", {})[1]}
+    for name in ("simple", "cached"):
+        found = server.repository.find(name)
+        assert index[name]["file_sha256"] == found.digests["file_sha256"] and len(index[name]["engine_sha256"]) == 64
+    assert index["simple"]["file_sha256"] != index["cached"]["file_sha256"]
+    (root,) = server.repository.roots
+    content = (root / "simple" / "1" / "model.onnx").read_bytes()
+    assert index["simple"]["file_sha256"] == hashlib.sha256(content).hexdigest()
+    assert "file_sha256" not in index["chain"]
 
 
 @pytest.mark.parametrize(
