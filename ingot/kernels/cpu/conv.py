@@ -55,6 +55,8 @@ def _layouts(node: Node, isa: Isa) -> list[Ports]:
 # Widest tile for so many channel vectors, by registers: sums, weights and one broadcast fit (with 32 registers the
 # broadcast may be an operand in memory).
 WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 6, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
+# Often as good or better: the widest spill at the ends of some loops.
+NARROWER = {32: {1: (26,), 2: (13, 12)}, 16: {1: (12,)}}
 
 
 def _vector_choices(node: Node, isa: Isa) -> tuple[int, ...]:
@@ -70,9 +72,10 @@ def _widths(node: Node, isa: Isa, vectors: int) -> set[int]:
     limit = WIDEST[isa.registers][vectors]
     size = flattened(conv_axes(node, tuple(map(int, node.input(1).shape[2:]))))[-1].output
     if not isinstance(size, int) or size == 0:
-        return {limit}
+        return {limit, *NARROWER[isa.registers].get(vectors, ())}
     divisors = [width for width in range(limit * 3 // 4, limit + 1) if size % width == 0]
-    return {min(limit, size), balanced(size, limit), *divisors[-1:]}
+    narrower = [width for width in NARROWER[isa.registers].get(vectors, ()) if width < size]
+    return {min(limit, size), balanced(size, limit), *divisors[-1:], *narrower}
 
 
 def _prune(node: Node, isa: Isa, vectors: int, columns: int) -> bool:
@@ -83,7 +86,7 @@ def cycles(shape: Direct, isa: Isa) -> float:
     """Cycles of one core for one image if nothing waits for memory."""
     *outer, last = (axis.output if isinstance(axis.output, int) else ASSUMED for axis in shape.axes)
     widths = [min(shape.columns, last - start) for start in range(0, last, shape.columns)]
-    spills = shape.columns * shape.vectors + shape.vectors + 1 > isa.registers
+    spills = shape.columns * shape.vectors + shape.vectors + 1 > isa.registers - isa.registers // 16
     step = sum(max(w * shape.vectors / 2, (w + shape.vectors) / 2, 4) for w in widths) * (1.25 if spills else 1)
     rows = shape.panels * math.prod(outer)
     return rows * (math.prod(shape.kernel) * shape.inputs * step + TILE_CYCLES * len(widths))
