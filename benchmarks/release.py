@@ -79,8 +79,8 @@ versions:
 def overhead(quick: bool) -> tuple[list[Line], dict[str, Any]]:
     """Paired rounds; the gateway's processes stay on one core, server and load on the rest."""
     rounds, seconds = (2, 4.0) if quick else (10, 5.0)
-    direct: list[float] = []
-    through: list[float] = []
+    direct: list[tuple[float, float]] = []
+    through: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder, upstream(Upstream(0.001, 0.0003)) as server:
         ports, store = Ports.free(), f"sqlite:///{folder}/release.db"
         with release_server(store, Path(folder), ports), gateway(store, Path(folder), ports) as running:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.release_chaos [--quick] [--json FILE]
 
-For each victim and each step: kill -9 when the step begins (the database: locked for longer than anybody waits), bring it
-back as a process manager would, and let the rollout end. Then:
+For each victim and each step: kill -9 when the step begins (the database: locked for longer than anybody waits), bring
+it back as a process manager would, and let the rollout end. Then:
 lost    requests that a client which repeats a broken connection had no good answer to, and logs of which an entry does
         not follow from those before
 stuck   rollouts that did not end as they should within a minute
@@ -210,7 +210,7 @@ def judge_result(result: Result, world: World, load: Load, ended: State | None, 
 
 
 def wrong_weights(entries: list[Entry], load: Load, began: float) -> int:
-    """Requests to a version that had no weight, a second and more after the log said so and before it said otherwise."""
+    """Requests to a version that had no weight, a second and more after the log said so, before it said otherwise."""
     state, spans = None, []
     for entry in entries:
         state, _ = rollout.advance(state, entry.event, entry.time)
