@@ -131,7 +131,7 @@ class Server:
 
     def _engine_model(self, config: Config, version: int, folder: Path) -> EngineModel:
         engine = self.builder.engine(config, folder / str(version))
-        placing = Placing("cpu", self.options.threads, self.mailbox, self.options.processes)
+        placing = Placing(self.options.threads, self.mailbox, self.options.processes)
         loaded = load_engine_model(config, version, engine, folder, placing)
         return replace(loaded, digests=self.builder.digests(config, folder / str(version), engine))
 

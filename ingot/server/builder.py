@@ -21,7 +21,9 @@ from ingot import __version__
 from ingot.engine import Engine
 from ingot.errors import EngineError, IngotError
 from ingot.runtime.machine import cpu_features
+from ingot.runtime.session import features
 from ingot.server.config import Config, files_of
+from ingot.server.placement import wants_gpu
 from ingot.server.request import Code, ServerError, invalid
 
 log = logging.getLogger("ingot.server")
@@ -57,21 +59,21 @@ class Builder:
         return target
 
     def _built(self, config: Config, file: Path) -> Engine:
-        shapes = _shapes(config)
-        features = ",".join(sorted(cpu_features()))
+        arguments = [*self.arguments, *_wanted(config)]
+        machine = ",".join(sorted(features("cuda") if wants_gpu(config) else cpu_features()))
         beside = sorted(path for path in file.parent.rglob("*") if path.is_file())
-        target = self.cache / f"{digest_of(beside, __version__, shapes, features, *self.arguments)}.engine"
+        target = self.cache / f"{digest_of(beside, __version__, machine, *arguments)}.engine"
         if target.exists():
             try:
                 return Engine.load(target)
             except EngineError as error:
                 log.warning("model %s: the engine in the cache is built again: %s", config.name, error)
-        self._install(target, lambda temporary: self._run(config.name, file, temporary, shapes))
+        self._install(target, lambda temporary: self._run(config.name, file, temporary, arguments))
         return Engine.load(target)
 
-    def _run(self, name: str, file: Path, output: Path, shapes: str) -> None:
-        command = [sys.executable, "-m", "ingot", "build", str(file), "-o", str(output), "--quiet", *self.arguments]
-        command += ["--shapes", shapes] if shapes else []
+    @staticmethod
+    def _run(name: str, file: Path, output: Path, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "ingot", "build", str(file), "-o", str(output), "--quiet", *arguments]
         log.info("model %s: building %s", name, file)
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         for line in finished.stdout.splitlines():
@@ -116,6 +118,12 @@ def digest_of(files: Sequence[Path], *words: str) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _wanted(config: Config) -> list[str]:
+    """What a configuration asks of a build."""
+    shapes = _shapes(config)
+    return [*(["--shapes", shapes] if shapes else []), *(["--target", "cuda"] if wants_gpu(config) else [])]
 
 
 def _shapes(config: Config) -> str:

@@ -76,7 +76,7 @@ def completed(config: Config, inputs: Sequence[TensorSpec], outputs: Sequence[Te
     _complete_tensors(full, full.input, [spec for spec in inputs if spec.name not in own], "input")
     _complete_tensors(full, full.output, [spec for spec in outputs if spec.name not in own], "output")
     if not full.instance_group:
-        full.instance_group.add(name=full.name, kind="KIND_CPU", count=1)
+        full.instance_group.add(name=full.name, kind="KIND_AUTO", count=1)
     if not full.HasField("version_policy"):
         full.version_policy.latest.num_versions = 1
     if full.max_batch_size > 1 and full.WhichOneof("scheduling_choice") is None:
@@ -219,10 +219,4 @@ def _queue_policy(policy: Any) -> QueuePolicy:
 
 def instance_count(config: Config) -> int:
     """Instances of all groups together."""
-    for group in config.instance_group:
-        if group.kind == type(group).KIND_GPU:
-            raise invalid(
-                f"model '{config.name}': instance_group asks for KIND_GPU, its engine runs on the CPU; "
-                "use KIND_AUTO or KIND_CPU, or build the engine for cuda"
-            )
     return sum(max(group.count, 1) for group in config.instance_group) or 1

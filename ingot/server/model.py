@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +15,12 @@ import numpy as np
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine
 from ingot.server.batcher import Batcher
-from ingot.server.config import Config, completed, enum_name, instance_count, rules_of
+from ingot.server.config import Config, completed, enum_name, rules_of
 from ingot.server.drivers import Lines, OnLoop, Threads
 from ingot.server.instances import Instance, SessionInstance
 from ingot.server.latency import LatencyTable
 from ingot.server.mailbox import Mailbox
+from ingot.server.placement import places_of, targets_of, threads_each
 from ingot.server.ports import Feeds, Ports, ports_of
 from ingot.server.request import BY_CONFIG, BY_NAME, Done, Request, invalid
 from ingot.server.scheduler import Cancel, Driver, Queue, Scheduler
@@ -87,9 +89,8 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class Placing:
-    """Where models run: threads per instance (None: all cores), the loop for quick models, or other processes."""
+    """How models run: threads per instance (None: all cores, shared), the loop for quick models, or processes."""
 
-    device: str = "cpu"
     threads: int | None = None
     loop: Mailbox | None = None
     processes: bool = False
@@ -102,9 +103,9 @@ def load_engine_model(config: Config, version: int, engine: Engine, folder: Path
     stateful = config.HasField("sequence_batching")
     states = states_of(config, folder) if stateful else None
     instances: list[Instance] = []
-    make, owned = _maker(config, engine, placing)
+    makers, owned = _makers(config, engine, placing)
     try:
-        for _ in range(instance_count(config)):
+        for make in makers:
             instances.append(make())
             warm_up(config, ports, instances[-1], folder)
         slowest = None if stateful else measure(ports, instances[0], latency)
@@ -122,12 +123,21 @@ def load_engine_model(config: Config, version: int, engine: Engine, folder: Path
     return EngineModel(version, config, ports, scheduler, statistics, owned)
 
 
-def _maker(config: Config, engine: Engine, placing: Placing) -> tuple[Callable[[], Instance], tuple[Worker, ...]]:
-    """What makes an instance, and the process behind them if there is one."""
+def _makers(
+    config: Config, engine: Engine, placing: Placing
+) -> tuple[Sequence[Callable[[], Instance]], tuple[Worker, ...]]:
+    """What makes each instance, and the processes behind them, one for each device."""
+    places = places_of(config, targets_of(engine))
+    threads = placing.threads or threads_each(places)
     if not placing.processes:
-        return lambda: SessionInstance(engine, placing.device, placing.threads), ()
-    worker = engine_worker(config.name, Path(engine.source), placing.device, placing.threads)
-    return lambda: ProcessInstance(worker), (worker,)
+        if any(place.visible for place in places):
+            raise invalid(f"model '{config.name}': a MIG instance needs a process of its own (--process-per-model)")
+        return [partial(SessionInstance, engine, place.device, threads) for place in places], ()
+    source = Path(engine.source)
+    workers = {
+        place: engine_worker(config.name, source, place.device, threads, place.visible) for place in set(places)
+    }
+    return [partial(ProcessInstance, workers[place]) for place in places], tuple(workers.values())
 
 
 def _driver(instances: Sequence[Instance], loop: Mailbox | None) -> Callable[[Scheduler], Driver]:

@@ -14,7 +14,7 @@ import numpy as np
 from ingot.server import logs
 from ingot.server.batcher import Batcher
 from ingot.server.builder import sha256
-from ingot.server.config import Config, instance_count, read_override, rules_of
+from ingot.server.config import Config, enum_name, instance_count, read_override, rules_of
 from ingot.server.drivers import Threads
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
@@ -205,6 +205,8 @@ def _completed(config: Config, file: Path, version: int) -> Config:
         full.instance_group.add(name=full.name, kind="KIND_CPU", count=1)
     if not full.HasField("version_policy"):
         full.version_policy.latest.num_versions = 1
+    if any(enum_name(group, "kind") == "KIND_GPU" for group in full.instance_group):
+        raise invalid(f"model '{full.name}': a model.py is given its tensors on the CPU; KIND_GPU is not supported")
     return full
 
 

@@ -40,8 +40,10 @@ class Worker:
     `arguments`: module and words it is started with; the file descriptor of its control line follows them.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0) -> None:
-        self.name, self.generation, self.restarts = name, 0, 0
+    def __init__(
+        self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0, visible: str = ""
+    ) -> None:
+        self.name, self.generation, self.restarts, self._visible = name, 0, 0, visible
         self._arguments, self._starting_seconds = arguments, starting_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -66,7 +68,7 @@ class Worker:
 
     def _start(self) -> None:
         self._end()
-        self._process, self._control = spawned(self._arguments)
+        self._process, self._control = spawned(self._arguments, self._visible)
         self.restarts += self.generation > 0
         self.generation += 1
         self._control.settimeout(self._starting_seconds)
@@ -97,20 +99,21 @@ class Worker:
             self._end()
 
 
-def spawned(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A Python process of a module and words, and the line that controls it."""
+def spawned(arguments: Sequence[str], visible: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A Python process of a module and words, and the line that controls it; `visible`: the one GPU it sees."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": visible} if visible else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", *arguments, str(theirs.fileno())]
         process = subprocess.Popen(  # a session of its own: Ctrl-C is for the front, which drains first
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=variables
         )
     return process, ours
 
 
-def engine_worker(name: str, engine: Path, device: str, threads: int | None) -> Worker:
+def engine_worker(name: str, engine: Path, device: str, threads: int | None, visible: str = "") -> Worker:
     """The process of an engine."""
-    return Worker(name, ["ingot.server.worker", str(engine), device, str(threads or 0)])
+    return Worker(name, ["ingot.server.worker", str(engine), device, str(threads or 0)], visible=visible)
 
 
 Results = Mapping[str, Array] | ServerError
