@@ -10,6 +10,7 @@ their clipped taps written out for the columns that remain, so that padding cost
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder
@@ -17,10 +18,11 @@ from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layou
 from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights
 from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, row_taps, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened
+from ingot.kernels.cpu.gemm_dot import Product
 from ingot.kernels.cpu.isa import Isa
-from ingot.kernels.cpu.llvm import Index, Value, vector
+from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 from ingot.kernels.node import Node
-from ingot.plan.extent import product
+from ingot.plan.extent import Extent, product
 
 FLOAT = 4  # bytes
 PREFETCH = 4096  # bytes of weights ahead
@@ -68,9 +70,13 @@ def _column_choices(node: Node, isa: Isa) -> tuple[int, ...]:
 
 
 def _widths(node: Node, isa: Isa, vectors: int) -> set[int]:
-    """Tile widths worth trying: as wide as the registers allow, equal parts of a row, a divisor of the row."""
-    limit = WIDEST[isa.registers][vectors]
     size = flattened(conv_axes(node, tuple(map(int, node.input(1).shape[2:]))))[-1].output
+    return widths_for(size, isa, vectors)
+
+
+def widths_for(size: Extent, isa: Isa, vectors: int) -> set[int]:
+    """Tile widths worth trying for rows of `size`: as wide as the registers allow, equal parts, a divisor."""
+    limit = WIDEST[isa.registers][vectors]
     if not isinstance(size, int) or size == 0:
         return {limit, *NARROWER[isa.registers].get(vectors, ())}
     divisors = [width for width in range(limit * 3 // 4, limit + 1) if size % width == 0]
@@ -120,7 +126,7 @@ def direct_order(shape: Direct) -> Order:
     return ("panel", "image", "row") if large else ("image", "row", "panel")
 
 
-def _accumulate(site: Site, taps: Taps, sums: Sums) -> Sums:
+def accumulate(site: Site, taps: Taps, sums: Sums, multiply: Product) -> Sums:
     """All channels of an input block at every tap along the row; the last block may hold fewer."""
     f, shape = site.f, site.shape
     tail, last = shape.inputs % shape.block, shape.input_blocks - 1
@@ -132,7 +138,7 @@ def _accumulate(site: Site, taps: Taps, sums: Sums) -> Sums:
         def channels(first: Index, x: Value, weights: Value, *sums: Value) -> Sums:
             result: Sums = sums
             for channel in range(shape.unroll):
-                result = _multiply(site, columns, x, weights, channel, result)
+                result = _multiply(site, columns, (x, weights), channel, result, multiply)
             return result
 
         return walk(f, (0, count), channels, (x, weights), (FLOAT, shape.width * FLOAT), sums, by=shape.unroll)
@@ -140,21 +146,26 @@ def _accumulate(site: Site, taps: Taps, sums: Sums) -> Sums:
     return row_taps(site, taps, sums, at_tap)
 
 
-def _multiply(site: Site, columns: range, x: Value, weights: Value, channel: int, sums: Sums) -> Sums:
+def _multiply(site: Site, columns: range, pointers: tuple[Value, Value], channel: int, sums: Sums,
+              multiply: Product) -> Sums:  # fmt: skip
     """sums[column, v] += x[column, channel] · weights[channel, v]"""
-    f, shape = site.f, site.shape
+    f, shape, (x, weights) = site.f, site.shape, pointers
     result, base = list(sums), channel * shape.width * FLOAT
     places = [base + v * shape.lanes * FLOAT for v in range(shape.vectors)]
-    packed = [f.load(vector("float", shape.lanes), weights, place) for place in places]
+    packed = [f.load(vector(shape.accumulator, shape.lanes), weights, place) for place in places]
     for place in places:
         f.prefetch(weights, place + PREFETCH)
     pixel = shape.row.stride * shape.block * FLOAT
     for column in columns:
-        scalar = f.splat(f.load("float", x, column * pixel + channel * FLOAT), shape.lanes)
+        scalar = f.splat(f.load(shape.accumulator, x, column * pixel + channel * FLOAT), shape.lanes)
         for v, weight in enumerate(packed):
             place = column * shape.vectors + v
-            result[place] = f.fma(scalar, weight, result[place])
+            result[place] = multiply(f, scalar, weight, result[place])
     return result
 
 
-DIRECT = Method(zeros, _accumulate)
+def _fused(f: Function, x: Value, weight: Value, total: Value) -> Value:
+    return f.fma(x, weight, total)
+
+
+DIRECT = Method(zeros, partial(accumulate, multiply=_fused))
