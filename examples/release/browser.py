@@ -58,8 +58,9 @@ class Page:
         return json.loads(text)
 
     def open(self, url: str) -> None:
-        """Go to a page."""
+        """Go to a page; it has been loaded then."""
         self.command("Page.navigate", url=url)
+        self.until(f"location.href == {json.dumps(url)} && document.readyState == 'complete'")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page; RuntimeError if it throws."""

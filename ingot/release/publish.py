@@ -193,7 +193,7 @@ def predicted(session: Session, arrays: dict[str, np.ndarray], count: int) -> di
     missing = [spec.name for spec in specs if spec.name not in arrays]
     if missing:
         raise ReleaseError(f"--data has no array for the input {missing[0]!r}; it has {', '.join(sorted(arrays))}")
-    size = min(_BATCH, *(spec.max[0] for spec in specs))
+    size = min([_BATCH, *(spec.max[0] for spec in specs if spec.max)])
     pieces = []
     for start in range(0, count, size):
         feeds = {spec.name: arrays[spec.name][start : start + size].astype(spec.dtype) for spec in specs}

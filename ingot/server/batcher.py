@@ -40,7 +40,10 @@ class QueuePolicy:
 
 @dataclass(frozen=True)
 class Rules:
-    """Triton's dynamic_batching. `levels` 0: no priorities; level 1 comes first. `slack` is left before deadlines."""
+    """Triton's dynamic_batching. `levels` 0: no priorities; level 1 comes first. `slack` is left before deadlines.
+
+    `linger`, ours: the share of the last batch's time for which one waits until as many rows are there as ran last.
+    """
 
     max_rows: int = 1
     preferred: tuple[int, ...] = ()
@@ -50,6 +53,7 @@ class Rules:
     policy: QueuePolicy = QueuePolicy()
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
     slack: int = 500_000
+    linger: float = 0.0
 
     def policy_of(self, level: int) -> QueuePolicy:
         """The queue policy of a priority level."""
@@ -91,6 +95,8 @@ class Batcher:
         self._order = 0
         self._deadlines = 0
         self._count = 0
+        self._last_rows = 0
+        self._lingering: int | None = None  # since when
 
     def __len__(self) -> int:
         return self._count
@@ -130,7 +136,7 @@ class Batcher:
 
     def closing(self) -> None:
         """No more will come: nothing waits for company."""
-        self.rules = replace(self.rules, max_delay=0)
+        self.rules = replace(self.rules, max_delay=0, linger=0.0)
 
     def finished(self, batch: Sequence[Entry], now: int) -> None:
         """These have run; requests of a model without state do not wait for one another."""
@@ -141,8 +147,9 @@ class Batcher:
         candidates = self._in_order()
         if not candidates:
             return Take(rejected=rejected) if rejected else _NOTHING
-        if len(candidates) == 1 and not self.rules.max_delay:
+        if len(candidates) == 1 and not self.rules.max_delay and self._last_rows <= 1:
             self._forget(candidates)
+            self._last_rows = candidates[0].rows
             return Take((candidates[0],), rejected)
         batch = self._largest(candidates, now)
         preferred = self._preferred(batch)
@@ -151,6 +158,7 @@ class Batcher:
             return Take((), rejected, wake)
         chosen = preferred or self._worthwhile(batch)
         self._forget(chosen)
+        self._last_rows, self._lingering = _rows(chosen), None
         return Take(chosen, rejected)
 
     def _size(self, level: int) -> int:
@@ -267,9 +275,16 @@ class Batcher:
     def _wait_until(self, batch: Sequence[Entry], waiting: int, now: int) -> int | None:
         """Until when a batch may wait for more; None to run at once."""
         rows = _rows(batch)
-        if not self.rules.max_delay or len(batch) < waiting or rows >= self.rules.max_rows:
+        if len(batch) < waiting or rows >= self.rules.max_rows:
             return None
-        until = min(entry.arrived for entry in batch) + self.rules.max_delay
+        if self.rules.max_delay:
+            until = min(entry.arrived for entry in batch) + self.rules.max_delay
+        elif self.rules.linger and rows < self._last_rows:
+            self._lingering = now if self._lingering is None else self._lingering
+            pause = int(self.rules.linger * self._expected(batch[0].shape, self._last_rows))
+            until = self._lingering + (pause if pause > _SHORTEST_PAUSE else 0)
+        else:
+            return None
         deadlines = [entry.deadline for entry in batch if entry.deadline is not None]
         if deadlines:
             until = min(until, min(deadlines) - self._bound(batch[0].shape, rows) - self.rules.slack)
@@ -277,6 +292,7 @@ class Batcher:
 
 
 _STARTS = 64
+_SHORTEST_PAUSE = 100_000  # a shorter one is not worth a timer
 _CLEAR_GAIN = 1.05
 _PATIENCE = 1_000_000_000  # a request without a deadline is served as if it were due after a second: it never starves
 

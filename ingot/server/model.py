@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from ingot.server.worker import ProcessInstance, Worker, engine_worker
 log = logging.getLogger("ingot.server")
 _MEASURED = 3
 _MEASURING_SECONDS = 1.0
+_LINGER = 0.05
 _QUICK = 600_000  # nanoseconds of the largest batch up to which handing it to a thread would cost more than running it
 
 
@@ -98,6 +99,7 @@ class Placing:
 
 def load_engine_model(config: Config, version: int, engine: Engine, folder: Path, placing: Placing) -> EngineModel:
     """A version made ready: completed configuration, instances, warm-up, measured latencies."""
+    stated = config.WhichOneof("scheduling_choice") is not None
     config = completed(config, engine.inputs, engine.outputs)
     ports, statistics, latency = ports_of(config, folder), Statistics(), LatencyTable()
     stateful = config.HasField("sequence_batching")
@@ -116,9 +118,10 @@ def load_engine_model(config: Config, version: int, engine: Engine, folder: Path
             worker.close()
         raise
     quick = slowest is not None and slowest < _QUICK
+    queue = _queue(config, len(instances), latency, stated)
     scheduler = Scheduler(
-        ports, version, _queue(config, len(instances), latency), _driver(instances, placing.loop if quick else None),
-        statistics, latency, ordered=config.dynamic_batching.preserve_ordering, states=states,
+        ports, version, queue, _driver(instances, placing.loop if quick else None), statistics, latency,
+        ordered=config.dynamic_batching.preserve_ordering, states=states,
     )  # fmt: skip
     return EngineModel(version, config, ports, scheduler, statistics, owned)
 
@@ -152,10 +155,12 @@ def _driver(instances: Sequence[Instance], loop: Mailbox | None) -> Callable[[Sc
     return lambda scheduler: Threads(scheduler, instances)
 
 
-def _queue(config: Config, instances: int, latency: LatencyTable) -> Queue:
+def _queue(config: Config, instances: int, latency: LatencyTable, stated: bool) -> Queue:
+    """`stated`: the configuration says how to batch; then nothing waits unless it says so."""
     if config.HasField("sequence_batching"):
         return SequenceBatcher(sequence_rules(config, instances))
-    return Batcher(rules_of(config), latency)
+    rules = rules_of(config)
+    return Batcher(rules if stated else replace(rules, linger=_LINGER), latency)
 
 
 # -- warm-up and measuring --------------------------------------------------------------------------------------------

@@ -220,3 +220,21 @@ def check(batcher: Batcher, rules: Rules, now: int) -> list[Entry]:
     assert len({entry.shape for entry in taken.batch}) <= 1
     assert taken.batch or taken.wake is None or taken.wake > now
     return [*taken.batch, *taken.rejected]
+
+
+def test_a_batch_lingers_for_those_who_were_in_the_last_one() -> None:
+    batcher = Batcher(Rules(max_rows=16, linger=0.05), Straight(base=4 * MS, row=2 * MS))
+    for number in range(8):
+        batcher.push(1, "s", number, 0)
+    assert len(batcher.take(0).batch) == 8
+    batcher.push(1, "s", "first back", 20 * MS)
+    waiting = batcher.take(20 * MS)
+    assert not waiting.batch and waiting.wake == 21 * MS  # 5 % of 4 + 8 x 2 ms
+    for number in range(7):
+        batcher.push(1, "s", number, 20 * MS + number)
+    assert len(batcher.take(20 * MS + 7).batch) == 8  # all are back
+    batcher.push(1, "s", "alone", 50 * MS)
+    assert batcher.take(50 * MS).wake == 51 * MS
+    assert len(batcher.take(51 * MS).batch) == 1
+    batcher.push(1, "s", "alone again", 60 * MS)
+    assert len(batcher.take(60 * MS).batch) == 1  # nobody was with it the last time
