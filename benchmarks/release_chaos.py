@@ -7,7 +7,7 @@ it back as a process manager would, and let the rollout end. Then:
 lost    requests that a client which repeats a broken connection had no good answer to, and logs of which an entry does
         not follow from those before
 stuck   rollouts that did not end as they should within a minute
-wrong   moments at which a gateway served by other weights than the log said for longer than a second
+wrong   requests given by weight to a version that had had none for a second
 """
 
 import argparse
@@ -218,7 +218,7 @@ def wrong_weights(entries: list[Entry], load: Load, began: float) -> int:
     found = 0
     for index, (start, shares) in enumerate(spans):
         stop = spans[index + 1][0] if index + 1 < len(spans) else float("inf")
-        within = [s for s in load.samples if start + 1.0 < s.due < stop]
+        within = [s for s in load.samples if start + 1.0 < s.due < stop and s.route == "weight"]
         found += sum(shares.get(s.version, 0) == 0 for s in within)
     return found
 

@@ -22,7 +22,7 @@ class Sample:
     status: int
     version: str
     user: str
-    attempts: int = 1
+    route: str
 
 
 @dataclass
@@ -64,13 +64,13 @@ class Load:
         for attempt in (1, 2, 3):
             try:
                 client = self._idle.pop() if self._idle and attempt == 1 else await self._connected()
-                status, version = await asyncio.wait_for(client.ask(self.message(user)), 10.0)
+                status, version, route = await asyncio.wait_for(client.ask(self.message(user)), 10.0)
             except (OSError, TimeoutError) as error:
                 reason = f"{user} at {due:.1f} s: {error or type(error).__name__}"
                 await asyncio.sleep(0.05 * (attempt - 1))
                 continue
             self._idle.append(client)
-            self.samples.append(Sample(due, time.perf_counter() - begun - due, status, version, user, attempt))
+            self.samples.append(Sample(due, time.perf_counter() - begun - due, status, version, user, route))
             return
         self.lost.append(reason)
 
@@ -84,17 +84,17 @@ class _Client(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: Any = None
-        self.waiting: asyncio.Future[tuple[int, str]] | None = None
-        self.version = ""
+        self.waiting: asyncio.Future[tuple[int, str, str]] | None = None
+        self.version = self.route = ""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
-    async def ask(self, message: bytes) -> tuple[int, str]:
+    async def ask(self, message: bytes) -> tuple[int, str, str]:
         if self.transport.is_closing():
             raise ConnectionResetError("closed while idle")
         self.waiting = asyncio.get_running_loop().create_future()
-        self.parser, self.version = httptools.HttpResponseParser(self), ""
+        self.parser, self.version, self.route = httptools.HttpResponseParser(self), "", ""
         self.transport.write(message)
         try:
             return await self.waiting
@@ -108,10 +108,12 @@ class _Client(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-ingot-version":
             self.version = value.decode()
+        elif name.lower() == b"x-ingot-route":
+            self.route = value.decode()
 
     def on_message_complete(self) -> None:
         if self.waiting is not None and not self.waiting.done():
-            self.waiting.set_result((self.parser.get_status_code(), self.version))
+            self.waiting.set_result((self.parser.get_status_code(), self.version, self.route))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.waiting is not None and not self.waiting.done():

@@ -278,9 +278,10 @@ class Transfer:
 
     # -- retries ------------------------------------------------------------------------------------------------------
     def _may_retry(self, sent: bool) -> bool:
-        """Once, on stable, if nothing has gone out and the server cannot have done anything that counts."""
+        """Once, if nothing has gone out and the server cannot have done anything that counts."""
         fresh = not self.retried and not self.streaming and self.reason != "forced"
-        elsewhere = self.version != self.router.stable or (not sent and len(self.router.targets[self.version]) > 1)
+        others = not sent and len(self.router.targets[self.version]) > 1
+        elsewhere = others or self.router.fallback(self.version) is not None
         return fresh and elsewhere and (not sent or self._repeatable())
 
     def _repeatable(self) -> bool:
@@ -294,8 +295,9 @@ class Transfer:
     def _retry(self, reason: str) -> None:
         self._count(False, 0.0)
         self.proxy.counted(self.router.spec.model, self.version).retried += 1
-        log.debug("version %s of %s: %s; tried on stable", self.version, self.router.spec.model, reason)
-        self.retried, self.version, self.reason, self.user = True, self.router.stable, "retry", None
+        fallback = self.router.fallback(self.version) or self.version
+        log.debug("version %s of %s: %s; tried on %s", self.version, self.router.spec.model, reason, fallback)
+        self.retried, self.version, self.reason, self.user = True, fallback, "retry", None
         self.proxy.under_way += 1
         self.attempt()
 

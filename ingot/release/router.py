@@ -127,6 +127,13 @@ class Router:
         number = self._chance() if text is None else self._hashed(text)
         return Key(number % WHOLE, number // WHOLE % USER_BITS)
 
+    def fallback(self, version: str) -> str | None:
+        """Who answers where a version cannot: stable; for stable itself the one before, as long as that is ready."""
+        if version != self.stable:
+            return self.stable
+        previous = self.state.previous
+        return previous if previous in self.state.ready and previous in self.targets else None
+
     def mirrors(self) -> bool:
         """Whether this request is one of those to be mirrored."""
         return self.mirror is not None and self._chance() % WHOLE < self.mirror.slots

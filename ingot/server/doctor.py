@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ingot.engine import Engine
+from ingot.engine import Engine, Variant
 from ingot.errors import ConfigError, IngotError
 from ingot.runtime import session
+from ingot.runtime.cuda import select
 from ingot.runtime.machine import describe
 from ingot.server import options as server_options
 from ingot.server.config import Config, chosen_versions, files_of
 from ingot.server.ensembles import Step, check_steps
 from ingot.server.options import Options, options_from
+from ingot.server.placement import Place, places_of, targets_of, wants_gpu
 from ingot.server.ports import ports_of
 from ingot.server.python_model import has_python_backend
 from ingot.server.repository import Folder, configuration, read_folder
@@ -269,10 +271,28 @@ def _file(config: Config, folder: Path) -> tuple[str, int]:
     size = file.stat().st_size
     if file.suffix == ".onnx":
         _check_onnx(file)
+        if wants_gpu(config):
+            select("cuda")
         return f"{file.name}, built when it is first loaded", size + _beside(file)
     engine = Engine.load(file)
-    variant = engine.pick(("cpu", "host"), session.features("cpu"), describe())
-    return f"{file.name} for {variant.target}, {', '.join(sorted(variant.requires)) or 'any machine'}", size
+    variants = [_variant(engine, place) for place in dict.fromkeys(places_of(_with_groups(config), targets_of(engine)))]
+    needs = [f"{v.target}, {', '.join(sorted(v.requires)) or 'any machine'}" for v in variants]
+    return f"{file.name} for {'; '.join(needs)}", size
+
+
+def _with_groups(config: Config) -> Config:
+    """The configuration with the instance group that a load would give it."""
+    if not config.instance_group:
+        config.instance_group.add(kind="KIND_AUTO")
+    return config
+
+
+def _variant(engine: Engine, place: Place) -> Variant:
+    """What an instance at a place would run; EngineError or DeviceError where it cannot."""
+    if place.device == "cpu":
+        return engine.pick(("cpu", "host"), session.features("cpu"), describe())
+    device = select(f"cuda:{place.visible}" if place.visible else place.device)
+    return engine.pick(("cuda",), device.features, f"with {device}")
 
 
 def _check_onnx(file: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ingot.server.request import Code, Placement, ServerError, Tensor, from_bytes, invalid, to_bytes
 
 _KEY = re.compile(r"/?[A-Za-z0-9_.\-]{1,250}")
-CUDA_REFUSAL = "CUDA shared memory is not supported by this server: its engines run on the CPU"
+CUDA_REFUSAL = "CUDA shared memory is not supported by this server: tensors reach its engines through the host's memory"
 
 
 @dataclass(frozen=True, eq=False)

@@ -203,6 +203,18 @@ def test_a_dead_canary_costs_each_user_at_most_one_failed_attempt(half: World) -
     half.until(lambda: half.ask(half.user_of("v2")).version == "v2", 15)
 
 
+def test_a_new_stable_that_dies_is_stood_in_for_by_the_one_before(half: World) -> None:
+    half.submit(events.Promote(full=True))
+    half.settled()
+    assert half.ask("user1").version == "v2"
+    half.upstreams["v2"].behave = fakes.reset
+    assert (half.ask("user1").version, half.ask("user1").route) == ("v1", "retry")
+    half.upstreams["v2"].behave = None
+    half.submit(events.Undo())
+    half.submit(events.Ready("v1"))
+    half.settled()
+
+
 def test_the_canary_is_not_credited_with_stables_answers(half: World) -> None:
     """argo #1700, at the source: what stable answered in the canary's stead counts for stable."""
     user = half.user_of("v2")

@@ -12,7 +12,9 @@ import pytest
 from ingot.release.servers import Samples, samples_of
 from tests.release.fakes import HALF, world
 
-DASHBOARD = json.loads((Path(__file__).parent.parent.parent / "deploy" / "grafana" / "release.json").read_text())
+DASHBOARD = json.loads(
+    (Path(__file__).parent.parent.parent / "deploy" / "grafana" / "dashboards" / "release.json").read_text()
+)
 SELECTOR = re.compile(r"\b(ingot_\w+)(?:\{([^}]*)\})?")
 GROUPED = re.compile(r"by \(([^)]*)\)")
 

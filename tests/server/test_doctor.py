@@ -9,7 +9,7 @@ import pytest
 
 import ingot
 from ingot.cli import main
-from ingot.errors import ConfigError
+from ingot.errors import ConfigError, DeviceError
 from ingot.server import advise
 from ingot.server.config import read_config
 from tests.server.models import CHAIN_CONFIG, SUM_CONFIG, add_sub, add_version, identity, scale
@@ -89,6 +89,22 @@ def test_engines_and_their_machine(
     monkeypatch.setattr("ingot.runtime.session.cpu_features", frozenset)
     code, found = examined(capsys, root)
     assert code == 1 and "holds no variant for this machine" in found["model built"]["detail"]
+
+
+def test_a_gpu_that_is_not_there(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(wanted: str) -> None:
+        raise DeviceError(f"no {wanted} here")
+
+    monkeypatch.setattr("ingot.server.doctor.select", absent)
+    (root / "simple" / "config.pbtxt").write_text("instance_group { kind: KIND_GPU }")
+    code, found = examined(capsys, root)
+    assert code == 1 and "no cuda here" in found["model simple"]["detail"]
+    (root / "built" / "1").mkdir(parents=True)
+    ingot.build(scale(2.0), ingot.BuildConfig(target="cpu", level=0)).save(root / "built" / "1" / "model.engine")
+    (root / "built" / "config.pbtxt").write_text("instance_group { kind: KIND_GPU }")
+    assert "its engine runs on the CPU" in examined(capsys, root)[1]["model built"]["detail"]
 
 
 def test_limits_of_the_machine(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
