@@ -437,8 +437,18 @@ def plain(part: Any) -> Any:
 
 
 def schema() -> Mapping[str, Any]:
-    """JSON schema of the file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Rollout)}
+    """JSON schema of the file; descriptions are the docstrings, in one line each."""
+    made = _in_one_line(msgspec.json.schema(Rollout))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _in_one_line(part: Any) -> Any:
+    if isinstance(part, dict):
+        flat = {name: _in_one_line(value) for name, value in part.items()}
+        if isinstance(flat.get("description"), str):
+            flat["description"] = " ".join(flat["description"].split())
+        return flat
+    return [_in_one_line(value) for value in part] if isinstance(part, list) else part
 
 
 def schema_text() -> str:
