@@ -72,7 +72,7 @@ class GrpcApi:
     async def infer(self, asked: Any, context: Any) -> Any:
         """ModelInfer."""
         try:
-            self.access.check_grpc("inference", context.invocation_metadata())
+            self.check("inference", context)
             request = self._decoded(asked, context)
             outcome = await self._outcome(request)
             if isinstance(outcome, ServerError):
@@ -163,9 +163,18 @@ class GrpcApi:
     async def _admitted(self, group: str, context: Any) -> None:
         """End the call unless it carries a key of the group."""
         try:
-            self.access.check_grpc(group, context.invocation_metadata())
+            self.check(group, context)
         except ServerError as error:
             await _abort(context, error)
+
+    def check(self, group: str, context: Any) -> None:
+        """UNAUTHORIZED unless the group's keys, if it has any, allow this call."""
+        if group in self.access.keys:
+            try:
+                self.access.check_grpc(group, context.invocation_metadata())
+            except ServerError as error:
+                self.service.refused("grpc", "", context.peer(), error)
+                raise
 
     async def slow(self, call: Call, asked: Any) -> Any:
         """A call outside the event loop."""
@@ -334,7 +343,7 @@ def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awai
 
     async def call(asked: Any, context: Any) -> Any:
         try:
-            api.access.check_grpc(group, context.invocation_metadata())
+            api.check(group, context)
             if isinstance(asked, ServerError):
                 raise asked
             fields = quick(api, asked) if quick else await api.slow(slow or CALLS[name], asked)

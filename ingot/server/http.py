@@ -62,15 +62,27 @@ class HttpApi:
         try:
             infer = self._known.get(exchange.target) or self._infer_target(exchange.target)
             if infer is not None:
-                self.access.check_http("inference", exchange.headers)
+                self._admit(exchange, "inference")
                 self._infer(exchange, *infer)
             elif (match := _GENERATE.fullmatch(exchange.target.partition(b"?")[0].decode("latin-1"))) is not None:
-                self.access.check_http("inference", exchange.headers)
+                self._admit(exchange, "inference")
                 self._generate(exchange, match)
             else:
                 self._dispatch(exchange)
         except Exception as error:  # noqa: BLE001 - a client always gets an answer
             self._error(exchange, error)
+
+    def _admit(self, exchange: Exchange, group: str) -> None:
+        """UNAUTHORIZED unless the group's keys, if it has any, allow this."""
+        if group in self.access.keys:
+            try:
+                self.access.check_http(group, exchange.headers)
+            except ServerError as error:
+                self._refused(exchange, error)
+                raise
+
+    def _refused(self, exchange: Exchange, error: ServerError) -> None:
+        self.service.refused("http", _text(exchange.headers, b"x-request-id"), exchange.target.decode("latin-1"), error)
 
     def close(self) -> None:
         """End the threads of slow routes."""
@@ -109,7 +121,8 @@ class HttpApi:
         length = headers.get(b"inference-header-content-length")
         try:
             request = self._watched(exchange, self._decoder(body, _header_length(length), model, version, arrived))
-        except ServerError:
+        except ServerError as error:
+            self._refused(exchange, error)
             self.service.repository.find(model, version)  # an unknown model is the better answer
             raise
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
@@ -188,7 +201,7 @@ class HttpApi:
                 wrong_method = True
                 continue
             if route.group:
-                self.access.check_http(route.group, exchange.headers)
+                self._admit(exchange, route.group)
             names = {key: urllib.parse.unquote(value or "") for key, value in match.groupdict().items()}
             if route.slow:
                 self.pool.submit(self._guarded, exchange, partial(self._answer_slow, exchange, route, names))

@@ -41,7 +41,8 @@ class PythonPorts(Ports):
     def gather(self, requests: Sequence[Request]) -> Feeds:
         """Every request's tensors, and what else is known of it."""
         facts = np.empty(len(requests), object)
-        facts[:] = [json.dumps(_facts(request)).encode() for request in requests]
+        every = [port.name for port in self.outputs]
+        facts[:] = [json.dumps(_facts(request, every)).encode() for request in requests]
         feeds: Feeds = {FACTS: facts}
         for number, request in enumerate(requests):
             for tensor in request.inputs:
@@ -90,10 +91,10 @@ class PythonPorts(Ports):
         return Tensor(port.name, port.datatype, data if port.inner is None else data.reshape(wanted))
 
 
-def _facts(request: Request) -> dict[str, Any]:
-    place = request.sequence
+def _facts(request: Request, every: Sequence[str]) -> dict[str, Any]:
+    place, wanted = request.sequence, [output.name for output in request.outputs]
     return {
-        "id": request.id, "model": request.model, "outputs": [output.name for output in request.outputs],
+        "id": request.id, "model": request.model, "outputs": wanted or every,
         "sequence": place.identity if place else 0, "flags": place.start + 2 * place.end if place else 0,
         "timeout": request.timeout_us, "parameters": dict(request.parameters),
     }  # fmt: skip

@@ -96,6 +96,14 @@ class Service:
         identity = request.id or identity or os.urandom(8).hex()
         return replace(request, origin=Origin(protocol, identity, *(sampled or ())))
 
+    def refused(self, protocol: str, identity: str, target: str, error: Exception) -> None:
+        """Log what was refused before it became a request: no key, no tensors."""
+        if self.log_requests:
+            failure = as_server_error(error)
+            facts = {"request_id": identity, "protocol": protocol, "target": target}
+            facts |= {"status": failure.code.name, "error": str(failure)}
+            log.warning("refused", extra={"facts": facts})
+
     def _watched(self, request: Request, done: Done, outcome: Outcome) -> None:
         done(outcome)
         self._ended(request, outcome)

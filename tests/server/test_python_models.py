@@ -80,6 +80,8 @@ COUNTER = """
             responses = []
             for request in requests:
                 start = request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+                control = pb_utils.get_input_tensor_by_name(request, "first").as_numpy()
+                assert control.tolist() == [int(bool(start))] and request.requested_output_names() == ["sum"]
                 before = 0 if start else self.sums[request.correlation_id()]
                 kept = self.sums[request.correlation_id()] = before + request.inputs()[0].as_numpy()
                 responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("sum", kept.astype(np.int32))]))
@@ -87,6 +89,13 @@ COUNTER = """
 
         def finalize(self):
             open(__file__ + ".finalized", "w").close()
+"""
+COUNTER_CONFIG = """
+backend: "python"
+sequence_batching {
+  oldest { max_candidate_sequences: 4 }
+  control_input { name: "first" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }
+}
 """
 
 
@@ -102,7 +111,7 @@ def write(root: Path, name: str, code: str, config: str) -> Path:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("python")
     (write(folder, "upper", UPPER, UPPER_CONFIG) / "helper.py").write_text(HELPER)
-    write(folder, "counter", COUNTER, 'backend: "python" sequence_batching { oldest { max_candidate_sequences: 4 } }')
+    write(folder, "counter", COUNTER, COUNTER_CONFIG)
     return folder
 
 

@@ -163,6 +163,8 @@ def test_a_line_for_each_request(root: Path, engine_cache: Path, caplog: pytest.
         infer(server, **{"x-request-id": "seven"})
         connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
         connection.request("POST", "/v2/models/scale/infer", json.dumps({"inputs": [], "id": "nine"}))
+        assert connection.getresponse().read()
+        connection.request("POST", "/v2/models/scale/infer", "no JSON", {"x-request-id": "ten"})
         assert connection.getresponse().status == 400
         connection.close()
     records = [record for record in caplog.records if record.name == "ingot.server.requests"]
@@ -170,6 +172,7 @@ def test_a_line_for_each_request(root: Path, engine_cache: Path, caplog: pytest.
     assert facts["seven"]["model"] == "scale" and facts["seven"]["status"] == "OK" and facts["seven"]["version"] == 3
     assert facts["seven"]["latency_us"] >= facts["seven"]["compute_us"] > 0
     assert facts["nine"]["status"] == "INVALID_ARG" and "expected 1 inputs" in facts["nine"]["error"]
+    assert facts["ten"]["status"] == "INVALID_ARG" and "failed to parse" in facts["ten"]["error"]
     line = json.loads(logs.JsonFormatter().format(records[0]))
     assert line["request_id"] == "seven" and line["level"] == "INFO" and line["time"].endswith("+00:00")
     assert " request_id=seven protocol=http " in logs.TextFormatter(iso=True).format(records[0])
