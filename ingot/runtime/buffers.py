@@ -22,5 +22,6 @@ def address_of(array: Array) -> int:
     """Address of the first element."""
     flags = array.flags
     if flags.writeable and flags.c_contiguous and array.size and array.dtype.isbuiltin == 1:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # a quarter of the time of what follows
+        buffer: Any = array  # before Python 3.12 the types do not know that an array is one
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))  # a quarter of the time of what follows
     return int(array.__array_interface__["data"][0])

@@ -58,7 +58,7 @@ def _layouts(node: Node, isa: Isa) -> list[Ports]:
 # broadcast may be an operand in memory).
 WIDEST = {32: {1: 28, 2: 14, 3: 9, 4: 6, 6: 4}, 16: {1: 14, 2: 6, 3: 4, 4: 2}}
 # Often as good or better: the widest spill at the ends of some loops.
-NARROWER = {32: {1: (26,), 2: (13, 12)}, 16: {1: (12,)}}
+NARROWER: dict[int, dict[int, tuple[int, ...]]] = {32: {1: (26,), 2: (13, 12)}, 16: {1: (12,)}}
 
 
 def _vector_choices(node: Node, isa: Isa) -> tuple[int, ...]:

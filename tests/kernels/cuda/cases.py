@@ -45,7 +45,7 @@ class Case:
         """Weights keep sums of order one."""
         shape = self.shapes[index]
         depth = {"Conv": int(np.prod(shape[1:])), "Linear": shape[0]}.get(self.op, 1) if index == 1 else 1
-        return float(max(depth, 1)) ** -0.5
+        return float(max(depth, 1) ** -0.5)
 
     @property
     def tolerance(self) -> tuple[float, float]:
