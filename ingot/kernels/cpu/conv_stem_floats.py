@@ -1,5 +1,5 @@
-"""The first layer of pictures (conv_stem.py) in float32: a position holds four channels in bfloat16, rounded to one part
-or as two parts whose sum is nearly the number.
+"""The first layer of pictures (conv_stem.py) in float32: a position holds four channels in bfloat16, rounded to one
+part or as two parts whose sum is nearly the number.
 """
 
 from __future__ import annotations
