@@ -16,7 +16,7 @@ from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts, residuals
 from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights
-from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, row_taps, walk, zeros
+from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, fetch_ahead, row_taps, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened
 from ingot.kernels.cpu.gemm_dot import Product
 from ingot.kernels.cpu.isa import Isa
@@ -24,7 +24,7 @@ from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
 
-FLOAT = 4  # bytes
+FLOAT, LINE = 4, 64  # bytes
 PREFETCH = 4096  # bytes of weights ahead
 SMALL_CHANNELS = 8  # up to here a plain input is read as it is
 ASSUMED = 64  # positions along a symbolic axis, for estimates
@@ -137,6 +137,8 @@ def accumulate(site: Site, taps: Taps, sums: Sums, multiply: Product) -> Sums:
     def at_tap(columns: range, x: Value, weights: Value, sums: Sums) -> Sums:
         def channels(first: Index, x: Value, weights: Value, *sums: Value) -> Sums:
             result: Sums = sums
+            if taps.ahead is not None:
+                fetch_ahead(f, taps, site, weights, shape.unroll * shape.width * FLOAT // LINE)
             for channel in range(shape.unroll):
                 result = _multiply(site, columns, (x, weights), channel, result, multiply)
             return result
