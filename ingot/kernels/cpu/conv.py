@@ -26,6 +26,7 @@ from ingot.plan.extent import Extent, product
 
 FLOAT, LINE = 4, 64  # bytes
 PREFETCH = 4096  # bytes of weights ahead
+FIRST_CACHE = 64 << 10  # bytes of a panel that is passed again and again without being fetched again
 SMALL_CHANNELS = 8  # up to here a plain input is read as it is
 ASSUMED = 64  # positions along a symbolic axis, for estimates
 TILE_CYCLES = 60  # of a tile, beside its multiply-adds
@@ -155,7 +156,8 @@ def _multiply(site: Site, columns: range, pointers: tuple[Value, Value], channel
     result, base = list(sums), channel * shape.width * FLOAT
     places = [base + v * shape.lanes * FLOAT for v in range(shape.vectors)]
     packed = [f.load(vector(shape.accumulator, shape.lanes), weights, place) for place in places]
-    for place in places:
+    kept = site.passes_shift is not None and shape.panel_bytes <= FIRST_CACHE
+    for place in () if kept else places:
         f.prefetch(weights, place + PREFETCH)
     pixel = shape.row.stride * shape.block * FLOAT
     for column in columns:

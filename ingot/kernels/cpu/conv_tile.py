@@ -17,7 +17,7 @@ from ingot.kernels.cpu.llvm import Index, Value, bytes_of, vector
 from ingot.plan.extent import product
 
 SECOND_CACHE = 2  # LLVM's word for how near a prefetch shall bring a line
-FAR_BYTES = 1 << 20  # of weights, beyond which they do not stay in the second cache
+FAR_BYTES = 1 << 18  # of weights, beyond which they do not stay in the second cache
 Sums = Sequence[Value]
 Clip = tuple[Index, Index] | None  # the taps of the row axis that a single column has, where known at run time only
 
