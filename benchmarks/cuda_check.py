@@ -1,8 +1,9 @@
 """Everything a first look at a GPU needs, in one command: kernels right, models right, then their times.
 
-    python -m benchmarks.cuda_check --out DIR [--only kernels,models,…] [--level 0]
+    python -m benchmarks.cuda_check --out DIR [--only kernels,models,…] [--level 0] [--cases Attention]
 
-Kernels are checked in children: one that faults is named, and the others go on. Every stage writes its
+Kernels are checked in children: one that faults is named, and the others go on (with INGOT_SANITIZE=1 children run
+under compute-sanitizer, whose words end in DIR/sanitizer.log). Every stage writes its
 DIR/cuda-<stage>.json as soon as it is done, and prints a few lines; nothing stops the stages after it.
 """
 
@@ -74,12 +75,11 @@ def place(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def kernels(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every case of tests/kernels/cuda, several candidates each, against numpy; compiled beforehand on all cores."""
-    from tests.kernels.cuda.cases import CASES
-
-    seconds = _compile_cases()
+    cases = _cases(arguments.cases)
+    seconds = _compile_cases(cases)
     results: list[dict[str, Any]] = []
-    while len(results) < len(CASES):
-        results += _child(len(results), CASES)
+    while len(results) < len(cases):
+        results += _child(len(results), cases, arguments)
     failed = [r for r in results if r["failed"]]
     for result in failed:
         print("  FAILED", result["name"], *result["failed"][:3], sep="\n    ")
@@ -89,13 +89,19 @@ def kernels(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"cases": results, "failed": len(failed), "candidates": ran, "compile seconds": seconds}
 
 
-def _compile_cases() -> float:
+def _cases(begin: str) -> list[Any]:
+    """Those whose name begins so."""
     from tests.kernels.cuda.cases import CASES
+
+    return [case for case in CASES if case.name.startswith(begin)]
+
+
+def _compile_cases(cases: Any) -> float:
     from tests.kernels.cuda.picking import picked
 
     start, target = time.perf_counter(), target_here()
     units = {}
-    for case in CASES:
+    for case in cases:
         node, *_ = case.node()
         for candidate in picked(node, target, _LIMIT):
             for call in generate(node, candidate, target).launches:
@@ -108,23 +114,25 @@ def _compile_cases() -> float:
     return time.perf_counter() - start
 
 
-def _child(first: int, cases: Any) -> list[dict[str, Any]]:
+def _child(first: int, cases: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Results from case `first` on; the last one may be the one that killed its child."""
-    command = [sys.executable, "-m", "benchmarks.cuda_check", "--cases-from", str(first)]
+    command = [sys.executable, "-m", "benchmarks.cuda_check", "--cases", arguments.cases, "--cases-from", str(first)]
+    if os.environ.get("INGOT_SANITIZE"):
+        log = arguments.out / "sanitizer.log"
+        command = ["compute-sanitizer", "--target-processes", "all", "--log-file", str(log), *command]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode and first + len(results) < len(cases):
+    named = done.returncode == _FAULT and bool(results)
+    if done.returncode and not named and first + len(results) < len(cases):
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         results.append({"name": cases[first + len(results)].name, "ran": 0, "failed": [f"its process ended: {reason}"]})
     return results
 
 
-def check_cases(first: int) -> int:
+def check_cases(begin: str, first: int) -> int:
     """A child's work: a line of JSON per case."""
-    from tests.kernels.cuda.cases import CASES
-
     context, target = cuda.context_of(cuda.select("cuda")), target_here()
-    for case in CASES[first:]:
+    for case in _cases(begin)[first:]:
         print(json.dumps(_checked(case, target, context)), flush=True)
         if context.fault:
             return _FAULT
@@ -272,10 +280,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build"))
     parser.add_argument("--only", default=",".join(STAGES), help="stages, separated by commas")
     parser.add_argument("--level", type=int, default=0, help="how much the models' builds time")
+    parser.add_argument("--cases", default="", help="only cases whose name begins so")
     parser.add_argument("--cases-from", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cases_from is not None:
-        return check_cases(arguments.cases_from)
+        return check_cases(arguments.cases, arguments.cases_from)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stage in arguments.only.split(","):
         start = time.perf_counter()

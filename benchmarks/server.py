@@ -1,15 +1,16 @@
 """The model server's claims, each measured beside what it is held against, in turns on the same machine.
 
-    python -m benchmarks.server [--quick] [--only mnist,grpc,minilm,goodput] [--json results.json]
+    python -m benchmarks.server [--quick] [--only mnist,grpc,minilm,goodput] [--json benchmarks/results/server.json]
 
 The client is this process, the servers are others. MNIST runs on one thread, with its batch fixed at 1 as in the model
 zoo and with a free one. MiniLM-L6 runs on all cores, for goodput on one, so that the load does not take cores from the
 model. Figures are medians over rounds in which all servers took turns. A claim without its peer is not measured and
-does not hold. Last line: `server: N of M claims hold`.
+does not hold. The file keeps what it holds of sections that were not run. Last line: `server: N of M claims hold`.
 """
 
 import argparse
 import contextlib
+import json
 import statistics
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from benchmarks.server_fronts import processor_seconds
 from benchmarks.server_grpc import bare_engine, grpc_calls
 from benchmarks.server_load import Load, Offered, closed_loop, open_loop
 from benchmarks.server_repository import Models, made_models
-from benchmarks.timing import RESULTS, write_json
+from benchmarks.timing import machine
 
 CLIENTS = 16
 DEADLINE, MARGIN = 0.050, 0.004  # seconds a client waits; what it leaves of them for the way there and back
@@ -268,40 +269,49 @@ def describe_claim(claim: Claim) -> str:
     return f"{claim.text:74} {threshold:>8} {measured:>12}  {'passed' if claim.holds else 'FAILED'}"
 
 
-def as_json(findings: Findings) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [asdict(row) for row in findings.rows]
-    return rows + [
-        {"section": "goodput", "server": label, "runs": [asdict(run) for run in runs]}
-        for label, runs in findings.offered.items()
-    ]
+def as_json(findings: Findings) -> dict[str, Any]:
+    """A section's figures, with what they depend on."""
+    claims = [{**asdict(claim), "holds": claim.holds} for claim in findings.claims]
+    offered = {label: [asdict(run) for run in runs] for label, runs in findings.offered.items()}
+    return {"machine": machine(), "claims": claims, "rows": [asdict(row) for row in findings.rows], "offered": offered}
+
+
+def write(path: Path, found: Mapping[str, Findings]) -> None:
+    """Put the sections into the file, beside those it has."""
+    sections = json.loads(path.read_text())["sections"] if path.exists() else {}
+    sections |= {name: as_json(findings) for name, findings in found.items()}
+    claims = [claim for section in sections.values() for claim in section["claims"]]
+    line = f"server: {sum(claim['holds'] for claim in claims)} of {len(claims)} claims hold"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"claim": line, "sections": sections}, indent=1) + "\n")
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two short rounds instead of five")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {','.join(SECTIONS)}")
-    parser.add_argument("--json", type=Path, help=f"write the figures here (a whole run: {RESULTS.name}/server.json)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 
 
 def main() -> int:
     chosen = options()
     names = chosen.only.split(",")
-    pace, findings = Pace(0.6, 2) if chosen.quick else Pace(1.5, 5), Findings()
+    pace, found = Pace(0.6, 2) if chosen.quick else Pace(1.5, 5), dict[str, Findings]()
     print(f"{'':20} {'server':22} {'clients':>7} {'requests/s':>9} {'p50 µs':>8} {'p99 µs':>9} {'CPU µs':>8}")
     with tempfile.TemporaryDirectory() as folder:
         models = made_models(Path(folder))
         for name in names:
-            SECTIONS[name](models, pace, findings)
-    for claim in findings.claims:
+            found[name] = Findings()
+            SECTIONS[name](models, pace, found[name])
+    if chosen.json:
+        write(chosen.json, found)
+    claims = [claim for findings in found.values() for claim in findings.claims]
+    for claim in claims:
         print(describe_claim(claim))
-    hold = sum(claim.holds for claim in findings.claims)
-    whole = RESULTS / "server.json" if names == list(SECTIONS) and not chosen.quick else None
-    if path := chosen.json or whole:
-        claims = [{**asdict(claim), "holds": claim.holds} for claim in findings.claims]
-        write_json(path, f"server: {hold} of {len(claims)} claims hold", as_json(findings), claims=claims)
-    print(f"server: {hold} of {len(findings.claims)} claims hold")
-    return 0 if hold == len(findings.claims) else 1
+    hold = sum(claim.holds for claim in claims)
+    print(f"server: {hold} of {len(claims)} claims hold")
+    return 0 if hold == len(claims) else 1
 
 
 if __name__ == "__main__":

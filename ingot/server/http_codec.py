@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import gzip
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import orjson
 from ingot.dtypes import numpy_dtype
 from ingot.server.ports import Ports, classified
 from ingot.server.request import (
+    Array,
     Code,
     Placement,
     Request,
@@ -137,13 +139,10 @@ def decode(
     view = memoryview(body)
     if json_length is not None and not 0 <= json_length <= len(view):
         raise invalid(f"Inference-Header-Content-Length is {json_length}, the body has {len(view)} bytes")
-    text = bytes(view if json_length is None else view[:json_length])
-    document = parse_json(text)
+    document = parse_json(view if json_length is None else view[:json_length])
     binary = view[len(view) if json_length is None else json_length :]
     parameters = _typed(document.get("parameters", {}), dict, "'parameters'")
     inputs, used = _inputs(_typed(document.get("inputs"), list, "'inputs'"), binary, regions)
-    if b"true" in text or b"false" in text:
-        _check_booleans(document["inputs"])
     if used != len(binary):
         raise invalid(f"unexpected additional input data for model '{model}': {len(binary) - used} bytes are left over")
     default = _typed(parameters.get("binary_data_output", False), bool, "'binary_data_output'")
@@ -238,15 +237,14 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
     kind, count = datatype_of(name, datatype), element_count(name, shape)
     if kind.size is None:
         return Tensor(name, datatype, _texts(name, data, count).reshape(shape))
-    try:
-        values = np.array(data)
-    except ValueError as error:
-        raise invalid(f"the 'data' of input '{name}' is ragged: {error}") from error
+    values = _numbers(name, data)
     if values.size != count:
         raise invalid(f"input '{name}' has {values.size} elements, its shape {list(shape)} takes {count}")
     dtype = numpy_dtype(kind.numpy)
     if count and values.dtype.kind not in _KINDS[dtype.kind]:
         raise invalid(f"Unable to parse 'data' of input '{name}': must be {datatype}, it is {values.dtype}")
+    if dtype.kind != "b" and ((values == 0) | (values == 1)).any() and _hold_boolean(data):
+        raise invalid(f"Unable to parse 'data' of input '{name}': must be {datatype}, it holds booleans")
     if dtype.kind in "iu" and count and not _within(values, dtype):
         raise invalid(f"Unable to parse 'data' of input '{name}': a value does not fit into {datatype}")
     with np.errstate(over="ignore"):
@@ -256,15 +254,22 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
     return Tensor(name, datatype, converted.reshape(shape))
 
 
-def _check_booleans(items: list[dict[str, Any]]) -> None:
-    """Among numbers numpy would take true for 1."""
-    for item in items:
-        pending = [item.get("data", ())] if item["datatype"] not in ("BOOL", "BYTES") else []
-        while pending:
-            values = pending.pop()
-            if bool in map(type, values):
-                raise invalid(f"Unable to parse 'data' of input '{item['name']}': must be {item['datatype']}, not bool")
-            pending += [value for value in values if type(value) is list]
+def _numbers(name: str, data: list[Any]) -> Array:
+    """A list as an array; flat ones, mostly floats, in two thirds of the time that numpy takes to find that out."""
+    if data and type(data[0]) is float:
+        try:
+            return np.frombuffer(array.array("d", data))
+        except (TypeError, OverflowError):  # not all are numbers: what they are is numpy's to say
+            pass
+    try:
+        return np.array(data)
+    except ValueError as error:
+        raise invalid(f"the 'data' of input '{name}' is ragged: {error}") from error
+
+
+def _hold_boolean(values: list[Any]) -> bool:
+    """Whether true or false is among numbers: numpy takes them for 1 and 0."""
+    return bool in map(type, values) or any(_hold_boolean(value) for value in values if type(value) is list)
 
 
 def _within(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:

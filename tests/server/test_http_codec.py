@@ -190,3 +190,11 @@ def test_responses(kind: Any, binary: bool) -> None:
             assert length is not None and body[length:] == data.tobytes()
         else:
             assert output["data"] == data.ravel().tolist()
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT32"])
+@pytest.mark.parametrize("data", [[1.5, True, 0.0, 2.0], [[1, 2], [3, False]], [True] * 4])
+def test_a_boolean_is_no_number(datatype: str, data: list[Any]) -> None:
+    text = json.dumps({"inputs": [{"name": "x", "shape": [4], "datatype": datatype, "data": data}]})
+    with pytest.raises(ServerError, match="'data' of input 'x'"):
+        decode(text.encode(), None, "m", 0, Regions(), 0)

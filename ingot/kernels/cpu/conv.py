@@ -16,7 +16,7 @@ from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.conv_epilogue import can_finish, epilogue_of, extra_layouts, residuals
 from ingot.kernels.cpu.conv_shape import Direct, direct_of, pack_weights
-from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, row_taps, walk, zeros
+from ingot.kernels.cpu.conv_tile import Method, Order, Site, Sums, Taps, emit_phase, fetch_ahead, row_taps, walk, zeros
 from ingot.kernels.cpu.conv_window import balanced, conv_axes, flattened
 from ingot.kernels.cpu.gemm_dot import Product
 from ingot.kernels.cpu.isa import Isa
@@ -24,8 +24,9 @@ from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
 
-FLOAT = 4  # bytes
+FLOAT, LINE = 4, 64  # bytes
 PREFETCH = 4096  # bytes of weights ahead
+FIRST_CACHE = 64 << 10  # bytes of a panel that is passed again and again without being fetched again
 SMALL_CHANNELS = 8  # up to here a plain input is read as it is
 ASSUMED = 64  # positions along a symbolic axis, for estimates
 TILE_CYCLES = 60  # of a tile, beside its multiply-adds
@@ -137,6 +138,8 @@ def accumulate(site: Site, taps: Taps, sums: Sums, multiply: Product) -> Sums:
     def at_tap(columns: range, x: Value, weights: Value, sums: Sums) -> Sums:
         def channels(first: Index, x: Value, weights: Value, *sums: Value) -> Sums:
             result: Sums = sums
+            if taps.ahead is not None:
+                fetch_ahead(f, taps, site, weights, shape.unroll * shape.width * FLOAT // LINE)
             for channel in range(shape.unroll):
                 result = _multiply(site, columns, (x, weights), channel, result, multiply)
             return result
@@ -153,7 +156,8 @@ def _multiply(site: Site, columns: range, pointers: tuple[Value, Value], channel
     result, base = list(sums), channel * shape.width * FLOAT
     places = [base + v * shape.lanes * FLOAT for v in range(shape.vectors)]
     packed = [f.load(vector(shape.accumulator, shape.lanes), weights, place) for place in places]
-    for place in places:
+    kept = site.passes_shift is not None and shape.panel_bytes <= FIRST_CACHE
+    for place in () if kept else places:
         f.prefetch(weights, place + PREFETCH)
     pixel = shape.row.stride * shape.block * FLOAT
     for column in columns:

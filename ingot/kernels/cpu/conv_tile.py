@@ -16,6 +16,8 @@ from ingot.kernels.cpu.conv_window import Tile, runs, tap_range, unravel
 from ingot.kernels.cpu.llvm import Index, Value, bytes_of, vector
 from ingot.plan.extent import product
 
+SECOND_CACHE = 2  # LLVM's word for how near a prefetch shall bring a line
+FAR_BYTES = 1 << 18  # of weights, beyond which they do not stay in the second cache
 Sums = Sequence[Value]
 Clip = tuple[Index, Index] | None  # the taps of the row axis that a single column has, where known at run time only
 
@@ -29,6 +31,7 @@ class Taps:
     block: Index
     x: Value
     weights: Value
+    ahead: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Site:
     epilogue: Epilogue
     method: Method
     aside: int | None  # scratch for a tile's sums where the epilogue is too long to be written out for each of them
+    passes_shift: int | None = None  # 2 to this: how often a panel of far weights is passed, at least
 
     def bytes(self, axis: int) -> Index:
         """From an input position to the next along spatial axis `axis`; 0 is the first one."""
@@ -81,6 +85,7 @@ class Row:
     blocks: Index  # output blocks of this panel that exist
     element: Index  # output element of column 0 in the first block
     area: Index  # output elements from a channel block to the next
+    ahead: Value | None = None  # plus a weight's address >> `passes_shift`: what of the next panel to fetch meanwhile
 
 
 Order = tuple[Literal["image", "panel", "row"], Literal["image", "panel", "row"], Literal["image", "panel", "row"]]
@@ -94,25 +99,34 @@ def emit_phase(build: KernelBuilder, shape: Direct, x: Handle, weights: Handle, 
     sizes = [size for name in order for size in loops[name]]
     long = rendered_lines(epilogue) * shape.columns * shape.vectors > INLINE_LIMIT
     aside = build.scratch(shape.columns * bytes_of(vector(shape.accumulator, shape.lanes))) if long else None
+    passes = product((shape.batch, *loops["row"]))
+    far = order[0] == "panel" and isinstance(passes, int) and shape.panels * shape.panel_bytes > FAR_BYTES
+    shift = (passes - 1).bit_length() if far and isinstance(passes, int) else None
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        site = Site(f, shape, plan, x, weights, epilogue, method, aside)
+        site = Site(f, shape, plan, x, weights, epilogue, method, aside, shift)
 
         def item(index: Value) -> None:
             numbers = iter(unravel(f, index, sizes))
             place = {name: [next(numbers) for _ in loops[name]] for name in order}
             *position, run = place["row"]
-            emit_row(site, place["image"][0], place["panel"][0], position, run)
+            passed = f.remainder(index, f.extent(passes)) if shift is not None else None
+            emit_row(site, place["image"][0], place["panel"][0], position, run, passed)
 
         f.loop(begin, end, item)
 
     build.phase(product(sizes), body)
 
 
-def emit_row(site: Site, image: Index, panel: Index, position: Sequence[Index], run: Index) -> None:
-    """Run `run` of a row's tiles; the first one brings what lies left of them, the last one what lies right."""
+def emit_row(
+    site: Site, image: Index, panel: Index, position: Sequence[Index], run: Index, passed: Index | None
+) -> None:
+    """Run `run` of a row's tiles; the first one brings what lies left of them, the last one what lies right. `passed`:
+    how often this panel of weights was passed before, where each pass fetches its share of the next one."""
     f, plan, shape = site.f, site.row, site.shape
     row = _row(site, image, panel, position)
+    if passed is not None:
+        row = replace(row, ahead=_ahead(site, row, f.index(passed)))
     edges = _spelled_edges if plan.spelled else _counted_edges
     left, right = edges(site, row)
     _guarded(f, plan, run, 0, left)
@@ -187,13 +201,31 @@ def _row(site: Site, image: Index, panel: Index, position: Sequence[Index]) -> R
     return Row(x, f.at(f.pointer(site.weights), panel * shape.panel_bytes), panel, taps, block, exist, element, area)
 
 
+def _ahead(site: Site, row: Row, passed: Value) -> Value:
+    """next panel + passed · share − (panel's address >> shift)"""
+    f, shift = site.f, site.passes_shift
+    assert shift is not None
+    here = f.value("i64", f"ptrtoint ptr {row.weights.text} to i64")
+    share = passed * (site.shape.panel_bytes >> shift) - f.index(f.binary("lshr", here, shift))
+    return opaque(f, f.at(row.weights, share + site.shape.panel_bytes))
+
+
+def fetch_ahead(f: PhaseFunction, taps: Taps, site: Site, weights: Value, lines: int) -> None:
+    """With `lines` lines of weights, their share of the next panel."""
+    assert taps.ahead is not None and site.passes_shift is not None
+    here = f.value("i64", f"ptrtoint ptr {weights.text} to i64")
+    far = f.at(taps.ahead, f.binary("lshr", here, site.passes_shift))
+    for line in range(max(lines >> site.passes_shift, 1)):
+        f.prefetch(far, line * 64, SECOND_CACHE)
+
+
 def emit_tile(site: Site, row: Row, tile: Tile, column: Index, clip: Clip = None) -> None:
     """Sums of one tile, then its epilogue; `clip` bounds the taps of a single column."""
     f, shape = site.f, site.shape
     start = f.at(row.x, (column * shape.row.stride - shape.row.begin) * site.bytes(len(shape.outer)))
 
     def block(index: Index, x: Value, weights: Value, *sums: Value) -> Sums:
-        return _outer_taps(site, row, Taps(tile, clip, index, x, weights), 0, sums)
+        return _outer_taps(site, row, Taps(tile, clip, index, x, weights, row.ahead), 0, sums)
 
     step, sums = shape.panel_bytes // shape.input_blocks, site.method.initial(site, row, tile, clip)
     pointers = opaque(f, start), opaque(f, row.weights)
