@@ -204,6 +204,38 @@ def test_a_killed_controller_is_replaced_where_it_was(bench: Callable[..., Bench
     assert judged[-1].actor == "second" and judged[-1].event.evidence["canary_samples"] >= 80
 
 
+class Killed(BaseException):
+    """kill -9, right after a write."""
+
+
+@pytest.mark.parametrize("versions", ["", ", managed: true"])
+def test_a_controller_killed_between_event_and_action(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, versions: str
+) -> None:
+    """Every write of every controller is its last; the next one does what the state owes, and nothing twice."""
+    one = bench(ANALYSED, versions)
+    submit, kills = one.store.submit, 0
+
+    def dying(*arguments: Any, **named: Any) -> State:
+        submit(*arguments, **named)
+        raise Killed
+
+    monkeypatch.setattr(one.store, "submit", dying)
+    for _ in range(60):
+        one.traffic("v1", 90)
+        one.traffic("v2", 10)
+        try:
+            one.round(0.5)
+        except Killed:
+            kills += 1
+            one.controller.threads.shutdown()
+            one.controller = Controller(one.store, one.time.clock(), "first")
+    assert one.state.stable == "v2" and phase(one.state) == "Healthy" and kills >= 2
+    kinds = [type(entry.event).__name__ for entry in one.store.history("digits")]
+    assert kinds[:3] == ["Applied", "Ready", "Judged"] and len(kinds) == kills + 1
+    assert one.store.verify("digits") is None
+
+
 def test_a_clock_that_jumps_ends_no_pause(bench: Callable[..., Bench]) -> None:
     one = bench("steps: [{pause: {duration: 60s}}]")
     one.rounds(lambda state: phase(state) == "Paused")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.server_load import free_port
 from ingot.release.commands import VERBS
 from tests.test_readme import marked_blocks, run
 
@@ -20,7 +21,10 @@ def test_its_commands_run(tmp_path: Path) -> None:
     (tmp_path / "build").mkdir()
     blocks = list(marked_blocks(DOCUMENT))
     assert len(blocks) >= 3
+    ports = {stated: str(free_port()) for stated in ("18010", "18080", "18081")}  # another checkout may use them
     for language, text in blocks:
+        for stated, free in ports.items():
+            text = text.replace(stated, free)
         done = run(language, text, tmp_path)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert "Traceback" not in done.stderr

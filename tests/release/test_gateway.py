@@ -43,6 +43,7 @@ def fresh(made: World, extra: str) -> None:
 
 
 def test_requests_are_split_by_weight_and_say_where_they_were(half: World) -> None:
+    """kserve #4074, #5335: plain processes and sockets, no mesh required."""
     answers = [half.ask(f"user{n}") for n in range(200)]
     assert {answer.status for answer in answers} == {200}
     assert all(json.loads(answer.body)["version"] == answer.version for answer in answers)

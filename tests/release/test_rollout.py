@@ -302,6 +302,15 @@ def test_more_than_two_versions() -> None:
     assert done.stable == "v3" and weights(done.assignment) == {"v3": WHOLE}
 
 
+def test_blue_green_has_nobody_and_then_everybody() -> None:
+    state = started("steps: [{setHeaderRoute: {name: preview, header: x-preview, version: v2}}, {pause: {}}, "
+                    "{setWeight: 100}]\nwatch: 60s")  # fmt: skip
+    assert weights(state.assignment) == {"v1": WHOLE} and state.header_routes[0].version == "v2"
+    state, _ = advance(state, events.Promote(), 5.0)
+    assert weights(state.assignment) == {"v2": WHOLE} and state.stage == "watching" and state.stable == "v1"
+    assert weights(advance(state, events.Abort(), 6.0)[0].assignment) == {"v1": WHOLE}
+
+
 def test_a_pause_by_hand_keeps_the_steps_own() -> None:
     state = started("steps: [{pause: {duration: 60s}}]")
     state, _ = advance(state, events.Pause(), 2.0)
