@@ -112,7 +112,10 @@ def test_files_as_triton_writes_them(root: Path, engine_cache: Path, tmp_path: P
         for _ in range(4):
             infer(server)
         infer(server, "chain")
-        time.sleep(1.5)
+        deadline = time.monotonic() + 20
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.1)
         assert len(json.loads(file.read_text())) == 2
         assert setting(server, "/v2/models/scale/trace/setting", trace_count="1")[0] == 200
         infer(server)
