@@ -9,7 +9,6 @@ within 10 ms, over 60 seconds. Last line: `loadgen: Offline VALID, Server VALID`
 
 import argparse
 import gc
-import os
 import re
 import select
 import sys
@@ -35,43 +34,41 @@ SWITCH = 0.0002  # seconds after which the generator's thread and ours take turn
 
 
 class Sender:
-    """The system under test as the load generator sees it: samples go out over kept connections, in one thread."""
+    """The system under test as the load generator sees it: its thread sends, ours receives, over kept connections.
+
+    A sample that finds none free waits for the next answer. Either thread may send it: deques and lists are atomic.
+    """
 
     def __init__(self, port: int, requests: Sequence[bytes]) -> None:
-        self._requests, self._queue = requests, deque[tuple[int, int]]()
-        self._wakes = os.eventfd(0, os.EFD_NONBLOCK)
+        self._requests, self._waiting = requests, deque[tuple[int, int]]()
         self._clients = {client.socket.fileno(): client for client in connect(port, CLIENTS)}
         self._free, self._asked = list(self._clients.values()), dict[int, int]()
         self._ended = False
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._receive)
         self._thread.start()
 
     def issue(self, samples: Sequence[Any]) -> None:
         """Samples to be answered; called by the load generator."""
-        self._queue.extend((sample.id, sample.index) for sample in samples)
-        os.eventfd_write(self._wakes, 1)
+        self._waiting.extend((sample.id, sample.index) for sample in samples)
+        self._send()
 
     def flush(self) -> None:
         """Nothing is held back."""
 
     def close(self) -> None:
         self._ended = True
-        os.eventfd_write(self._wakes, 1)
         self._thread.join()
         for client in self._clients.values():
             client.socket.close()
-        os.close(self._wakes)
 
-    def _run(self) -> None:
+    def _receive(self) -> None:
         poll = select.epoll()
-        for number in (self._wakes, *self._clients):
+        for number in self._clients:
             poll.register(number, select.EPOLLIN)
         while not self._ended:
             done = []
-            for number, _ in poll.poll():
-                if number == self._wakes:
-                    os.eventfd_read(self._wakes)
-                elif self._clients[number].complete():
+            for number, _ in poll.poll(0.1):
+                if self._clients[number].complete():
                     done.append(mlperf_loadgen.QuerySampleResponse(self._asked.pop(number), 0, 0))
                     self._free.append(self._clients[number])
             self._send()
@@ -80,9 +77,16 @@ class Sender:
         poll.close()
 
     def _send(self) -> None:
-        while self._queue and self._free:
-            identity, index = self._queue.popleft()
-            client: Connection = self._free.pop()
+        while self._waiting:
+            try:
+                client: Connection = self._free.pop()
+            except IndexError:  # the next answer frees one, and sends
+                return
+            try:
+                identity, index = self._waiting.popleft()
+            except IndexError:  # the other thread has sent it
+                self._free.append(client)
+                return
             self._asked[client.socket.fileno()] = identity
             client.send(self._requests[index])
 
