@@ -393,10 +393,10 @@ def compare(
         cosine = 1.0 if largest == 0 else cosine_of(a, b)
     relative = largest / scale if scale else largest
     passed = _passes(mine.dtype, gap, b, relative, config)
-    ours = mine.dtype.kind not in "iub" and config.atol is None and config.rtol is None
-    stated = _tolerance(mine.dtype, config) if ours else None
-    if steps and stated is not None and not passed and cosine >= _STEPPED_COSINE:
-        stated = max(stated, _STEPPED_RELATIVE)
+    ours, floats = config.atol is None and config.rtol is None, mine.dtype.kind not in "iub"
+    stated = _tolerance(mine.dtype, config) if ours and floats else None
+    if steps and ours and not passed and cosine >= _STEPPED_COSINE and (floats or mine.dtype.itemsize == 1):
+        stated = max(stated or 0.0, _STEPPED_RELATIVE)
         passed = relative <= stated
     return Difference(name, shapes, largest, relative, cosine, passed, stated)
 

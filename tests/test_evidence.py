@@ -95,3 +95,13 @@ def test_the_users_tolerance_is_the_one_that_counts() -> None:
     a, b = np.array([1.0], np.float32), np.array([1.05], np.float32)
     assert evidence.compare("y", a, b, {}, BuildConfig(atol=0.1)).passed
     assert not evidence.compare("y", a, b, {}, BuildConfig(rtol=0.01)).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_models_that_quantize_on_the_way_may_differ_by_steps(dtype: str) -> None:
+    a = np.array([100, 3, 200, 50, 8, 90, 31, 7], dtype)
+    b = a + np.array([0, 0, 0, 4, 0, 0, 0, 0], dtype)
+    assert not evidence.compare("y", a, b, {}, BuildConfig()).passed
+    found = evidence.compare("y", a, b, {}, BuildConfig(), steps=True)
+    assert found.passed
+    assert not evidence.compare("y", a, b[::-1], {}, BuildConfig(), steps=True).passed

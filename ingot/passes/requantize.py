@@ -17,7 +17,7 @@ from ingot.ir import expression as expressions
 from ingot.ir.elementwise import Array
 from ingot.ir.expression import Expression, Input, Instruction, Literal, Operand, Result
 from ingot.ir.graph import constant_of, dtype_of
-from ingot.passes.facts import ACCUMULATOR, changed, epilogue_of, extras_of, main_inputs, operands_of
+from ingot.passes.facts import ACCUMULATOR, accumulator_dtype, changed, epilogue_of, extras_of, main_inputs, operands_of
 from ingot.passes.rewrite import Builder, Table, rewrite_node
 from ingot.passes.rewrite import Result as Outcome
 
@@ -32,7 +32,8 @@ def requantize(op: Builder, node: ir.Node) -> Outcome:
     if not any(map(_can_scale, expression.instructions)):
         return None
     extras = operands_of(node) if node.op_type == "Pointwise" else (None, *extras_of(node))
-    scaling = _Scaling(op, expression, extras, [], {}, [])
+    whole_sums = node.op_type != "Pointwise" and accumulator_dtype(node) == "int32"
+    scaling = _Scaling(op, expression, extras, [], {}, [], whole_sums)
     for index, instruction in enumerate(expression.instructions):
         scaling.copy(index, instruction)
     whole = expressions.tidy(Expression(tuple(scaling.instructions)))
@@ -56,7 +57,7 @@ def _can_scale(instruction: Instruction) -> bool:
 
 @dataclass(eq=False)
 class _Scaling:
-    """An expression rewritten in order: `places` are the new operands of old results, `factor` that of the Quantize at
+    """An expression rewritten in order: `places` are the new operands of old results, `scale` that of the Quantize at
     hand."""
 
     op: Builder
@@ -65,14 +66,15 @@ class _Scaling:
     instructions: list[Instruction]
     places: dict[int, Operand]
     constants: list[ir.Value]
-    factor: np.float32 = field(default_factory=lambda: np.float32(1))
+    whole_sums: bool
+    scale: np.float32 = field(default_factory=lambda: np.float32(1))
 
     def copy(self, index: int, instruction: Instruction) -> None:
         """The next instruction, on its new operands."""
         if _can_scale(instruction):
             source, scale, zero = instruction.operands
             assert isinstance(scale, Literal) and isinstance(zero, Literal)
-            self.factor = np.float32(1) / np.float32(scale.value)
+            self.scale = np.float32(scale.value)
             scaled = self.bounded(self.of(source), instruction.dtype, int(zero.value))
             self.places[index] = self.emit(replace(instruction, operands=(scaled, Literal(1.0), zero)))
             return
@@ -86,10 +88,10 @@ class _Scaling:
         return Result(len(self.instructions) - 1)
 
     def of(self, operand: Operand) -> Operand:
-        """`factor` times an old operand."""
+        """An old operand divided by `scale`."""
         match operand:
             case Literal(value):
-                return Literal(float(str(np.float32(value) * self.factor)))
+                return Literal(float(str(np.float32(value) / self.scale)))
             case Input(index):
                 constant = self._constant(index)
                 return self._times(operand) if constant is None else constant
@@ -97,6 +99,9 @@ class _Scaling:
                 return self._result(self.expression.instructions[index], operand)
 
     def _result(self, instruction: Instruction, operand: Operand) -> Operand:
+        whole = self._whole(instruction)
+        if whole is not None:
+            return whole
         places = _LINEAR.get(instruction.op)
         if instruction.dtype != FLOAT or places is None:
             return self._times(operand)
@@ -106,6 +111,36 @@ class _Scaling:
             return self._times(operand)
         operands = [self.of(o) if i in places else self._moved(o) for i, o in enumerate(instruction.operands)]
         return self.emit(replace(instruction, operands=tuple(operands)))
+
+    def _whole(self, instruction: Instruction) -> Operand | None:
+        """(Cast(%0) f + b) / s => Cast(%0 + b / f) (f / s) where b / f are integers, as quantizers make biases"""
+        product = self._made_by(instruction.operands[0], "Mul") if instruction.op == "Add" else None
+        cast = None if product is None else self._made_by(product.operands[0], "Cast")
+        if product is None or cast is None or cast.operands != (Input(0),) or not self.whole_sums:
+            return None
+        scale, bias = self._value(product.operands[1]), self._value(instruction.operands[1])
+        if scale is None or bias is None or not np.all(scale):
+            return None
+        exact = bias.astype(np.float64) / scale
+        whole = np.rint(exact)
+        if np.any(np.abs(exact - whole) > 1e-3 + 1e-6 * np.abs(whole)) or np.any(np.abs(whole) >= 1 << 30):
+            return None
+        like = next(extra for extra in self.extras if extra is not None)
+        self.constants.append(self.op.constant(whole.astype(np.int32), like))
+        added = Input(len(self.extras) + len(self.constants) - 1)
+        total = self.emit(Instruction("Add", (Input(0), added), "int32"))
+        real = self.emit(Instruction("Cast", (total,), FLOAT))
+        return self.emit(Instruction("Mul", (real, self.of(product.operands[1])), FLOAT))
+
+    def _made_by(self, operand: Operand, op: str) -> Instruction | None:
+        instruction = self.expression.instructions[operand.index] if isinstance(operand, Result) else None
+        return instruction if instruction is not None and instruction.op == op else None
+
+    def _value(self, operand: Operand) -> Array | None:
+        """A known operand as an array."""
+        if isinstance(operand, Literal):
+            return np.asarray(operand.value, np.float32)
+        return self._array(operand.index) if isinstance(operand, Input) else None
 
     def _is_known(self, operand: Operand) -> bool:
         return isinstance(operand, Literal) or (isinstance(operand, Input) and self._array(operand.index) is not None)
@@ -118,11 +153,11 @@ class _Scaling:
         array, extra = self._array(index), self.extras[index]
         if array is None or extra is None:
             return None
-        self.constants.append(self.op.constant(array * self.factor, extra))
+        self.constants.append(self.op.constant(array / self.scale, extra))
         return Input(len(self.extras) + len(self.constants) - 1)
 
     def _times(self, operand: Operand) -> Operand:
-        return self.emit(Instruction("Mul", (self._moved(operand), Literal(float(str(self.factor)))), FLOAT))
+        return self.emit(Instruction("Mul", (self._moved(operand), Literal(float(str(np.float32(1) / self.scale)))), FLOAT))
 
     def bounded(self, operand: Operand, dtype: str, zero: int) -> Operand:
         """The operand without bounds that the integers have themselves."""

@@ -33,7 +33,10 @@ class Verb:
 
 def main(words: Sequence[str]) -> int:
     """Run a verb; wrong usage exits 2."""
-    parser = argparse.ArgumentParser("ingot release", description="roll versions out, and back", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "ingot release", description="roll versions out, and back", allow_abbrev=False,
+        epilog="example: ingot release apply rollout.yaml   (docs/release.md)",
+    )  # fmt: skip
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         one = verbs.add_parser(name, help=verb.summary, description=verb.summary, allow_abbrev=False)
@@ -120,7 +123,8 @@ def _schema(arguments: Arguments) -> int:
 
 # -- commands ---------------------------------------------------------------------------------------------------------
 def _apply(arguments: Arguments) -> int:
-    found = _access(arguments).apply(arguments.file.read_text(), str(arguments.file))
+    text = arguments.file.read_text()
+    found = _access(arguments).apply(text, str(arguments.file))
     print(json.dumps(found) if arguments.json else show.listed([found]))
     return 0
 

@@ -178,9 +178,9 @@ def _prepare(build: KernelBuilder, dot: Dot, shape: Direct) -> Handle:
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
         def item(number: Value) -> None:
             plane, row = unravel(f, number, (product((shape.batch, blocks)), height))
-            y = row - rows.begin
+            y = f.index(row) - rows.begin
             write = f.at(f.pointer(target), f.index(number) * (width * line))
-            read = f.at(f.pointer(source), (plane * int(rows.input) + y) * (int(columns.input) * dot.lanes))
+            read = f.at(f.pointer(source), (f.index(plane) * int(rows.input) + y) * (int(columns.input) * dot.lanes))
             known = f.compare("ult", y, int(rows.input))  # unsigned: rows before the map too are outside
             f.when(known, lambda: _row(f, copy, read, write, columns, line),
                    lambda: _padding(f, copy, write, range(width), line))  # fmt: skip
