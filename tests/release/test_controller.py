@@ -14,7 +14,7 @@ from ingot.release.controller import Controller, capacity_lack
 from ingot.release.rollout import State, phase
 from ingot.release.slots import weights
 from ingot.release.spec import Endpoint, WarmUp, parse
-from ingot.release.windows import Counters, Observation
+from ingot.release.windows import Observation
 from tests.release.bench import Bench, Server
 
 ANALYSED = """
@@ -286,9 +286,11 @@ def test_the_status_says_what_really_serves(bench: Callable[..., Bench]) -> None
     rows, _ = one.store.observations("digits")
     found = view.full(state, sequence, rows, one.time.wall)
     assert found["phase"] == "Degraded" and found["serving"] == {"v1": 1.0} and found["stable"] == "v1"
-    assert found["in_effect"] is True or found["in_effect"] is False
-    behind = [Observation("g", one.time.wall, {"v1": Counters(requests=1)}, applied=1)]
-    assert view.in_effect(sequence, behind, one.time.wall) is False
+    now = one.time.wall
+    dead, server = Observation("dead", now - 60, {}, applied=1), Observation("server http://h", now, {})
+    newest, behind = (Observation("g", now, {}, applied=number) for number in (sequence, sequence - 1))
+    assert view.in_effect(sequence, [dead, server, newest], now)
+    assert not view.in_effect(sequence, [dead, server, behind], now)
 
 
 def test_a_call_has_a_deadline_that_a_trickle_does_not_outlive() -> None:
