@@ -25,16 +25,14 @@ from ingot.kernels.cpu.standalone import native_isa
 from ingot.runtime.profiler import StepTime
 
 RUNS = 15
-# Kernels that do not multiply with fp32 multiply-adds: what they use, and how many of its products stand for one.
-UNITS = {
-    "conv_split": ("tiles bfloat16", 3),
-    "linear_split": ("tiles bfloat16", 3),
-    "conv_rounded": ("tiles bfloat16", 1),
-    "conv_few_rounded": ("tiles bfloat16", 1),
-    "conv_few_split": ("tiles bfloat16", 3),
-    "linear_rounded": ("tiles bfloat16", 1),
-    "linear_tiles_bytes": ("tiles uint8", 1),
-}
+# Kernels that do not multiply by float32 multiply-adds, by what their names hold: what they use instead, and how many
+# of its products stand for one.
+UNITS = (
+    (("depthwise", "vnni", "pairs", "weights"), "fma", 1),
+    (("split",), "tiles bfloat16", 3),
+    (("rounded",), "tiles bfloat16", 1),
+    (("bytes",), "tiles uint8", 1),
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,15 @@ class Row:
         return self.limit / self.microseconds
 
 
+def unit_of(kernel: str, found: Peaks) -> tuple[str, int]:
+    """What a kernel multiplies with, and how many products stand for one."""
+    matches = ((unit, count) for words, unit, count in UNITS if any(word in kernel for word in words))
+    return next((match for match in matches if match[0] in found.operations), ("fma", 1))
+
+
 def row(step: StepTime, microseconds: float, found: Peaks) -> Row:
     kernel = step.kernel.split("(")[0]
-    unit, products = UNITS.get(kernel, ("tiles uint8", 1) if "bytes" in kernel or "vnni" in kernel else ("fma", 1))
+    unit, products = unit_of(kernel, found)
     compute = step.flops * products / found.operations[unit]
     memory = step.bytes / found.bytes
     named = f"{unit} / {products}" if products > 1 else unit

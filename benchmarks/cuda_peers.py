@@ -168,7 +168,7 @@ def peer(row: Row, which: str) -> dict[str, Any]:
     start = time.perf_counter()
     with torch.no_grad():
         call = {"eager": _eager, "graph": _graphed, "compile": _compiled}[which](module, inputs)
-        result = call()
+        result = call().clone()  # a graph's output is written over by its next run
         seconds = time.perf_counter() - start
         found = {"ms": _time(call), "prepared s": seconds, "torch": torch.__version__}
     return {**found, "difference": difference(row, result.float().cpu().numpy())}

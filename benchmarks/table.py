@@ -1,24 +1,29 @@
-"""README's benchmark table, written from benchmarks/results/*.json, so that no figure there is typed by hand.
+"""Tables of the documents, written from benchmarks/results/*.json, so that no figure there is typed by hand.
 
-python -m benchmarks.table          rewrites the part of README.md between its markers
+python -m benchmarks.table          rewrites the parts of README.md and docs/cpu.md between their markers
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, CPU = ROOT / "README.md", ROOT / "docs" / "cpu.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
+    "resnet50 b8": "ResNet-50, 8 images",
     "mobilenet_v2": "MobileNetV2",
     "bert_base": "BERT-base, 128 tokens",
     "minilm": "MiniLM-L6, 128 tokens",
     "mnist": "MNIST",
+    "silero_vad": "Silero VAD, 32 ms",
+    "superres": "super-resolution, 224x224",
 }
+PEERS = ("onnxruntime", "openvino")
 
 
 def describe_machine(machine: dict[str, Any]) -> str:
@@ -26,23 +31,19 @@ def describe_machine(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['threads']} threads available, Python {machine['python']}; {versions}."
 
 
+def milliseconds(row: dict[str, Any], runtime: str) -> str:
+    return f"{row['milliseconds'][runtime]:.3g}" if runtime in row["milliseconds"] else "–"
+
+
 def latency_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
-    peers = ("onnxruntime", "openvino")
-    titles = (
-        "fp32, batch 1",
-        "threads",
-        "Ingot ms",
-        "onnxruntime ms",
-        "OpenVINO ms",
-        "against onnxruntime",
-        "against OpenVINO",
-    )
+    titles = ("batch 1", "precision", "threads", "Ingot ms", "onnxruntime ms", "OpenVINO ms", "against the fastest")
     yield f"| {' | '.join(titles)} |"
     yield "|---" * len(titles) + "|"
     for row in rows:
-        times = " | ".join(f"{row['milliseconds'].get(name, float('nan')):.3g}" for name in ("ingot", *peers))
-        ratios = " | ".join(f"{row['ratios'][peer]:.2f}x" if peer in row["ratios"] else "–" for peer in peers)
-        yield f"| {TITLES.get(row['model'], row['model'])} | {row['threads']} | {times} | {ratios} |"
+        times = " | ".join(milliseconds(row, runtime) for runtime in ("ingot", *PEERS))
+        name = TITLES.get(row["model"], row["model"])
+        best = "–" if row["best"] is None else f"{row['best']:.2f}x"
+        yield f"| {name} | {row['precision']} | {row['threads']} | {times} | {best} |"
 
 
 def latency_table(results: Path) -> Iterator[str]:
@@ -54,6 +55,7 @@ def latency_table(results: Path) -> Iterator[str]:
     measured = json.loads(path.read_text())
     yield from latency_rows(measured["rows"])
     yield ""
+    yield from (f"{line}." for line in measured["summary"])
     yield f"Measured by `./scripts/bench cpu_peers` on {describe_machine(measured['machine'])}"
     yield from reservations(measured["machine"])
 
@@ -63,21 +65,61 @@ def reservations(machine: dict[str, Any]) -> Iterator[str]:
     yield f"Medians of paired runs, so that all runtimes meet the same load (at the start: {machine['load']})."
     if "amx_bf16" in machine["instruction_sets"]:
         yield (
-            "This processor has AMX: Ingot makes float32 products of two bfloat16 parts there (2⁻¹⁵ of the magnitudes "
-            "multiplied, verified against the reference); the other runtimes compute them in full. `--exact` forbids "
-            "it."
+            "This processor has AMX: in the fp32 rows Ingot makes products of two bfloat16 parts there (2⁻¹⁵ of the "
+            "magnitudes multiplied, verified against the reference; `--exact` forbids it). The other runtimes compute "
+            "them in full: OpenVINO is told to, unasked it takes one bfloat16 part, which is what its bf16 rows show."
         )
 
 
-def rewritten(readme: str, results: Path = RESULTS) -> str:
-    """`readme` with the table between its markers as the results say."""
-    before, rest = readme.split(BEGIN)
+PRECISIONS = {"": "fp32", "_exact": "fp32, `--exact`", "_bf16": "`--bf16`", "_int8": "int8 (QDQ)"}
+
+
+def roofline_rows(name: str, measured: dict[str, Any]) -> Iterator[str]:
+    titles = ("layer", "kernel", "µs", "GFLOP/s", "GB/s", "limit", "share of it")
+    yield f"### {name}"
+    yield ""
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for row in measured["rows"]:
+        time, layer = row["microseconds"], row["nodes"].split(", ")[-1]
+        speeds = f"{row['operations'] / time / 1e3:.0f} | {row['bytes'] / time / 1e3:.1f}"
+        yield f"| {layer} | {row['kernel']} | {time:.0f} | {speeds} | {row['bound']} | {row['share']:.0%} |"
+    yield ""
+    yield f"{measured['line']}."
+    yield ""
+
+
+def roofline_table(results: Path) -> Iterator[str]:
+    """Every step of ResNet-50 beside its limit, per precision."""
+    found = {name: results / f"cpu_roofline{suffix}.json" for suffix, name in PRECISIONS.items()}
+    measured = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
+    if not measured:
+        yield "Nothing measured yet: `./scripts/bench cpu_roofline resnet50 --json …/cpu_roofline.json`."
+        return
+    first = next(iter(measured.values()))
+    peaks = ", ".join(f"{name} {rate / 1e3:,.1f}" for name, rate in first["peaks"]["operations"].items())
+    reading = f"{first['peaks']['bytes'] / 1e3:.0f} GB/s"
+    yield f"One core, thousands of GFLOP/s from registers alone: {peaks}; reading memory {reading}."
+    yield f"Measured on {describe_machine(first['machine'])}"
+    yield ""
+    for name, figures in measured.items():
+        yield from roofline_rows(name, figures)
+
+
+Table = Callable[[Path], Iterator[str]]
+TABLES: Mapping[Path, Table] = {README: latency_table, CPU: roofline_table}
+
+
+def rewritten(page: str, results: Path = RESULTS, table: Table = latency_table) -> str:
+    """`page` with the table between its markers as the results say."""
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return "\n".join([f"{before}{BEGIN}", *latency_table(results), f"{END}{after}"])
+    return "\n".join([f"{before}{BEGIN}", *table(results), f"{END}{after}"])
 
 
 def main() -> None:
-    README.write_text(rewritten(README.read_text()))
+    for page, table in TABLES.items():
+        page.write_text(rewritten(page.read_text(), table=table))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ingot.release.lease import Keeper
 from ingot.release.rollout import Analysis, Duty, State, advance, duties, under_way
 from ingot.release.spec import WHOLE, ReleaseError, seconds
 from ingot.release.store import Fenced, Store, Unavailable
+from ingot.release.view import SERVER
 from ingot.release.windows import Observation
 
 log = logging.getLogger("ingot.release")
@@ -225,7 +226,7 @@ class Controller:
                     continue
                 gauges = servers.gauges_between(view.scrapes.get(endpoint.url), found)
                 view.scrapes[endpoint.url] = found
-                row = Observation(f"server {endpoint.url}", now, {}, gauges={name: gauges})
+                row = Observation(f"{SERVER}{endpoint.url}", now, {}, gauges={name: gauges})
                 self.store.observe({model: row})
 
     # -- analyses -----------------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ class Gateway:
         self.store_answers = True
         self._ending = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._attending: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="ingot-store")
 
     async def start(self) -> None:
@@ -94,7 +95,7 @@ class Gateway:
         self._listening.close()
         for worker in self.workers:
             worker.process.terminate()
-        await asyncio.gather(*(worker.task for worker in self.workers if worker.task is not None))
+        await asyncio.gather(*self._attending)
         await self._observe()
         await self.front.stop()
         self.front.abort()
@@ -119,6 +120,8 @@ class Gateway:
         first = await received(reader)
         worker.report = REPORT.decode(first) if first is not None else None
         worker.task = asyncio.create_task(self._attend(worker, reader))
+        self._attending.add(worker.task)  # a loop holds its tasks weakly, and a dead worker is forgotten before its end
+        worker.task.add_done_callback(self._attending.discard)
         return worker
 
     async def _attend(self, worker: Worker, reader: asyncio.StreamReader) -> None:
@@ -135,7 +138,8 @@ class Gateway:
         log.error("a worker ended with %s; another one is started", code)
         self.workers.remove(worker)
         await asyncio.sleep(RESTART_SECONDS)
-        self.workers.append(await self._spawn())
+        if not self._ending:
+            self.workers.append(await self._spawn())
 
     def _keep(self, report: Report) -> None:
         for model, versions in report.counters.items():

@@ -15,6 +15,7 @@ from ingot.release.windows import Counters, Observation
 
 LATELY = 10.0  # seconds that "now" covers
 _ALIVE = 5.0
+SERVER = "server "  # begins the boot of what a model server, not a gateway, says of itself
 
 
 def summary(state: State) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def in_effect(sequence: int, observations: Sequence[Observation], now: float) ->
     """Whether every gateway that is alive has the newest routes."""
     applied: dict[str, int] = {}
     for observation in observations:
-        if (observation.time > now - _ALIVE and observation.counters | observation.users) or observation.applied:
+        if observation.time > now - _ALIVE and not observation.boot.startswith(SERVER):
             applied[observation.boot] = observation.applied
     return all(number >= sequence for number in applied.values())
 

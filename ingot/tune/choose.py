@@ -18,7 +18,7 @@ from ingot.plan.lower import Module, Tensor, Work
 from ingot.tune.binding import DEFAULT_EXTENT
 
 Price = Callable[[Work, Candidate], float]
-Taste = Callable[["Option"], bool]
+Taste = Callable[["Option"], int]
 _SWEEPS = 12
 
 
@@ -35,14 +35,16 @@ class Option:
         return self.candidate.ports
 
     @property
-    def is_plain(self) -> bool:
-        """Whether all its ports are row-major."""
-        return not {*self.ports.inputs, *self.ports.outputs} - {"", "plain"}
+    def special(self) -> int:
+        """How many of its ports are not row-major."""
+        return sum(layout not in ("", "plain") for layout in (*self.ports.inputs, *self.ports.outputs))
 
 
 Selection = dict[Work, Option]
-# What a selection to improve may begin with: the cheapest of what is to its taste, else the cheapest.
-_BEGINNINGS: tuple[Taste, ...] = (lambda option: True, lambda option: not option.is_plain, lambda o: o.is_plain)
+# What a selection to improve may begin with: the cheapest of what is most to its taste. The last one is for works that
+# want several inputs in one layout: no single move of theirs, or of what writes those, would pay.
+_BEGINNINGS: tuple[Taste, ...] = (lambda option: 0, lambda option: option.special > 0,
+                                  lambda option: option.special == 0, lambda option: option.special)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -78,8 +80,7 @@ def _options(work: Work, price: Price) -> list[Option]:
 
 
 def _beginning(options: Mapping[Work, Sequence[Option]], taste: Taste) -> Selection:
-    wanted = {w: [o for o in mine if taste(o)] or mine for w, mine in options.items()}
-    return {w: min(mine, key=lambda option: option.microseconds) for w, mine in wanted.items()}
+    return {w: min(mine, key=lambda option: (-taste(option), option.microseconds)) for w, mine in options.items()}
 
 
 def _improved(selection: Selection, options: Mapping[Work, Sequence[Option]], layouts: Layouts) -> Selection:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.server_load import free_port
+from tests.release.bench import Bench, Server
 
 
 def postgres_tools() -> Path | None:
@@ -89,3 +90,23 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/release.db"
     url: str = request.getfixturevalue("postgres").database()
     return url
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, server: Server) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(extra: str, versions: str = "") -> Bench:
+        made.append(Bench(tmp_path, server, extra, versions))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -3,132 +3,19 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ingot.release import events, notify, servers, sources, view
-from ingot.release.controller import Clock, Controller, capacity_lack
+from ingot.release import events, notify, servers, view
+from ingot.release.controller import Controller, capacity_lack
 from ingot.release.rollout import State, phase
 from ingot.release.slots import weights
-from ingot.release.sources import SourceDown, Tally, counted, verdict
-from ingot.release.spec import Endpoint, Prometheus, WarmUp, parse
-from ingot.release.store import Store
-from ingot.release.windows import Counters, Observation, bucket_of
-
-
-class Server:
-    """A version's server: KServe's metadata and inference, the repository API, Prometheus' text and queries."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, bytes]] = []
-        self.answers: dict[str, tuple[int, bytes]] = {}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                outer.asked.append((self.command, self.path, body))
-                status, text = outer.answers.get(self.path.partition("?")[0], (200, b"{}"))
-                self.send_response(status)
-                self.send_header("content-length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_POST = do_GET
-
-            def log_message(self, *_: Any) -> None:
-                return
-
-        self.http = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.close()
-
-
-class Time:
-    """A clock that only the test moves; the wall may jump."""
-
-    def __init__(self) -> None:
-        self.monotonic, self.wall = 0.0, 1000.0
-
-    def clock(self) -> Clock:
-        return Clock(lambda: self.wall, lambda: self.monotonic)
-
-
-class Bench:
-    """A store, a controller, a clock, counters that a gateway would have written."""
-
-    def __init__(self, folder: Path, server: Server, extra: str, versions: str = "") -> None:
-        self.server, self.time = server, Time()
-        self.store = Store(f"sqlite:///{folder}/release.db")
-        self.store.migrate()
-        self.controller = Controller(self.store, self.time.clock(), "first")
-        text = (
-            f"model: digits\nstable: v1\ncandidates: [v2]\nversions:\n  v1: {{endpoints: [{{url: '{server.url}'}}]}}\n"
-            f"  v2: {{endpoints: [{{url: '{server.url}'}}]{versions}}}\n{extra}"
-        )
-        self.counters = {"v1": Counters(histogram={}), "v2": Counters(histogram={})}
-        self.store.submit("digits", events.Applied(parse(text)), "test", 1000.0)
-
-    def round(self, seconds: float = 0.1) -> State:
-        """Let time pass, make a round, wait for what it began."""
-        self.time.monotonic += seconds
-        self.time.wall += seconds
-        self.controller.step()
-        for job in list(self.controller.jobs.values()):
-            job.result(20)
-        return self.state
-
-    def rounds(self, until: Callable[[State], bool], most: int = 100, seconds: float = 0.5) -> State:
-        for _ in range(most):
-            if until(self.round(seconds)):
-                return self.state
-        raise AssertionError(f"it did not come about: {self.state.stage} {self.state.hold} {self.state.message}")
-
-    @property
-    def state(self) -> State:
-        found, _ = self.store.load("digits")
-        assert found is not None
-        return found
-
-    def traffic(self, version: str, requests: int, errors: int = 0, latency: float = 0.01) -> None:
-        counters, bucket = self.counters[version], bucket_of(latency)
-        counters.requests += requests
-        counters.errors += errors
-        counters.histogram[bucket] = counters.histogram.get(bucket, 0) + requests - errors
-        self.store.observe({"digits": Observation("gateway", self.time.wall, self.counters)})
-
-    def close(self) -> None:
-        self.controller.threads.shutdown()
-        self.store.close()
-
-
-@pytest.fixture
-def bench(tmp_path: Path, server: Server) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(extra: str, versions: str = "") -> Bench:
-        made.append(Bench(tmp_path, server, extra, versions))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
+from ingot.release.spec import Endpoint, WarmUp, parse
+from ingot.release.windows import Observation
+from tests.release.bench import Bench, Server
 
 ANALYSED = """
 metrics: {errors: {kind: errorRate}}
@@ -360,95 +247,6 @@ def test_memory_and_queue_time_come_from_the_servers(server: Server) -> None:
     assert gauges == {"gpuMemory": 7e9, "cpuMemory": 5.0, "queueTime": pytest.approx(200e-6)}
 
 
-# -- sources ----------------------------------------------------------------------------------------------------------
-FOREIGN = """
-metrics:
-  load: {{kind: prometheus, address: '{0}', query: 'load{{{{version="{{version}}"}}}}', successCondition: result < 1,
-         consecutiveErrorLimit: 2, interval: 1s, count: 3, failureLimit: 1}}
-steps: [{{setWeight: 10}}, {{analysis: {{metrics: [load], duration: 10s}}}}]
-"""
-
-
-def prometheus(value: str) -> tuple[int, bytes]:
-    return 200, json.dumps({"data": {"resultType": "vector", "result": [{"value": [0, value]}]}}).encode()
-
-
-def test_a_prometheus_metric_decides(bench: Callable[..., Bench], server: Server) -> None:
-    server.answers["/api/v1/query"] = prometheus("0.5")
-    one = bench(FOREIGN.format(server.url))
-    one.rounds(lambda state: state.stable == "v2")
-    queries = [path for _, path, _ in server.asked if path.startswith("/api/v1/query")]
-    assert len(queries) == 3 and "version%3D%22v2%22" in queries[0]
-
-
-def test_a_prometheus_metric_that_fails_rolls_back(bench: Callable[..., Bench], server: Server) -> None:
-    server.answers["/api/v1/query"] = prometheus("2")
-    state = bench(FOREIGN.format(server.url)).rounds(lambda state: state.stage == "aborted")
-    assert "2 of 2 failed" in state.message
-
-
-def test_a_source_that_is_down_is_an_error_and_pauses(bench: Callable[..., Bench], server: Server) -> None:
-    server.answers["/api/v1/query"] = (503, b"starting")
-    one = bench(FOREIGN.format(server.url))
-    state = one.rounds(lambda state: phase(state) == "Paused")
-    assert state.hold.kind == "error" and "the source is down" in state.hold.reason
-    assert weights(state.assignment)["v2"] == 1000
-    server.answers["/api/v1/query"] = prometheus("0.5")
-    one.store.submit("digits", events.Resume(), "ann", one.time.wall)
-    one.rounds(lambda state: state.stable == "v2")
-
-
-def of_python(context: sources.Context) -> float:
-    return 0.5 if context.version == "v2" else 5.0
-
-
-def broken(context: sources.Context) -> float:
-    raise RuntimeError("no figures today")
-
-
-def test_a_python_function_is_a_metric(bench: Callable[..., Bench]) -> None:
-    text = (
-        "metrics: {own: {kind: python, function: 'tests.release.test_controller:of_python', "
-        "successCondition: result < 1}}\nsteps: [{setWeight: 10}, {analysis: {metrics: [own], duration: 3s}}]"
-    )
-    bench(text).rounds(lambda state: state.stable == "v2")
-
-
-def test_arguments_of_a_measurement_that_cannot_be_had() -> None:
-    context = sources.Context("m", "v2", "v1", 0.0, 1.0)
-    for place, message in (("tests.release.test_controller:broken", "no figures today"), ("no.module:f", "no")):
-        metric = parse(
-            "model: m\nstable: v1\ncandidates: [v2]\nversions: {v1: {endpoints: [{url: 'http://h'}]}, "
-            "v2: {endpoints: [{url: 'http://h'}]}}\n"
-            f"metrics: {{own: {{kind: python, function: '{place}', successCondition: result < 1}}}}"
-        ).metrics["own"]
-        with pytest.raises(SourceDown, match=message):
-            sources.measure(metric, context)
-
-
-def metric(**settings: Any) -> Prometheus:
-    return Prometheus(address="http://p", query="q", **settings)
-
-
-@pytest.mark.parametrize(
-    ("values", "settings", "outcome"),
-    [
-        ([1, 1], {"success_condition": "result < 2", "count": 2}, "Successful"),
-        ([1, 3], {"success_condition": "result < 2", "count": 2}, "Failed"),
-        ([3, 1, 1], {"success_condition": "result < 2", "count": 3, "failure_limit": 1}, "Successful"),
-        ([2], {"success_condition": "result < 2", "failure_condition": "result > 2", "count": 1}, "Inconclusive"),
-        ([None] * 5, {"success_condition": "result < 2"}, "Error"),
-        ([None] * 4, {"success_condition": "result < 2"}, None),
-        ([None, None, 1, None, None, None, None], {"success_condition": "result < 2"}, None),
-    ],
-)
-def test_argos_counting(values: list[float | None], settings: dict[str, Any], outcome: str | None) -> None:
-    tally, config = Tally(), metric(**settings)
-    for value in values:
-        tally = counted(tally, config, SourceDown("down") if value is None else value)
-    assert verdict(tally, config, ended=False).outcome == outcome
-
-
 # -- what is told -----------------------------------------------------------------------------------------------------
 def test_webhooks_are_told_in_order_at_least_once(bench: Callable[..., Bench], tmp_path: Path) -> None:
     secret = tmp_path / "secret"
@@ -488,9 +286,11 @@ def test_the_status_says_what_really_serves(bench: Callable[..., Bench]) -> None
     rows, _ = one.store.observations("digits")
     found = view.full(state, sequence, rows, one.time.wall)
     assert found["phase"] == "Degraded" and found["serving"] == {"v1": 1.0} and found["stable"] == "v1"
-    assert found["in_effect"] is True or found["in_effect"] is False
-    behind = [Observation("g", one.time.wall, {"v1": Counters(requests=1)}, applied=1)]
-    assert view.in_effect(sequence, behind, one.time.wall) is False
+    now = one.time.wall
+    dead, server = Observation("dead", now - 60, {}, applied=1), Observation("server http://h", now, {})
+    newest, behind = (Observation("g", now, {}, applied=number) for number in (sequence, sequence - 1))
+    assert view.in_effect(sequence, [dead, server, newest], now)
+    assert not view.in_effect(sequence, [dead, server, behind], now)
 
 
 def test_a_call_has_a_deadline_that_a_trickle_does_not_outlive() -> None:

@@ -153,6 +153,21 @@ def test_a_gain_below_the_conversions_is_left() -> None:
     assert [c.kernel.name for c in chosen_of(graph, prices).candidates.values()] == ["plain"]
 
 
+def test_several_inputs_change_their_layout_together() -> None:
+    """Found on a GPU: attention took its heads from three copies, because no single copy less would have paid."""
+    shape = (1, 64, 32, 32)
+    x, y, *between = (tensor(name, shape) for name in ("x", "y", "query", "key", "value"))
+    writers = [work(t.name, [x], [t], [candidate("copied", [""], [""]), candidate("seen", [""], ["blocked"])])
+               for t in between]  # fmt: skip
+    reader = work("reader", between, [y], [candidate("plain", ["", "", ""], [""]),
+                                           candidate("partly", ["", "", ""], ["blocked"]),
+                                           candidate("heads", ["blocked"] * 3, [""])])  # fmt: skip
+    prices = {**{(t.name, "copied"): 20.0 for t in between}, **{(t.name, "seen"): 0.0 for t in between},
+              ("reader", "plain"): 47.0, ("reader", "partly"): 47.1, ("reader", "heads"): 48.0}  # fmt: skip
+    choice = chosen_of(module([x], [y], [*writers, reader]), prices)
+    assert choice.candidates[reader].kernel.name == "heads" and choice.microseconds == pytest.approx(48)
+
+
 def test_a_tie_goes_to_the_layout_at_hand() -> None:
     graph = chain(3)
     prices = {(w.name, kind): 10.0 for w in graph.works for kind in ("plain", "blocked")}

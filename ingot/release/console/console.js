@@ -42,7 +42,16 @@ function replaceKeepingFocus(parent, children) {
   if (focused) at(focused)?.focus();
 }
 
+// A control that is drawn anew between a key's two halves would lose the press: only what changed is drawn.
+function unchanged(parent, content) {
+  const text = JSON.stringify(content);
+  if (parent.dataset.drawn === text) return true;
+  parent.dataset.drawn = text;
+  return false;
+}
+
 function drawModels(rollouts) {
+  if (unchanged(at("models"), [chosen, rollouts.map((rollout) => [rollout.model, rollout.phase])])) return;
   replaceKeepingFocus(at("models"), rollouts.map((rollout) => {
     const item = made("li");
     const button = made("button", `${rollout.model}: ${rollout.phase}`, { id: `model-${rollout.model}` });
@@ -67,6 +76,7 @@ function drawHead(found, colour) {
 }
 
 function drawCommands(found) {
+  if (unchanged(at("buttons"), [found.model, found.commands, found.candidates])) return;
   replaceKeepingFocus(at("buttons"), COMMANDS.map(([name, label, settings]) => {
     const danger = name === "abort" || name === "undo";
     const button = made("button", label, { id: `do-${name.replace(" --", "-")}`, ...(danger ? { class: "danger" } : {}) });
@@ -127,6 +137,7 @@ function chart(series, versions, [field, title, format], colour) {
 }
 
 function drawVerdicts(verdicts) {
+  if (unchanged(at("verdicts"), [chosen, verdicts])) return;
   const open = new Set([...at("verdicts").querySelectorAll("details[open]")].map((one) => one.id));
   replaceKeepingFocus(at("verdicts"), verdicts.map((verdict) => {
     const details = made("details", "", { id: `verdict-${verdict.metric}-${verdict.version}` });

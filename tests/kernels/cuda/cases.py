@@ -252,6 +252,13 @@ def _elements() -> Iterator[Case]:
         False,
         lambda rng, index, shape: rng.integers(-30, 30, shape) if index else rng.standard_normal(shape),
     )
+    for mode, coordinate, sizes, dtype in (
+        ("nearest", "asymmetric", (2, 6, 20, 22), "float16"),
+        ("linear", "half_pixel", (2, 6, 25, 7), "float16"),
+        ("cubic", "align_corners", (2, 6, 13, 11), "float32"),
+    ):
+        settings = {"sizes": sizes, "mode": mode, "coordinate": coordinate}
+        yield Case(f"Resize {mode}", "Resize", [(2, 6, 10, 11)], settings, dtype=dtype)
     pool = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "p": 2, "indices": 0}
     for kind in ("max", "average", "lp"):
         yield Case(
