@@ -157,7 +157,8 @@ class _Scaling:
         return Input(len(self.extras) + len(self.constants) - 1)
 
     def _times(self, operand: Operand) -> Operand:
-        return self.emit(Instruction("Mul", (self._moved(operand), Literal(float(str(np.float32(1) / self.scale)))), FLOAT))
+        inverse = Literal(float(str(np.float32(1) / self.scale)))
+        return self.emit(Instruction("Mul", (self._moved(operand), inverse), FLOAT))
 
     def bounded(self, operand: Operand, dtype: str, zero: int) -> Operand:
         """The operand without bounds that the integers have themselves."""
