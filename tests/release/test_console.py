@@ -100,6 +100,16 @@ def test_the_keyboard_is_enough(page: Page, served: Served) -> None:
     assert served.store.history("digits")[-1].actor == "local"
 
 
+def test_a_question_is_not_answered_by_the_one_before(page: Page, served: Served) -> None:
+    """The first dialogue's close event arrives when the second is open already."""
+    page.evaluate("document.getElementById('do-abort').click()")
+    page.evaluate("document.getElementById('confirm').close(); document.getElementById('do-abort').click()")
+    page.evaluate("new Promise((done) => setTimeout(done, 50))")
+    page.evaluate("document.getElementById('confirm-yes').click()")
+    page.until("document.getElementById('phase').textContent == 'Degraded'")
+    assert served.store.load("digits")[0].stage == "aborted"  # type: ignore[union-attr]
+
+
 def test_weights_are_set_from_the_page(page: Page, served: Served) -> None:
     page.evaluate("document.getElementById('weight').focus()")
     page.type("25")

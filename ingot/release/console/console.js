@@ -191,12 +191,13 @@ async function refresh() {
   }
 }
 
+// The close event comes a moment after the dialogue has closed: one that finds it open again belongs to the question before.
 function confirmed(text) {
   const dialog = at("confirm");
   at("confirm-text").textContent = text;
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  return new Promise((resolve) => { dialog.onclose = () => dialog.open || resolve(dialog.returnValue === "yes"); });
 }
 
 async function command(model, name, label, settings) {
