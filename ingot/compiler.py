@@ -33,7 +33,7 @@ from ingot.plan.assemble import Code, assemble
 from ingot.plan.lower import REJECTED, Module, Work, lower
 from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
-from ingot.precision import half
+from ingot.precision import half, maps
 from ingot.report import BuildLog
 from ingot.runtime import cuda
 from ingot.runtime.cpu import usable_threads
@@ -76,9 +76,20 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
             if node.name in reasons and node.domain != "ingot":
                 node.metadata_props[REJECTED] = reasons[node.name]
         log.figures["rewrites"] = dict(result.counts)
-        if config.target != "cpu" and config.precision in half.DTYPES:
-            log.figures["kept in float32"] = half.convert(model, half.DTYPES[config.precision])
+        if config.precision in half.DTYPES:
+            _narrow(model, config, log)
         return model
+
+
+def _narrow(model: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> None:
+    """16-bit tensors: all of them on a GPU; on a CPU feature maps where every variant has tiles for them."""
+    scope = None
+    if config.target == "cpu":
+        tiles = all(isa.has("amx_bf16") for isa in _isas(config))
+        scope = maps.scope_of(model.graph) if tiles else None
+        if scope is None:
+            return
+    log.figures["kept in float32"] = half.convert(model, half.DTYPES[config.precision], scope)
 
 
 @dataclass(frozen=True, eq=False)

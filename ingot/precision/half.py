@@ -7,7 +7,7 @@ read and write float32, with conversions around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +36,19 @@ _KEPT = frozenset({"RNN", "TopK", "CumSum", "Range", "Unreachable", "ScatterElem
 _LIMITS = {"float16": 65504.0, "bfloat16": 3.3895e38}
 
 
-def convert(model: ir.Model, dtype: str) -> int:
+@dataclass(frozen=True)
+class Scope:
+    """What becomes narrow: the nodes for which `takes` says so; of those in `opens` the result, from operands in
+    float32, of those in `closes` all but the result."""
+
+    takes: Callable[[ir.Node], bool] = lambda node: node.op_type not in _KEPT
+    opens: frozenset[ir.Node] = frozenset()
+    closes: frozenset[ir.Node] = frozenset()
+
+
+def convert(model: ir.Model, dtype: str, scope: Scope | None = None) -> int:
     """The model's main graph in `dtype`; the number of nodes that stay in float32."""
-    change = _Change(model.graph, dtype)
+    change = _Change(model.graph, dtype, scope or Scope())
     for node in list(model.graph):
         change.node(node)
     return change.kept
@@ -48,6 +58,7 @@ def convert(model: ir.Model, dtype: str) -> int:
 class _Change:
     graph: ir.Graph
     dtype: str
+    scope: Scope
     kept: int = 0
     narrow: set[ir.Value] = field(default_factory=set)  # was float32
     _narrowed: dict[ir.Value, ir.Value] = field(default_factory=dict)
@@ -56,7 +67,7 @@ class _Change:
     def node(self, node: ir.Node) -> None:
         """One node of the graph: converted, or fed with float32."""
         concerned = any(self._was_wide(v) for v in (*node.inputs, *node.outputs))
-        if is_canonical(node) and node.op_type not in _KEPT and concerned:
+        if is_canonical(node) and self.scope.takes(node) and concerned:
             self._convert(node)
             return
         self.kept += concerned
@@ -74,10 +85,12 @@ class _Change:
         results = [self._was_wide(v) for v in node.outputs]
         outputs = [v.is_graph_output() for v in node.outputs]
         key = next((k for k in ("expression", "epilogue") if k in given), None)
-        stays = results[0] and outputs[0] and key is not None
+        stays = results[0] and (outputs[0] or node in self.scope.closes) and key is not None
+        skipped = 0 if key in (None, "expression") else _main_inputs(node)
+        if node in self.scope.opens:
+            wide[:skipped] = [False] * skipped
         if key is not None:
             first = [] if key == "expression" else [results[0] or wide[0]]
-            skipped = 0 if key == "expression" else _main_inputs(node)
             given[key] = self._expression(given[key], [*first, *wide[skipped:]], results[0], stays)
         inputs = [self._half(v, node) if w else v for v, w in zip(node.inputs, wide, strict=True)]
         made = make_node(node.op_type, inputs, given, outputs=len(node.outputs))

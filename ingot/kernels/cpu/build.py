@@ -54,6 +54,10 @@ class PhaseFunction(Function):
 
     builder: KernelBuilder | None = None
 
+    @property
+    def rounds_bfloat16(self) -> bool:
+        return self.builder is not None and self.builder.isa.has("avx512_bf16")
+
     def pointer(self, handle: Handle) -> Value:
         """The i8 pointer of an operand, packed constant or temporary."""
         return Value(self, "ptr", f"%{handle.name}")

@@ -163,7 +163,7 @@ def window_of(node: Node, dot: TileDot) -> Window:
 
 
 _LANES = 16  # channels of a block of the input
-_LINES = {4: "<16 x float>", 1: "<16 x i8>"}  # a block's channels of a position, by the size of their type
+_LINES = {4: "<16 x float>", 2: "<16 x i16>", 1: "<16 x i8>"}  # a block's channels of a position, by the size of their type
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _positions(f: PhaseFunction, window: Window, source: Source, read: Value, wr
             pack_floats(f, window.dot, halves[0], halves[1], y, ROW_BYTES)
             return
         for block, line in enumerate(lines):
-            f.store(f.binary("xor", line, -0x80) if source.signed else line, y, block * _LANES)
+            f.store(f.binary("xor", line, -0x80) if source.signed else line, y, block * source.block_bytes)
 
     f.loop(0, there, position)
 

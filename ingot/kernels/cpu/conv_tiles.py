@@ -1,4 +1,5 @@
-"""Conv in tile registers (AMX), blocked maps: float32 as two bfloat16 parts or rounded to one, bytes as they are.
+"""Conv in tile registers (AMX), blocked maps: float32 as two bfloat16 parts or rounded to one, bfloat16 and bytes as
+they are.
 
 A first phase prepares the input (conv_maps.py; conv_stem.py for few channels). Then y = Σ over channels and taps, 32
 positions by 32 channels, finished by vectors of 16 channels.
@@ -32,6 +33,7 @@ from ingot.kernels.cpu.gemm_dot import SHORT
 from ingot.kernels.cpu.gemm_pack import Array
 from ingot.kernels.cpu.gemm_plan import GIGAHERTZ
 from ingot.kernels.cpu.gemm_tiles import (
+    BFLOAT16,
     BYTES,
     COLUMNS,
     ROUNDED,
@@ -63,6 +65,7 @@ _NEAR_BYTES = 256 << 10
 _PRODUCT_CYCLES, _VECTOR_CYCLES, _BLOCK_CYCLES = 18, 12, 300
 _ROW_BYTES_PER_MICROSECOND, _WEIGHTS_PER_MICROSECOND, _AGAIN_PER_MICROSECOND = 30_000, 16_000, 80_000
 _FIRST_CACHE = 32 << 10  # bytes of weights that stay there
+_GROUP_BYTES = 1 << 20  # of prepared maps that stay in the second cache while all weights pass
 
 
 # what applies and what it costs
@@ -100,10 +103,18 @@ def _few_taps(node: Node) -> bool:
 
 
 def _floats_apply(node: Node, isa: Isa) -> bool:
-    if not isa.has("amx_bf16") or node.dtype != "float32" or not fits_tiles(node, "float32"):
+    return node.dtype == "float32" and _numbers_apply(node, isa)
+
+
+def _bfloat16_applies(node: Node, isa: Isa) -> bool:
+    return node.dtype == "bfloat16" and _numbers_apply(node, isa)
+
+
+def _numbers_apply(node: Node, isa: Isa) -> bool:
+    if not isa.has("amx_bf16") or node.input(1).dtype != node.dtype or not fits_tiles(node, "float32"):
         return False
     outputs, inputs = map(int, node.input(1).shape[:2])
-    return node.input(1).dtype == "float32" and inputs % COLUMNS == 0 and outputs >= COLUMNS // 2 and _few_taps(node)
+    return inputs % COLUMNS == 0 and outputs >= COLUMNS // 2 and _few_taps(node)
 
 
 def _bytes_apply(node: Node, isa: Isa) -> bool:
@@ -190,10 +201,22 @@ def conv_rounded_near(build: KernelBuilder, node: Node, wide: int) -> None:
     _floats(build, node, wide, ROUNDED, emit_near)
 
 
+@kernel("Conv", on="cpu", **_far(_bfloat16_applies, BFLOAT16))
+def conv_tiles_bfloat16(build: KernelBuilder, node: Node, wide: int) -> None:
+    """bfloat16, sums in float32."""
+    _floats(build, node, wide, BFLOAT16, emit_products)
+
+
+@kernel("Conv", on="cpu", **_near(_bfloat16_applies, BFLOAT16))
+def conv_near_bfloat16(build: KernelBuilder, node: Node, wide: int) -> None:
+    """The same for windows of one tap, each block prepared where it is used."""
+    _floats(build, node, wide, BFLOAT16, emit_near)
+
+
 def _floats(build: KernelBuilder, node: Node, wide: int, dot: TileDot, emit: Emit) -> None:
     window, weight = window_of(node, dot), node.input(1).constant
     assert weight is not None
-    packed = build.pack(_packed(weight, window, wide))
+    packed = build.pack(_packed(weight.astype(np.float32), window, wide))
     emit(build, window, Job(window.maps, wide, packed, None, epilogue_of(build, node, 2)))
 
 
@@ -278,8 +301,17 @@ class Job:
         return isinstance(image, int) and self.panels * self.panel_bytes > image
 
     @property
+    def images(self) -> int:
+        """Images that pass a panel before the next one: as many as the second cache holds."""
+        image, batch = self.maps.bytes, self.maps.batch
+        if not self.panels_outside or not isinstance(image, int):
+            return 1
+        there = max(_GROUP_BYTES // image, 1)
+        return min(there, batch) if isinstance(batch, int) else there
+
+    @property
     def share(self) -> int:
-        """Bytes of the next panel that a block fetches with every tap."""
+        """Bytes of the next panel that a block of the group's first image fetches with every tap."""
         blocks = self.maps.blocks
         if not self.panels_outside or not isinstance(blocks, int):
             return 0
@@ -292,17 +324,13 @@ def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
 
 
 def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
-    """A work item is 32 positions by a panel of output channels; the larger operand is read once."""
+    """A work item is 32 positions by a panel of output channels; the larger operand is read once for a group of images."""
     maps = job.maps
     shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
         def item(number: Value) -> None:
-            count = f.extent(product((job.panels, maps.blocks)))
-            image, place = f.index(f.divide(number, count)), f.index(f.remainder(number, count))
-            inner = f.extent(maps.blocks) if job.panels_outside else job.panels
-            outer, number = f.index(f.divide(place, inner)), f.index(f.remainder(place, inner))
-            panel, block = (outer, number) if job.panels_outside else (number, outer)
+            image, panel, block = _place(f, job, number)
             start = image * f.extent(maps.bytes) + block * (TALLEST * maps.pitch)
             _products(f, job, f.at(f.pointer(prepared), start), f.at(f.scratch, slots), (image, panel, block))
 
@@ -311,6 +339,21 @@ def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
         release(f)
 
     build.phase(product((maps.batch, job.panels, maps.blocks)), body)
+
+
+def _place(f: PhaseFunction, job: Job, number: Value) -> tuple[Value, Value, Value]:
+    """(image, panel, block) of a work item."""
+    blocks, images = f.extent(job.maps.blocks), job.images
+    count = f.extent(product((job.panels, job.maps.blocks)))
+    if images == 1:
+        image, place = f.index(f.divide(number, count)), f.index(f.remainder(number, count))
+        inner = blocks if job.panels_outside else job.panels
+        outer, rest = f.index(f.divide(place, inner)), f.index(f.remainder(place, inner))
+        return (image, outer, rest) if job.panels_outside else (image, rest, outer)
+    group, place = f.index(f.divide(number, count * images)), f.index(f.remainder(number, count * images))
+    there = f.minimum(images, f.index(f.extent(job.maps.batch)) - group * images)
+    panel, rest = f.index(f.divide(place, there * blocks)), f.index(f.remainder(place, there * blocks))
+    return group * images + f.index(f.divide(rest, blocks)), panel, f.index(f.remainder(rest, blocks))
 
 
 def emit_near(build: KernelBuilder, window: Window, job: Job) -> None:

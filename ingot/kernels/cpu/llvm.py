@@ -104,6 +104,11 @@ class Function:
     _count: int = 0
     _block: str = "entry"
 
+    @property
+    def rounds_bfloat16(self) -> bool:
+        """Whether the processor has an instruction that rounds to bfloat16."""
+        return False
+
     def __getitem__(self, name: str) -> Value:
         return Value(self, {n: t for t, n in self.arguments}[name], f"%{name}")
 

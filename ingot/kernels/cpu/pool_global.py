@@ -22,7 +22,8 @@ from ingot.kernels.cpu.render import load, register_element, render_expression, 
 from ingot.kernels.node import Node
 from ingot.plan.extent import product
 
-KINDS = {"mean": ("float32",), "sum": ("float32", "int8", "uint8"), "max": ("float32", "int8", "uint8")}
+SINGLE = ("float32", "bfloat16")  # float32 in registers
+KINDS = {"mean": SINGLE, "sum": (*SINGLE, "int8", "uint8"), "max": (*SINGLE, "int8", "uint8")}
 PIXELS = 4  # totals side by side, so that additions overlap
 ASSUMED = 1 << 16  # elements of x where symbolic
 BYTES_PER_MICROSECOND = 15_000
@@ -30,7 +31,9 @@ BYTES_PER_MICROSECOND = 15_000
 
 def _total(node: Node) -> str:
     """dtype of the totals."""
-    return "int32" if node.attributes["kind"] == "sum" and node.dtype != "float32" else node.dtype
+    if node.dtype in SINGLE:
+        return "float32"
+    return "int32" if node.attributes["kind"] == "sum" else node.dtype
 
 
 def _applies(node: Node, isa: Isa) -> bool:

@@ -101,12 +101,17 @@ def decode_bfloat16(f: Function, raw: Value) -> Value:
 
 
 def encode_bfloat16(f: Function, value: Value) -> Value:
-    """float → bfloat16, ties to even, in an i16."""
+    """float → bfloat16, ties to even, in an i16; subnormal numbers count as zero where the processor's instruction does
+    it."""
+    if f.rounds_bfloat16:
+        return f.bitcast(f.cast("fptrunc", value, "bfloat"), vector("i16", lanes_of(value.type)))
     return f.cast("trunc", f.binary("lshr", _rounded_bfloat16(f, value), 16), "i16")
 
 
 def round_bfloat16(f: Function, value: Value) -> Value:
-    """The float nearest to a bfloat16."""
+    """The float nearest to a bfloat16; storing it as bfloat16 costs nothing more."""
+    if f.rounds_bfloat16:
+        return f.cast("fpext", f.cast("fptrunc", value, "bfloat"), "float")
     return f.bitcast(f.binary("and", _rounded_bfloat16(f, value), 0xFFFF0000), value.type)
 
 
