@@ -89,6 +89,7 @@ def _narrow(model: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> None:
         scope = maps.scope_of(model.graph) if tiles else None
         if scope is None:
             return
+        log.note("bf16", "feature maps", "kept in bfloat16 between the convolutions; --bf16 asked for it")
     log.figures["kept in float32"] = half.convert(model, half.DTYPES[config.precision], scope)
 
 
@@ -187,7 +188,8 @@ def _note_approximations(choices: Mapping[Work, Candidate], config: BuildConfig,
         remedy = "--bf16 asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
         said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}"
         log.note("approximation", name, said)
-    if config.precision == "bf16" and not any(kernel.tolerance > SPLIT_ERROR for kernel in kernels):
+    rounded = any(kernel.tolerance > SPLIT_ERROR for kernel in kernels) or "kept in float32" in log.figures
+    if config.precision == "bf16" and not rounded:
         log.note("bf16", "no step", "float32 was faster, or the instruction set has no products of bfloat16")
 
 

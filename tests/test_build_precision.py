@@ -9,7 +9,9 @@ from onnx import helper, numpy_helper
 
 import ingot
 from ingot.errors import ConfigError
+from ingot.kernels.cpu.isa import AMX
 from ingot.report import last_log
+from ingot.runtime.machine import cpu_features
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits" / "digits.onnx"
 SHAPES = [ingot.Profile(image=((1, 1, 8, 8), (16, 1, 8, 8), (64, 1, 8, 8)))]
@@ -53,6 +55,45 @@ def test_answers_are_those_of_float32_but_for_rounding() -> None:
     both = [ingot.build(DIGITS, profiles=SHAPES, precision=p, level=1) for p in ("fp32", "bf16")]
     full, rounded = (ingot.Session(engine).run({"image": image})["scores"] for engine in both)
     assert np.abs(full - rounded).max() <= 0.03 * np.abs(full).max()
+
+
+def residual_network(group: int = 1) -> onnx.ModelProto:
+    """A first layer, two convolutions with a shortcut, a pool, a mean and scores."""
+    random = np.random.default_rng(2)
+    sizes = {"a": (32, 3, 3, 3), "b": (64, 32, 1, 1), "c": (64, 64 // group, 3, 3), "d": (64, 32, 1, 1), "f": (64, 5)}
+    arrays = {k: random.standard_normal(s).astype(np.float32) / np.sqrt(np.prod(s[1:])) for k, s in sizes.items()}
+    weights = [numpy_helper.from_array(array.astype(np.float32), k) for k, array in arrays.items()]
+    same = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["x1"], "first", **same), helper.make_node("Relu", ["x1"], ["x2"]),
+        helper.make_node("Conv", ["x2", "b"], ["x3"], "wider"), helper.make_node("Relu", ["x3"], ["x4"]),
+        helper.make_node("Conv", ["x4", "c"], ["x5"], "window", group=group, **same),
+        helper.make_node("Conv", ["x2", "d"], ["x6"], "shortcut"), helper.make_node("Add", ["x5", "x6"], ["x7"]),
+        helper.make_node("MaxPool", ["x7"], ["x8"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["x8"], ["x9"]), helper.make_node("Flatten", ["x9"], ["x10"]),
+        helper.make_node("MatMul", ["x10", "f"], ["y"]),
+    ]  # fmt: skip
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 12, 12])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 5])
+    graph = helper.make_graph(nodes, "residual", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.skipif(not AMX.machine <= cpu_features(), reason="needs a processor with AMX")
+def test_maps_between_convolutions_are_bfloat16() -> None:
+    profiles = [ingot.Profile(x=((1, 3, 12, 12), (2, 3, 12, 12), (4, 3, 12, 12)))]
+    engine = ingot.build(residual_network(), profiles=profiles, precision="bf16", level=1)
+    assert any("bfloat16" in kernel for kernel in kernels(engine)) and "reduce_spatial" in kernels(engine)
+    full = ingot.build(residual_network(), profiles=profiles, level=1)
+    x = np.random.default_rng(5).standard_normal((3, 3, 12, 12)).astype(np.float32)
+    wanted, mine = (ingot.Session(e).run({"x": x})["y"] for e in (full, engine))
+    assert mine.dtype == np.float32 and np.abs(wanted - mine).max() <= 0.03 * np.abs(wanted).max()
+
+
+def test_maps_stay_where_a_layer_would_convert_them_back() -> None:
+    profiles = [ingot.Profile(x=((1, 3, 12, 12), (2, 3, 12, 12), (4, 3, 12, 12)))]
+    engine = ingot.build(residual_network(group=64), profiles=profiles, precision="bf16", level=0)
+    assert not any("bfloat16" in kernel for kernel in kernels(engine))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingot.config import BFLOAT16_ERROR
+from ingot.dtypes import numpy_dtype
 from ingot.ir.expression import parse
 from ingot.ir.ops import meaning
 from ingot.kernels import Candidate, candidates
 from ingot.kernels.cpu.gemm_tiles import rounded
-from ingot.kernels.cpu.isa import BEST_FIRST, Isa
+from ingot.kernels.cpu.isa import AMX, BEST_FIRST, Isa
 from ingot.kernels.cpu.standalone import Standalone
 from ingot.kernels.node import Node, Port
 from ingot.runtime.machine import cpu_features
+from tests.kernels.harness import node_of
 
 Array = np.ndarray
 ISAS = [isa for isa in BEST_FIRST if isa.machine <= cpu_features()]
@@ -100,3 +102,49 @@ def test_conv(shape: tuple[int, ...], outputs: int, kernel: tuple[int, int], str
         inputs.append(nearest(draw(random, *like.shape)))
         epilogue = "Add %0 %1 -> float32; Add $0 %2 -> float32; Relu $1 -> float32"
     assert "conv_rounded" in check("Conv", inputs, attributes, epilogue)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(1, 5), st.sampled_from([32, 64, 96]), st.integers(3, 9), st.integers(3, 9)),
+    st.sampled_from([32, 64, 160]),
+    st.sampled_from([(1, 1), (3, 3)]),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_maps_of_bfloat16(
+    shape: tuple[int, ...], outputs: int, kernel: tuple[int, int], stride: int, residual: bool
+) -> None:
+    if not any(isa.has("amx_bf16") for isa in ISAS):
+        pytest.skip("needs a processor with AMX")
+    random, narrow = np.random.default_rng(outputs + shape[1]), numpy_dtype("bfloat16")
+    pads = [kernel[0] // 2, kernel[1] // 2] * 2
+    attributes = {"strides": [stride] * 2, "pads": pads, "dilations": [1, 1], "group": 1}
+    inputs = [draw(random, *shape), draw(random, outputs, shape[1], *kernel) / 16, draw(random, outputs, 1, 1)]
+    epilogue = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32"
+    if residual:
+        (like,) = meaning("Conv")(*inputs[:2], **attributes)
+        inputs.append(draw(random, *like.shape))
+        epilogue += "; Cast %2 -> float32; Add $2 $3 -> float32"
+    count = epilogue.count(";")
+    inputs = [x.astype(narrow) for x in inputs]
+    node, expected = node_of("Conv", inputs, attributes, f"{epilogue}; Cast ${count} -> bfloat16", (1, 2))
+    ran = set()
+    for candidate in candidates(node, "cpu", AMX):
+        if "bfloat16" in candidate.kernel.name:
+            for chunks in (1, 3):
+                (mine,) = Standalone(node, candidate, AMX, level=1)(*inputs, chunks=chunks)
+                wanted = expected[0].astype(np.float32)
+                np.testing.assert_allclose(mine.astype(np.float32), wanted, 2**-7, 1e-2, err_msg=candidate.label)
+            ran.add(candidate.kernel.name)
+    assert ran == {"conv_tiles_bfloat16"} | ({"conv_near_bfloat16"} if kernel == (1, 1) and stride == 1 else set())
+
+
+def test_groups_of_images_pass_the_weights_together() -> None:
+    """Weights larger than an image's maps, more images than a group holds: the last group is smaller."""
+    if not any(isa.has("amx_bf16") for isa in ISAS):
+        pytest.skip("needs a processor with AMX")
+    random = np.random.default_rng(3)
+    inputs = [draw(random, 7, 1024, 7, 7), draw(random, 320, 1024, 1, 1) / 32, draw(random, 320, 1, 1)]
+    attributes = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1}
+    assert "conv_rounded" in check("Conv", inputs, attributes, BIAS)
