@@ -163,7 +163,7 @@ def window_of(node: Node, dot: TileDot) -> Window:
 
 
 _LANES = 16  # channels of a block of the input
-_LINES = {4: "<16 x float>", 2: "<16 x i16>", 1: "<16 x i8>"}  # a block's channels of a position, by the size of their type
+_LINES = {4: "<16 x float>", 2: "<16 x i16>", 1: "<16 x i8>"}  # a block of a position, by the size of its type
 
 
 @dataclass(frozen=True)

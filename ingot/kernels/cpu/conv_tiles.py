@@ -324,7 +324,7 @@ def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
 
 
 def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
-    """A work item is 32 positions by a panel of output channels; the larger operand is read once for a group of images."""
+    """A work item is 32 positions by a panel of output channels; the larger operand is read once by a group of images."""
     maps = job.maps
     shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
 
