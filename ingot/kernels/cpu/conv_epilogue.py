@@ -147,15 +147,21 @@ def _block_value(f: PhaseFunction, epilogue: Epilogue, extra: Extra, block: Inde
 def finish(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, values: Sequence[Value | None], element: Index,
            displacement: int = 0) -> None:  # fmt: skip
     """Apply the epilogue to one channel vector and store it at output element `element + displacement`."""
+    result = finished(f, epilogue, accumulator, values, element, displacement)
+    target = f.at(f.pointer(epilogue.output), element * epilogue.size)
+    store(f, epilogue.dtype, result, target, displacement * epilogue.size)
+
+
+def finished(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, values: Sequence[Value | None], element: Index,
+             displacement: int = 0) -> Value:  # fmt: skip
+    """The epilogue's result for a channel vector of output element `element + displacement`, in register form."""
     operands = [accumulator]
     for extra, value in zip(epilogue.extras, values, strict=True):
         if value is None:
             pointer = f.at(f.pointer(extra.handle), element * size_of(extra.dtype))
             value = load(f, extra.dtype, pointer, displacement * size_of(extra.dtype), epilogue.lanes)
         operands.append(value)
-    result = render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes)
-    target = f.at(f.pointer(epilogue.output), element * epilogue.size)
-    store(f, epilogue.dtype, result, target, displacement * epilogue.size)
+    return render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes)
 
 
 def finish_pixels(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, channel: Index, element: Index,

@@ -18,9 +18,9 @@ from ingot.dtypes import size_of as bytes_of
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import epilogue_of
+from ingot.kernels.cpu.conv_finish import Job
 from ingot.kernels.cpu.conv_maps import Maps, fill_of, size_of
 from ingot.kernels.cpu.conv_tiles import (
-    Job,
     byte_parts,
     centred_weight,
     declaration,

@@ -8,9 +8,10 @@ from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import epilogue_of
+from ingot.kernels.cpu.conv_finish import Job
 from ingot.kernels.cpu.conv_maps import size_of
 from ingot.kernels.cpu.conv_stem import LANES, Stem, is_stem, prepare, spread, stem_of
-from ingot.kernels.cpu.conv_tiles import Job, declaration, emit_prepared
+from ingot.kernels.cpu.conv_tiles import declaration, emit_prepared
 from ingot.kernels.cpu.gemm_tiles import ROUNDED, ROW_BYTES, SPLIT, TileDot, pack_tiles
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,12 @@ from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import (
-    INLINE_LIMIT,
-    Epilogue,
-    block_values,
     can_finish,
     epilogue_of,
     extra_layouts,
-    finish,
-    rendered_lines,
     residuals,
 )
+from ingot.kernels.cpu.conv_finish import Job, finish_block
 from ingot.kernels.cpu.conv_maps import Maps, Window, prepare, prepare_block, source_of, window_of
 from ingot.kernels.cpu.gemm_dot import SHORT
 from ingot.kernels.cpu.gemm_pack import Array
@@ -53,19 +49,18 @@ from ingot.kernels.cpu.gemm_tiles import (
 )
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.linear import zero_points
-from ingot.kernels.cpu.llvm import Index, Value
+from ingot.kernels.cpu.llvm import Value
 from ingot.kernels.node import Node
 from ingot.plan.extent import product
 
 Applies = Callable[[Node, Isa], bool]
-Emit = Callable[[KernelBuilder, Window, "Job"], None]
+Emit = Callable[[KernelBuilder, Window, Job], None]
 MOST_TAPS = 9
 _BLOCKS = 128  # of positions, where the map's size is not known
 _NEAR_BYTES = 256 << 10
 _PRODUCT_CYCLES, _VECTOR_CYCLES, _BLOCK_CYCLES = 18, 12, 300
 _ROW_BYTES_PER_MICROSECOND, _WEIGHTS_PER_MICROSECOND, _AGAIN_PER_MICROSECOND = 30_000, 16_000, 80_000
 _FIRST_CACHE = 32 << 10  # bytes of weights that stay there
-_GROUP_BYTES = 1 << 20  # of prepared maps that stay in the second cache while all weights pass
 
 
 # what applies and what it costs
@@ -269,62 +264,13 @@ def _packed(weight: Array, window: Window, wide: int) -> Array:
 # the products
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Prepared maps times packed weights: panels of `wide` × 16 output channels."""
-
-    maps: Maps
-    wide: int
-    packed: Handle
-    corrections: Handle | None
-    epilogue: Epilogue
-
-    @property
-    def panels(self) -> int:
-        """Panels of output channels."""
-        return -(-self.epilogue.channels // (self.wide * COLUMNS))
-
-    @property
-    def tap_bytes(self) -> int:
-        """Packed weights of a tap of a step."""
-        return self.wide * self.maps.dot.right_bytes
-
-    @property
-    def panel_bytes(self) -> int:
-        """Packed weights of a panel."""
-        return self.maps.steps * len(self.maps.taps) * self.tap_bytes
-
-    @property
-    def panels_outside(self) -> bool:
-        """Whether all blocks pass a panel before the next one: where the weights are the larger operand."""
-        image = self.maps.bytes
-        return isinstance(image, int) and self.panels * self.panel_bytes > image
-
-    @property
-    def images(self) -> int:
-        """Images that pass a panel before the next one: as many as the second cache holds."""
-        image, batch = self.maps.bytes, self.maps.batch
-        if not self.panels_outside or not isinstance(image, int):
-            return 1
-        there = max(_GROUP_BYTES // image, 1)
-        return min(there, batch) if isinstance(batch, int) else there
-
-    @property
-    def share(self) -> int:
-        """Bytes of the next panel that a block of the group's first image fetches with every tap."""
-        blocks = self.maps.blocks
-        if not self.panels_outside or not isinstance(blocks, int):
-            return 0
-        return -(-self.tap_bytes // (blocks * ROW_BYTES)) * ROW_BYTES
-
-
 def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
     """A phase prepares the maps, then come the products."""
     emit_prepared(build, job, prepare(build, window))
 
 
 def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
-    """A work item is 32 positions by a panel of output channels; the larger operand is read once by a group of images."""
+    """A work item is 32 positions by a panel of output channels; the larger is read once by a group of images."""
     maps = job.maps
     shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
 
@@ -398,84 +344,4 @@ def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple
 
     f.loop(0, maps.steps, step, [left, right, far])
     end(f, tops, job.wide, slot)
-    _finish(f, job, image, panel, block, slot)
-
-
-# what becomes of the sums
-
-
-def _finish(f: PhaseFunction, job: Job, image: Value, panel: Value, block: Value, slot: Value) -> None:
-    """The sums of a block through the epilogue to those of its positions that count: run by run of the map's rows."""
-    maps, wide, blocks = job.maps, job.wide, -(-job.epilogue.channels // COLUMNS)
-    first, channel = block * TALLEST, panel * wide
-    there = f.index(f.minimum(TALLEST, f.index(f.extent(maps.positions)) - first))
-    columns, width = f.extent(maps.columns), f.extent(maps.width)
-
-    def vectors(count: int) -> None:
-        finisher = _Finisher(f, job, channel, count)
-        plane = (image * blocks + channel) * f.extent(product((maps.rows, maps.columns)))
-
-        def run(r: Value, place: Value, length: Value) -> None:
-            _finish_run(f, finisher, f.at(slot, r * (wide * ROW_BYTES)), (plane + place) * COLUMNS, length)
-
-        if maps.width == maps.columns:
-            run(f.index(0), first, there)
-            return
-
-        def row(_: Value, r: Value, y: Value, x: Value) -> list[Value]:
-            run(r, y * columns + x, f.index(f.maximum(f.minimum(f.index(columns) - x, there - r), 0)))
-            return [r + width - x, y + 1, f.index(0)]
-
-        y, x = f.index(f.divide(first, width)), f.index(f.remainder(first, width))
-        f.loop(0, f.divide(x + there + (width - 1), width), row, [f.index(0), y, x])
-
-    if blocks % wide == 0:
-        vectors(wide)
-        return
-    whole = f.compare("sle", channel + wide, blocks)
-    f.when(whole, lambda: vectors(wide), lambda: vectors(blocks % wide))
-
-
-class _Finisher:
-    """Applies the epilogue to the vectors of a position: what is the same for all positions is loaded once."""
-
-    def __init__(self, f: PhaseFunction, job: Job, channel: Value, count: int) -> None:
-        self.f, self.job, self.count = f, job, count
-        self.values = [block_values(f, job.epilogue, channel + j) for j in range(count)]
-        self.element = "float" if job.epilogue.accumulator == "float32" else "i32"
-        self.corrections = [self._correction(channel + j) for j in range(count)]
-
-    def _correction(self, channel: Value) -> Value | None:
-        if self.job.corrections is None:
-            return None
-        return self.f.load("<16 x i32>", self.f.pointer(self.job.corrections), channel * ROW_BYTES)
-
-    def __call__(self, sums: Value, element: Index, position: int) -> None:
-        """Finish sums at `sums`: of the position `position` places behind output element `element`."""
-        job, maps = self.job, self.job.maps
-        apart = self.f.extent(product((maps.rows, maps.columns))) * COLUMNS
-        for j in range(self.count):
-            total = self.f.load(f"<16 x {self.element}>", sums, (position * job.wide + j) * ROW_BYTES)
-            correction = self.corrections[j]
-            total = total if correction is None else total + correction
-            place, further = (element, j * apart) if isinstance(apart, int) else (element + j * apart, 0)
-            finish(self.f, job.epilogue, total, self.values[j], place, further + position * COLUMNS)
-
-
-def _finish_run(f: PhaseFunction, finisher: _Finisher, slot: Value, element: Value, length: Value) -> None:
-    """Neighbouring positions of all blocks of channels, whose sums lie at `slot`."""
-    lines = rendered_lines(finisher.job.epilogue) * finisher.count
-    unroll = next(u for u in (4, 2, 1) if u == 1 or u * lines <= INLINE_LIMIT)
-
-    def positions(count: int) -> Callable[[Value], None]:
-        def body(p: Value) -> None:
-            sums, place = f.at(slot, p * (finisher.job.wide * ROW_BYTES)), element + p * COLUMNS
-            for position in range(count):
-                finisher(sums, place, position)
-
-        return body
-
-    whole = f.index(f.divide(length, unroll)) * unroll
-    f.loop(0, whole, positions(unroll), step=unroll)
-    if unroll > 1:
-        f.loop(whole, length, positions(1))
+    finish_block(f, job, (image, panel, block), slot)

@@ -100,6 +100,7 @@ class Function:
     internal: bool = False
     lines: list[str] = field(default_factory=list)
     declarations: set[str] = field(default_factory=set)
+    origins: dict[str, object] = field(default_factory=dict)  # what values were made from, where that helps later
     _locals: list[str] = field(default_factory=list)
     _count: int = 0
     _block: str = "entry"

@@ -17,8 +17,8 @@ _ROUNDING = {"Floor": "llvm.floor", "Ceil": "llvm.ceil", "Round": "llvm.rint", "
 
 @render("Add")
 def add(f: Function, site: Site, a: Value, b: Value) -> Value:
-    """a + b; integers wrap."""
-    return a + b
+    """a + b; integers wrap. A dequantized operand's product and the sum may be rounded once."""
+    return f.binary("fadd contract", a, b) if site.is_float else a + b
 
 
 @render("Sub")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from ingot.ir.elementwise import FLOATS, INTEGERS, SATURATING
-from ingot.ir.expression import Literal
+from ingot.ir.expression import Literal, Operand
 from ingot.kernels.cpu.llvm import Function, Value, bits_of, element_of, lanes_of, vector
 from ingot.kernels.cpu.math import at_least, at_most
 from ingot.kernels.cpu.render import SUB_BYTE, Site, register_element, render
@@ -84,6 +87,17 @@ def _saturated(f: Function, x: Value, site: Site) -> Value:
     return at_most(f, at_least(f, x, -maximum), maximum)
 
 
+@dataclass(frozen=True)
+class _Quantized:
+    """What a quantized number was before it became a byte: int32, capped above but not yet below, then on both sides;
+    and the zero point that is still to be added."""
+
+    capped: Value
+    bounded: Value
+    shift: Value
+    zero: Operand
+
+
 @render("Quantize")
 def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Value:
     """saturate(round(x / scale) + zero)"""
@@ -98,7 +112,31 @@ def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Va
     capped = f.select(f.compare("olt", below, ratio), below, ratio)
     rounded = f.intrinsic(_lrint(capped, integer), shift.type, capped)  # NaN and what is too low: the lowest integer
     raised = f.select(f.compare("sgt", rounded, low), rounded, low)
-    return f.cast("trunc", raised + shift, element_of(zero.type))
+    made = f.cast("trunc", raised + shift, element_of(zero.type))
+    f.origins[made.text] = _Quantized(rounded, raised, shift, site.instruction.operands[2])
+    return made
+
+
+def pack_bytes(f: Function, numbers: Sequence[Value], dtype: str) -> Value | None:
+    """Four vectors of 16 bytes, just quantized, as one of 64; None where they were not. (AVX-512: saturation bounds
+    them below, and each of four steps serves several vectors.)"""
+    origins = [f.origins.get(number.text) for number in numbers]
+    if not all(isinstance(o, _Quantized) and o.capped.type == "<16 x i32>" for o in origins):
+        return None
+    words = [_before_bytes(o) for o in origins if isinstance(o, _Quantized)]
+    pairs = [
+        f.intrinsic("llvm.x86.avx512.packssdw.512", "<32 x i16>", a, b)
+        for a, b in zip(words[::2], words[1::2], strict=True)
+    ]
+    pack = "packsswb" if is_signed(dtype) else "packuswb"
+    mixed = f.bitcast(f.intrinsic(f"llvm.x86.avx512.{pack}.512", "<64 x i8>", *pairs), "<16 x i32>")
+    return f.shuffle(mixed, mixed, [4 * lane + vector for vector in range(4) for lane in range(4)])
+
+
+def _before_bytes(origin: _Quantized) -> Value:
+    """What saturation makes the byte of."""
+    plain = isinstance(origin.zero, Literal) and origin.zero.value == 0
+    return origin.capped if plain else origin.bounded + origin.shift
 
 
 def _ratio(f: Function, site: Site, x: Value, scale: Value) -> Value:
@@ -144,14 +182,22 @@ def _lrint(x: Value, integer: str) -> str:
 @render("Dequantize")
 def dequantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Value:
     """(x - zero) scale, in float32"""
-    source, element = site.dtypes[0], register_element(site.dtype)
+    source, element, origin = site.dtypes[0], register_element(site.dtype), f.origins.get(x.text)
+    if isinstance(origin, _Quantized) and origin.zero == site.instruction.operands[2] and bits_of(x.type) == 8:
+        real = f.cast("sitofp", origin.bounded, "float" if "i32" in origin.bounded.type else "double")
+        return _scaled(f, _matched(f, real, "float"), scale, element)
     if source in INTEGERS and bits_of(x.type) < 32:
         wide = [f.cast("sext" if is_signed(source) else "zext", v, "i32") for v in (x, zero)]
         real = f.cast("sitofp", wide[0] - wide[1], "float")
     else:
         real = convert(f, x, source, "float32")
         real = real - convert(f, zero, source, "float32") if site.dtypes[2] in INTEGERS else real
-    return _matched(f, real * _matched(f, scale, "float"), element)
+    return _scaled(f, real, scale, element)
+
+
+def _scaled(f: Function, real: Value, scale: Value, element: str) -> Value:
+    """The product; a sum that it goes into may be rounded once with it."""
+    return _matched(f, f.binary("fmul contract", real, _matched(f, scale, "float")), element)
 
 
 def _matched(f: Function, x: Value, element: str) -> Value:
