@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ingot.dtypes import size_of
 from ingot.kernels.cpu.build import Handle, PhaseFunction
 from ingot.kernels.cpu.conv_epilogue import INLINE_LIMIT, Epilogue, block_values, finish, finished, rendered_lines
 from ingot.kernels.cpu.conv_maps import Maps
 from ingot.kernels.cpu.gemm_dot import SHORT
-from ingot.kernels.cpu.gemm_tiles import COLUMNS, ROW_BYTES, TALLEST
+from ingot.kernels.cpu.gemm_tiles import COLUMNS, ROW_BYTES, SECOND_CACHE, TALLEST
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.render_convert import pack_bytes
 from ingot.plan.extent import product
@@ -67,6 +68,23 @@ class Job:
         if not self.panels_outside or not isinstance(blocks, int):
             return 0
         return -(-self.tap_bytes // (blocks * ROW_BYTES)) * ROW_BYTES
+
+
+def fetch_residuals(f: PhaseFunction, job: Job, place: tuple[Value, Value, Value]) -> None:
+    """Ask for what the epilogue will read of a block, (image, panel, block): runs of half a kilobyte, too short for the
+    processor to foresee."""
+    (image, panel, block), maps = place, job.maps
+    far = [extra for extra in job.epilogue.extras if extra.kind == "full" and not extra.padded]
+    if not far or maps.width != maps.columns:
+        return
+    first = image * -(-job.epilogue.channels // COLUMNS) + panel * job.wide
+    for j in range(job.wide):
+        element = ((first + j) * f.extent(product((maps.rows, maps.columns))) + block * TALLEST) * COLUMNS
+        for extra in far:
+            size = size_of(extra.dtype)
+            pointer = f.at(f.pointer(extra.handle), element * size)
+            for line in range(0, TALLEST * COLUMNS * size, ROW_BYTES):
+                f.prefetch(pointer, line, SECOND_CACHE)
 
 
 def finish_block(f: PhaseFunction, job: Job, place: tuple[Value, Value, Value], slot: Value) -> None:

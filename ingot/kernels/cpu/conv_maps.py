@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ingot.dtypes import size_of as bytes_of
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.conv_window import Axis, conv_axes
-from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, TALLEST, TileDot
+from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, SECOND_CACHE, TALLEST, TileDot
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.tile_rows import pack_floats
 from ingot.kernels.node import Node
@@ -249,10 +249,19 @@ def prepare_block(f: PhaseFunction, window: Window, source: Source, image: Index
     def step(number: Value) -> None:
         line = (f.index(image) * blocks + number * group) * area + first
         read = f.at(f.pointer(source.handle), line * source.block_bytes)
+        _fetch(f, window, source, read, area)
         target = f.at(write, number * (TALLEST * window.pixel))
         _by_count(f, window, number, lambda count: _positions(f, window, source, read, target, there, count))
 
     f.loop(0, window.steps, step)
+
+
+def _fetch(f: PhaseFunction, window: Window, source: Source, read: Value, area: Index) -> None:
+    """Ask for the next block's positions of a step."""
+    size = TALLEST * source.block_bytes
+    for block in range(window.dot.depth // _LANES):
+        for line in range(size, 2 * size, ROW_BYTES):
+            f.prefetch(read, block * area * source.block_bytes + line, SECOND_CACHE)
 
 
 def _by_count(f: PhaseFunction, window: Window, step: Value, emit: Callable[[int], None]) -> None:

@@ -23,7 +23,7 @@ from ingot.kernels.cpu.conv_epilogue import (
     extra_layouts,
     residuals,
 )
-from ingot.kernels.cpu.conv_finish import Job, finish_block
+from ingot.kernels.cpu.conv_finish import Job, fetch_residuals, finish_block
 from ingot.kernels.cpu.conv_maps import Maps, Window, prepare, prepare_block, source_of, window_of
 from ingot.kernels.cpu.gemm_dot import SHORT
 from ingot.kernels.cpu.gemm_pack import Array
@@ -330,6 +330,7 @@ def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple
     right = f.at(f.pointer(job.packed), panel * job.panel_bytes)
     far = f.at(right, block * (job.share * maps.steps * taps) + job.panel_bytes)
     tops = 1 if isinstance(maps.positions, int) and maps.positions <= ROWS else 2
+    fetch_residuals(f, job, (image, panel, block + 1))
     begin(f, tops, job.wide, None)
 
     def step(_: Value, *pointers: Value) -> list[Value]:
