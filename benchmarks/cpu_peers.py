@@ -5,7 +5,8 @@
 fp32 rows: OpenVINO is told to compute in float32; unasked it takes bfloat16 on CPUs that have it, which a column shows
 and no ratio counts, since its results differ by what the bf16 rows allow. bf16 rows: OpenVINO by its precision hint,
 Ingot by `--bf16`; onnxruntime has none on x86 and runs float32. int8: QDQ models made by onnxruntime's own quantiser.
-torch.compile is left out: the models here are ONNX files with no torch definition beside them.
+torch.compile runs networks of the same layers and shapes from torch definitions (benchmarks/torch_models.py), with
+weights of their own.
 
 A row whose outputs differ from onnxruntime's by more than its tolerance fails the run. With --json, rows measured
 earlier on the same machine with the same versions stay in the file; --show prints them without measuring. The last line
@@ -25,7 +26,7 @@ from typing import Any
 
 import ingot
 from benchmarks.peer_cases import TOLERANCES, Case, absent, cases, difference
-from benchmarks.runtimes import PEERS, UNASKED, Run, installed_peers, openvino_unasked
+from benchmarks.runtimes import COMPILED, PEERS, UNASKED, Run, installed_peers, openvino_unasked, torch_compiled
 from benchmarks.timing import available_threads, machine, paired, pinned, write_json
 
 ROUNDS, QUICK_ROUNDS = 15, 7
@@ -76,6 +77,7 @@ def build(case: Case, level: int) -> ingot.Engine:
 def measure(case: Case, engine: ingot.Engine, threads: int, rounds: int) -> Row:
     inputs, path = case.inputs(), case.path()
     openers = installed_peers(case.precision) | (openvino_unasked() if case.precision == "fp32" else {})
+    openers |= torch_compiled(case.network, case.batch, case.precision)
     with pinned(threads), ingot.Session(engine, threads=threads) as session:
         runs: dict[str, Run] = {"ingot": session.run}
         unable: dict[str, str] = {}
@@ -104,7 +106,7 @@ def measure_all(chosen: Sequence[Case], threads: Sequence[int], level: int, roun
             yield measure(case, engines[case.label], count, rounds)
 
 
-COLUMNS = ("ingot", *PEERS, UNASKED)
+COLUMNS = ("ingot", *PEERS, COMPILED, UNASKED)
 
 
 def describe(row: Row) -> str:

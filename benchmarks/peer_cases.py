@@ -27,6 +27,12 @@ class Case:
     path: Callable[[], Path]
     inputs: Callable[[], Arrays]
     profiles: tuple[ingot.Profile, ...] = field(default=(), compare=False)
+    batch: int = 1
+
+    @property
+    def network(self) -> str:
+        """The name without the batch."""
+        return self.name.split()[0]
 
     @property
     def label(self) -> str:
@@ -42,7 +48,7 @@ def benchmark_case(name: str, precision: str, batch: int = 1) -> Case:
     path = (lambda: quantized_path(name, batch)) if precision == "int8" else (lambda: model_path(name, batch))
     family = "convolution" if MODELS[name].convolutional else "transformer"
     label = f"{name} b{batch}" if batch > 1 else name
-    return Case(label, precision, family, path, lambda: example_inputs(name, batch))
+    return Case(label, precision, family, path, lambda: example_inputs(name, batch), batch=batch)
 
 
 def assets_folder() -> Path | None:

@@ -34,8 +34,33 @@ def open_openvino(path: Path, threads: int, precision: str = "fp32") -> Run:
     return lambda inputs: dict(zip(names, request.infer(dict(inputs), share_inputs=True).values(), strict=True))
 
 
+def open_torch_compiled(name: str, batch: int, precision: str, path: Path, threads: int) -> Run:
+    """torch.compile of the network of the same name and shapes in benchmarks.torch_models, frozen: it times itself on
+    inputs of its own, and its weights are not the file's, so that its outputs are not given."""
+    import torch
+    from torch._inductor import config as inductor
+
+    from benchmarks import torch_models
+
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    inductor.freezing = True
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    module = torch_models.module(name).to(dtype)
+    given = [x.to(dtype) if x.is_floating_point() else x for x in torch_models.inputs(name, batch)]
+    compiled = torch.compile(module)
+
+    def run(_: Arrays) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            compiled(*given)
+        return {}
+
+    run({})
+    return run
+
+
 PEERS: dict[str, Open] = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
-UNASKED = "openvino unasked"
+UNASKED, COMPILED = "openvino unasked", "torch.compile"
 
 
 def installed_peers(precision: str = "fp32") -> dict[str, Open]:
@@ -47,3 +72,12 @@ def installed_peers(precision: str = "fp32") -> dict[str, Open]:
 def openvino_unasked() -> dict[str, Open]:
     """OpenVINO at the precision it takes for float32 models when nobody names one: bfloat16 where the CPU has it."""
     return {UNASKED: partial(open_openvino, precision="its own")} if find_spec("openvino") else {}
+
+
+def torch_compiled(name: str, batch: int, precision: str) -> dict[str, Open]:
+    """torch.compile, where torch is installed and has the network; it has no 8-bit rows."""
+    if not find_spec("torch") or precision == "int8":
+        return {}
+    from benchmarks import torch_models
+
+    return {COMPILED: partial(open_torch_compiled, name, batch, precision)} if name in torch_models.MODELS else {}
