@@ -21,7 +21,11 @@ RANKS: list[set[str]] = [
     {"ingot.plan.lower", "ingot.plan.assemble", "ingot.plan.memory"},
     {"ingot.tune"},
     {"ingot.build", "ingot.compiler", "ingot.evidence"},
-    {"ingot.precision.budget", "ingot.precision.sensitivity", "ingot.tools"},
+    {
+        "ingot.precision.budget", "ingot.precision.metric", "ingot.precision.mixed", "ingot.precision.overflow",
+        "ingot.precision.request", "ingot.precision.search", "ingot.precision.sensitivity", "ingot.precision.trials",
+        "ingot.tools",
+    },
     {"ingot.llm"},
     {"ingot.server", "ingot.release"},
     {"ingot.cli", "ingot.__main__", "ingot.__init__"},
