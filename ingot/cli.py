@@ -37,6 +37,10 @@ VERBS = {
         "ingot.tools.compare", "engine, reference and onnxruntime side by side",
         "ingot compare model.onnx --runners engine,reference",
     ),
+    "debug": Verb(
+        "ingot.tools.debug", "reduce a failing model; find the layers that break accuracy",
+        "ingot debug reduce model.onnx -o reduced.onnx",
+    ),
     "inspect": Verb(
         "ingot.tools.inspect", "what a model or an engine holds, what runs natively",
         "ingot inspect engine model.engine",

@@ -59,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validate", action="store_true", help="also fail on NaN or infinite outputs")
     parser.add_argument("--layers", action="store_true", help="compare every tensor inside, in order")
     parser.add_argument("--bisect", action="store_true", help="name the first node whose output differs")
+    parser.add_argument("--against", metavar="MODEL", help="with --layers: an engine of this other form of the model, "
+                        "its 8-bit one say, in place of the model's own")  # fmt: skip
+    parser.add_argument("--html", metavar="FILE", help="with --layers: a page with histograms")
     parser.add_argument("--json", action="store_true")
 
 
@@ -66,11 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare and print; 1 if an output differs by more than the tolerance."""
     model = importer.load(arguments.model)
     shapes.infer(model)
-    feeds = make_feeds(
-        _specs(model), parse_shapes(arguments.shapes), pairs(arguments.load_inputs), arguments.seed, index_limits(model)
-    )
+    given = parse_shapes(arguments.shapes), pairs(arguments.load_inputs)
+    feeds = make_feeds(specs_of(model), *given, arguments.seed, index_limits(model))
     if arguments.layers or arguments.bisect:
-        return _inside(model, feeds, arguments)
+        from ingot.tools import compare_layers
+
+        return compare_layers.run(model, feeds, arguments)
     names = _runner_names(arguments)
     results, seconds = {}, {}
     for name in names:
@@ -79,13 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
         results[name] = runner(feeds)
         seconds[name] = time.perf_counter() - start
     _save(results, arguments.save_outputs)
-    rows = [_row(output, other, names[0], results, arguments) for other in names[1:] for output in results[names[0]]]
+    rows = [row_of(output, other, names[0], results, arguments) for other in names[1:] for output in results[names[0]]]
     invalid = _invalid(results) if arguments.validate else []
     _print(rows, invalid, seconds, arguments)
     return 0 if all(r.passed for r in rows) and not invalid else 1
 
 
-def _specs(model: onnx_ir.Model) -> list[TensorSpec]:
+def specs_of(model: onnx_ir.Model) -> list[TensorSpec]:
+    """The model's inputs as an engine would name them."""
     from ingot.ir.graph import dtype_of
 
     tensors = [(v, isinstance(v.type, onnx_ir.TensorType) and v.dtype is not None) for v in model.graph.inputs]
@@ -138,16 +143,20 @@ def _runner_names(arguments: argparse.Namespace) -> list[str]:
     return sorted(asked, key=list(_RUNNERS).index)
 
 
-def _row(
+def row_of(
     output: str, runner: str, against: str, results: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace
 ) -> Row:
+    """One output of `runner` beside that of `against`."""
     mine, wanted = np.asarray(results[runner][output]), np.asarray(results[against][output])
     if mine.shape != wanted.shape or mine.dtype == object:
         same = mine.shape == wanted.shape and np.array_equal(mine, wanted)
         gap = 0.0 if same else float("inf")
         return Row(
-            output, runner, against, same,
-            Closeness(gap, gap, gap, gap, float(same), np.inf if same else -np.inf, int(not same), mine.size)
+            output,
+            runner,
+            against,
+            same,
+            Closeness(gap, gap, gap, gap, float(same), np.inf if same else -np.inf, int(not same), mine.size),
         )
     statistics = closeness(mine, wanted, arguments.atol, arguments.rtol)
     return Row(output, runner, against, _passes(statistics, wanted, arguments), statistics)
@@ -198,78 +207,3 @@ def _print(
         )
     for line in invalid:
         print(f"FAILED {line}")
-
-
-def _inside(model: onnx_ir.Model, feeds: Mapping[str, Any], arguments: argparse.Namespace) -> int:
-    """Compare tensors inside: the model with them as further outputs, as an engine and on the reference.
-
-    Reading a tensor keeps it from being fused away, so a difference that only fusion makes shows at the next output.
-    """
-    if arguments.engine:
-        raise ConfigError("--layers and --bisect build engines that show what is inside, they cannot look into a file")
-    names = [v.name for node in model.graph for v in node.outputs if _is_tensor(v) and v.name]
-    if arguments.layers:
-        rows = _beside(model, names, feeds, arguments)
-        _print_layers(rows, arguments)
-        return 0 if all(row.passed for row in rows) else 1
-    outputs = [v.name for v in model.graph.outputs if v.name]
-    first = _bisected(model, names, feeds, arguments) if _differ(model, outputs, feeds, arguments) else None
-    node = next((n for n in model.graph if any(v.name == first for v in n.outputs)), None)
-    if arguments.json:
-        print(files.json_text(None if node is None else {"output": first, "node": node.name, "operator": node.op_type}))
-    elif node is None:
-        print("no output differs")
-    else:
-        print(f"first difference: output {first!r} of node {node.name!r} ({node.op_type})")
-    return 0 if node is None else 1
-
-
-def _bisected(
-    model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Any], arguments: argparse.Namespace
-) -> str:
-    """The first name that differs; one of them does."""
-    low, high = 0, len(names) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if _differ(model, names[low : middle + 1], feeds, arguments):
-            high = middle
-        else:
-            low = middle + 1
-    return names[low]
-
-
-def _is_tensor(value: onnx_ir.Value) -> bool:
-    return isinstance(value.type, onnx_ir.TensorType) and value.dtype is not None and value.shape is not None
-
-
-def _differ(
-    model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Any], arguments: argparse.Namespace
-) -> bool:
-    return not all(row.passed for row in _beside(model, names, feeds, arguments))
-
-
-def _beside(
-    model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Any], arguments: argparse.Namespace
-) -> list[Row]:
-    """The named tensors in an engine that has them as outputs, beside the reference's."""
-    probed = model.clone()
-    probed.ir_version = max(probed.ir_version or 0, 10)  # older ones want weights among the inputs
-    known = {v.name: v for node in probed.graph for v in node.outputs}
-    probed.graph.outputs.extend(known[n] for n in names if n in known and not known[n].is_graph_output())
-    engine = ingot.build(probed, level=arguments.level, verify=False)
-    wanted = compile_model(probed)(feeds)
-    with ingot.Session(engine) as session:
-        results = {"engine": session.run(feeds), "reference": wanted}
-    return [_row(name, "engine", "reference", results, arguments) for name in names]
-
-
-def _print_layers(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print(files.json_text({"rows": [asdict(row) for row in rows]}))
-        return
-    for row in rows:
-        s = row.statistics
-        print(
-            f"{'PASSED' if row.passed else 'FAILED'} {row.output}: largest {s.largest:.3e}, cosine {s.cosine:.7f}, "
-            f"SNR {s.signal_to_noise:.1f} dB"
-        )

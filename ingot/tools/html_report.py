@@ -19,6 +19,7 @@ from ingot.plan.plan import MemoryPlan, Plan, Step
 from ingot.runtime.profiler import StepTime
 from ingot.tools import files
 from ingot.tools.html_drawing import graph_svg, memory_svg, step_colour
+from ingot.tools.html_style import STYLE
 from ingot.tools.inputs import make_feeds
 from ingot.tools.inspect import steps_of
 from ingot.tools.shapes import parse_shapes
@@ -88,19 +89,6 @@ def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#1c2330;background:#fff}
-h1{font-size:1.5rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d9dee7}
-table{border-collapse:collapse;width:100%;font-size:13px}
-th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #edf0f5}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .bar{height:.7rem;border-radius:2px;display:inline-block}
-.scroll{overflow:auto;max-height:560px;border:1px solid #d9dee7;border-radius:6px}
-.two{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem}
-.muted{color:#657086} .good{color:#137a3f} .bad{color:#b3261e} svg text{font:11px system-ui,sans-serif}
-.figures{display:flex;gap:2.5rem;flex-wrap:wrap;margin:1rem 0} .figures b{display:block;font-size:1.3rem}
-"""
-
-
 def page(name: str, engine: ingot.Engine, figures: Mapping[str, Any]) -> str:
     """The whole document."""
     plan: Plan = figures["plan"]
@@ -114,7 +102,7 @@ def page(name: str, engine: ingot.Engine, figures: Mapping[str, Any]) -> str:
     ]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(name)}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
+        f"<style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
 
 

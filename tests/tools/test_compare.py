@@ -1,7 +1,6 @@
 """`ingot compare`: engine, reference and onnxruntime; the first node that differs."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import ingot
-from ingot import kernels
 from ingot.cli import main
-from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
-from ingot.kernels.cpu.llvm import Value
-from ingot.kernels.node import Node
 from ingot.plan.assemble import Code
 
 
@@ -55,30 +50,6 @@ def chain() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-@pytest.fixture
-def wrong_sin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A kernel, cheaper than any other, that takes Sin for the identity."""
-    kernels._load("cpu")
-    monkeypatch.setattr(kernels, "_TABLE", {key: list(entries) for key, entries in kernels._TABLE.items()})
-
-    def applies(node: Node, isa: object) -> bool:
-        return [step.op for step in node.epilogue.instructions] == ["Sin"]
-
-    @kernels.kernel("Pointwise", on="cpu", when=applies, cost=lambda node, isa, **tactic: 0.0)
-    def identity(build: KernelBuilder, node: Node) -> None:
-        x, y = build.input(0), build.output(0)
-
-        def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-            def one(i: Value) -> None:
-                f.store(f.load("float", f.pointer(x), i * 4), f.pointer(y), i * 4)
-
-            f.loop(begin, end, one)  # type: ignore[arg-type]
-
-        build.phase(node.output.elements, body)
-
-    yield
-
-
 def test_the_first_wrong_node_is_named(wrong_sin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(chain(), tmp_path / "chain.onnx")
     assert main(["compare", str(tmp_path / "chain.onnx"), "--layers"]) == 1
@@ -86,9 +57,7 @@ def test_the_first_wrong_node_is_named(wrong_sin: None, tmp_path: Path, capsys: 
     assert [line.split(":")[0] for line in lines] == ["PASSED a", "PASSED b", "FAILED c", "FAILED y"]
 
 
-def test_bisection_names_the_wrong_kernel(
-    wrong_sin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bisection_names_the_wrong_kernel(wrong_sin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(apart(), tmp_path / "apart.onnx")
     assert main(["compare", str(tmp_path / "apart.onnx"), "--bisect"]) == 1
     assert capsys.readouterr().out == "first difference: output 'b' of node 'the_Sin' (Sin)\n"
@@ -159,3 +128,36 @@ def test_bisection_without_a_difference(tmp_path: Path, capsys: pytest.CaptureFi
     onnx.save(chain(), tmp_path / "chain.onnx")
     assert main(["compare", str(tmp_path / "chain.onnx"), "--bisect"]) == 0
     assert "no output differs" in capsys.readouterr().out
+
+
+def test_layers_become_a_page(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "layers.html"
+    words = ["compare", str(digits), "--layers", "--shapes", "image:2x1x8x8", "--html", str(page)]
+    assert main(words) == 0
+    assert f"page written to {page}" in capsys.readouterr().out
+    text = page.read_text()
+    nodes = onnx.load(digits).graph.node
+    assert text.count("<tr>") == 1 + len(nodes) and all(node.name in text for node in nodes)
+    assert text.count('aria-label="histogram') == 2 * len(nodes)
+
+
+def test_another_form_of_the_model_is_compared_by_names(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    altered = onnx.load(digits)
+    weight = next(w for w in altered.graph.initializer if w.name.startswith("second.weight"))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
+    onnx.save(altered, tmp_path / "other.onnx")
+    words = ["compare", str(digits), "--layers", "--against", str(tmp_path / "other.onnx"), "--json"]
+    assert main(words) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    passed = [row["passed"] for row in rows]
+    first = next(i for i, node in enumerate(altered.graph.node) if node.name == "second")
+    assert passed.index(False) == first and not any(passed[first:])
+
+
+def test_a_model_without_a_name_in_common_is_refused(
+    digits: Path, tagger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(digits), "--layers", "--against", str(tagger)]) == 1
+    assert "is not a form of this model" in capsys.readouterr().err
