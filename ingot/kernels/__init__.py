@@ -100,6 +100,13 @@ def kernels_for(node: Node, target: str, isa: Any) -> list[Kernel]:
     return [k for k in _TABLE.get((node.op, target), ()) if k.when(node, isa)]
 
 
+def others_apply(generate: Generator, node: Node, target: str, isa: Any) -> bool:
+    """Whether a kernel other than `generate` has a candidate for the node: what a kernel of last resort asks."""
+    found = (k for k in _TABLE.get((node.op, target), ()) if k.generate is not generate and k.when(node, isa))
+    shaped = ((k, with_layouts(node, ports)) for k in found for ports in k.layouts(node, isa))
+    return any(True for k, laid in shaped for _ in tactics(k, laid, isa))
+
+
 def candidates(node: Node, target: str, isa: Any) -> Iterator[Candidate]:
     """Every kernel, layout and tactic that applies to the node."""
     for entry in kernels_for(node, target, isa):

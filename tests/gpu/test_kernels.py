@@ -7,7 +7,8 @@ import pytest
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.standalone import Standalone
 from ingot.runtime import cuda
-from tests.kernels.cuda.cases import CASES, Case
+from tests.kernels.cuda.case import Case
+from tests.kernels.cuda.cases import CASES
 from tests.kernels.cuda.picking import compare, picked
 
 pytestmark = pytest.mark.gpu

@@ -16,9 +16,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -142,13 +142,22 @@ class FunctionBuilder:
 
     def launch(self, *grid: Extent, copies: bool = False) -> None:
         """The function is complete; run it on a grid of blocks (`copies`: see Call)."""
-        names = [*(h.name for h in self.handles), *(f"n{i}" for i in range(len(self.extents)))]
-        types = [*("*" + TYPES[h.dtype] for h in self.handles), *("i32" for _ in self.extents)]
+        self.build.launches.append(self.call(*grid, copies=copies))
+
+    def repeated(self, *grid: Extent) -> Callable[[int], Call]:
+        """The function is complete; its launch for a value of the argument `count`, which its text may use."""
+        call = self.call(*grid, further=("count",))
+        return lambda count: replace(call, extents=(*call.extents, count))
+
+    def call(self, *grid: Extent, copies: bool = False, further: Sequence[str] = ()) -> Call:
+        """A launch of the function as it is; `further` arguments are numbers that the caller adds to its extents."""
+        names = [*(h.name for h in self.handles), *(f"n{i}" for i in range(len(self.extents))), *further]
+        types = [*("*" + TYPES[h.dtype] for h in self.handles), *["i32"] * (len(self.extents) + len(further))]
         aligned = tuple(f"n{i}" for i, e in enumerate(self.extents) if divisor_of(e) % _ALIGNED == 0)
         head = ["import triton", "import triton.language as tl", "from triton.language.extra import libdevice"]
         text = "\n".join([*head, *self.imports, "", "", "@triton.jit", f"def {NAME}({', '.join(names)}):", *self.lines])
         unit = Unit(text + "\n", tuple(zip(names, types, strict=True)), aligned, self.warps, self.stages)
-        self.build.launches.append(Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid), copies))
+        return Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid), copies)
 
 
 @dataclass(eq=False)

@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ingot.kernels.node import Node, Port
-from tests.kernels.harness import node_of
+from tests.kernels.cuda.case import Case
+from tests.kernels.cuda.cases_places import PLACES
 
-Array = np.ndarray[Any, Any]
 ZERO_POINTS = {"x_zero_point": 0, "weight_zero_point": 0}
 RESIDUAL = "Add %0 %1 -> float32; Add $0 %2 -> float32; Relu $1 -> float32"
 HALF_RESIDUAL = (
     "Cast %0 -> float32; Cast %1 -> float32; Cast %2 -> float32; Add $0 $1 -> float32; Add $3 $2 -> float32; "
     "Relu $4 -> float32; Cast $5 -> float16"
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One node with inputs; `large` ones are for a GPU alone."""
-
-    name: str
-    op: str
-    shapes: Sequence[tuple[int, ...]]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    epilogue: str = ""
-    constants: Sequence[int] = ()
-    dtype: str = "float32"
-    large: bool = False
-    draw: Callable[[np.random.Generator, int, tuple[int, ...]], Array] | None = None
-
-    def inputs(self) -> list[Array]:
-        """Drawn from the case's own seed."""
-        rng = np.random.default_rng(len(self.name))
-        draw = self.draw or (lambda rng, index, shape: rng.standard_normal(shape))
-        made = [draw(rng, index, shape) for index, shape in enumerate(self.shapes)]
-        return [x if x.dtype != np.float64 else (x * self._scale(i)).astype(self.dtype) for i, x in enumerate(made)]
-
-    def _scale(self, index: int) -> float:
-        """Weights keep sums of order one."""
-        shape = self.shapes[index]
-        depth = {"Conv": int(np.prod(shape[1:])), "Linear": shape[0]}.get(self.op, 1) if index == 1 else 1
-        return float(max(depth, 1) ** -0.5)
-
-    @property
-    def tolerance(self) -> tuple[float, float]:
-        """(relative, absolute)"""
-        return (2e-2, 1e-2) if self.dtype == "float16" else (1e-3, 2e-4)
-
-    def node(self) -> tuple[Node, list[Array], list[Array]]:
-        """(node, inputs, what is expected)"""
-        inputs = self.inputs()
-        if self.op == "Reorder":
-            port = Port(self.dtype, self.shapes[0])
-            return Node("Reorder", (port,), (port,), dict(self.attributes), name="under_test"), inputs, inputs
-        node, expected = node_of(self.op, inputs, self.attributes, self.epilogue, self.constants)
-        return node, inputs, expected
 
 
 def conv(kernel: int = 3, stride: int = 1, pad: int | None = None, group: int = 1, dilation: int = 1) -> dict[str, Any]:
@@ -266,4 +222,4 @@ def _elements() -> Iterator[Case]:
         )
 
 
-CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_attention())
+CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_attention(), *PLACES)

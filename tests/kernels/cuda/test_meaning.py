@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.cuda.cases import CASES, Case
+from tests.kernels.cuda.case import Case
+from tests.kernels.cuda.cases import CASES
 
 SMALL = [case for case in CASES if not case.large]
 
