@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.ir.elementwise import INTEGERS
 from ingot.kernels import kernel
 from ingot.kernels.cuda.axes import memory_order, offset, strides_of, unravel
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder
@@ -17,19 +18,20 @@ from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div
 
 _MOST_TAPS = 256  # a larger window is a reduction
-_STARTS = {"max": 'float("-inf")', "average": "0.0", "lp": "0.0"}
-_STEPS = {"max": "tl.where(inside, tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL), total)",
-          "average": "total + value", "lp": "total + power"}  # fmt: skip
+_STEPS = {"max": "tl.where(better, value, total)", "average": "total + value", "lp": "total + power"}
+# The first of a window is better than nothing, NaN than any number.
+_BETTER = "inside & ((value > total) | (count == 0) | ((value != value) & (total == total)))"
 
 
 def _applies(node: Node, target: Any) -> bool:
-    taps = int(np.prod(node.attributes["kernel"]))
-    return node.dtype in (*NARROW, *REAL) and len(node.outputs) == 1 and taps <= _MOST_TAPS
+    taps, largest = int(np.prod(node.attributes["kernel"])), node.attributes["kind"] == "max"
+    types = (*NARROW, *REAL, *(INTEGERS if largest else ()))
+    return node.dtype in types and (len(node.outputs) == 1 or largest) and taps <= _MOST_TAPS
 
 
 @kernel("Pool", on="cuda", when=_applies, layouts=same_layouts)
 def pool(build: CudaBuilder, node: Node) -> None:
-    """max, mean or p-norm over each window; what lies outside does not count"""
+    """max (and where it is), mean or p-norm over each window; what lies outside does not count"""
     x, y, a = node.input(0), node.output, node.attributes
     block = min(block_for(y.elements, build.target.processors), 512)
     f = build.function(warps=max(block // 128, 1))
@@ -40,8 +42,9 @@ def pool(build: CudaBuilder, node: Node) -> None:
     base = f.let(f"{f.pointer(build.input(0))} + {offset(f, [places[0], places[1]], strides[:2])}")
     corners = [f.let(f"{places[axis + 2]} * {s} - {b}")
                for axis, (s, b) in enumerate(zip(a["strides"], a["pads"], strict=False))]  # fmt: skip
-    f.emit(f"total = tl.full(({block},), {_STARTS[a['kind']]}, {LANGUAGE[type]})")
-    f.emit(f"count = tl.zeros(({block},), {LANGUAGE[type]})")
+    f.emit(f"total = tl.zeros(({block},), {LANGUAGE[type]})\ncount = tl.zeros(({block},), {LANGUAGE[type]})")
+    if len(node.outputs) > 1:
+        f.emit(f"found = tl.zeros(({block},), tl.int64)")
     for tap in np.ndindex(*a["kernel"]):
         spots = [f.let(f"{c} + {t * d}") for c, t, d in zip(corners, tap, a["dilations"], strict=True)]
         held = [f"({spot} >= 0) & ({spot} < {f.extent(n)})" for spot, n in zip(spots, x.shape[2:], strict=True)]
@@ -49,9 +52,16 @@ def pool(build: CudaBuilder, node: Node) -> None:
         f.emit(f"value = tl.load({base} + {offset(f, spots, strides[2:])}, inside, other=0).to({LANGUAGE[type]})")
         if a["kind"] == "lp":
             f.emit(f"power = libdevice.pow(tl.abs(value), tl.full((), {float(a['p'])}, {LANGUAGE[type]}))")
+        if a["kind"] == "max":
+            f.emit(f"better = {_BETTER}")
+        if len(node.outputs) > 1:
+            flat = offset(f, [places[0], places[1], *spots], strides_of(x.shape))
+            f.emit(f"found = tl.where(better, {flat}, found)")
         f.emit(f"total = {_STEPS[a['kind']]}\ncount += inside.to({LANGUAGE[type]})")
     result = converted(_result(node, LANGUAGE[type]), type, y.dtype)
     f.emit(f"tl.store({f.pointer(build.output())} + {index}, {result}, {mask})")
+    if len(node.outputs) > 1:
+        f.emit(f"tl.store({f.pointer(build.output(1))} + {index}, found, {mask})")
     f.launch(ceil_div(y.elements, block))
 
 

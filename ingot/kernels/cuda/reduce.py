@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingot.ir.expression import operands_of
+from ingot.ir.ops_linear import SHORT_INTEGERS
 from ingot.ir.ops_reduce import INDEX_KINDS
 from ingot.kernels import PLAIN, Ports, kernel
 from ingot.kernels.cuda.axes import LAST, Axis, broadcast_strides, memory_order, strides_of
@@ -42,20 +43,31 @@ KINDS = {
     "sumsquare": Kind("0", "{0} * {0}", _ADD, "tl.sum"),
 }
 _INTEGERS = ("int32", "int64")
+_SHORT = ("int8", "uint8", "int16", "uint16", "bool")  # computed in int32, and what is too large for them wraps
+_KINDS_OF_SHORT = ("sum", "max", "min", "prod", "argmax", "argmin")
 _LIMITS = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
 
 
 def accumulator(dtype: str) -> str:
     """What sums are kept in."""
-    return "float32" if dtype in NARROW else dtype
+    return "float32" if dtype in NARROW else "int32" if dtype in _SHORT else dtype
 
 
 def _applies(node: Node, target: Any) -> bool:
     kind, dtype = node.attributes["kind"], node.dtype
-    if dtype not in (*NARROW, *REAL, *_INTEGERS) or (dtype in _INTEGERS and _floats_only(kind)):
+    if dtype not in (*NARROW, *REAL, *_INTEGERS, *_SHORT) or (dtype in _INTEGERS and _floats_only(kind)):
         return False
-    nominal = "int64" if kind in INDEX_KINDS else dtype
-    return can_render(node.epilogue, [nominal, *(p.dtype for p in node.inputs[1:] if p is not None)])
+    if dtype in _SHORT and (kind not in _KINDS_OF_SHORT or (dtype == "bool" and kind not in ("max", "min"))):
+        return False
+    return can_render(node.epilogue, [_nominal(node), *(p.dtype for p in node.inputs[1:] if p is not None)])
+
+
+def _nominal(node: Node) -> str:
+    """Type of the result before the epilogue."""
+    kind, dtype = node.attributes["kind"], node.dtype
+    if kind in INDEX_KINDS:
+        return "int64"
+    return dtype if dtype in _SHORT and (kind != "sum" or dtype not in SHORT_INTEGERS) else accumulator(dtype)
 
 
 def _floats_only(kind: str) -> bool:
@@ -158,7 +170,9 @@ def _finish(build: CudaBuilder, node: Node, tile: Tile, result: str) -> None:
     f = tile.f
     used = set(operands_of(node.epilogue))
     texts = [tile.load_row(build.input(k), k + 1) if k in used else "" for k in range(1, len(node.inputs))]
-    nominal = "int64" if node.attributes["kind"] in INDEX_KINDS else accumulator(node.dtype)
+    nominal = _nominal(node)
+    if nominal in _SHORT:
+        result = f.let(converted(result, "int32", nominal))
     dtypes = [nominal, *(p.dtype for p in _extras(node))]
     value = render(f, node.epilogue, [result, *texts], dtypes)
     held = node.epilogue.dtype or nominal

@@ -46,6 +46,13 @@ def _modulo(a: str, b: str, type: str, fmod: int) -> str:
     return f"({a} % {b})" if fmod else f"((({a} % {b}) + {b}) % {b})"
 
 
+def _power(a: str, b: str, type: str) -> str:
+    """Of integers through float64, exact while the result has no more than 53 bits."""
+    if type in REAL:
+        return f"libdevice.pow({a}, {b})"
+    return f"libdevice.pow({a}.to(tl.float64), {b}.to(tl.float64)).to({LANGUAGE[type]})"
+
+
 def _shift(a: str, b: str, type: str, direction: str) -> str:
     return f"({a} {'<<' if direction == 'LEFT' else '>>'} {b})"
 
@@ -72,7 +79,7 @@ TABLE: dict[str, Write] = {
     "Elu": _text("tl.where({0} > 0, {0}, {alpha} * libdevice.expm1({0}))"),
     "HardSigmoid": _text("tl.minimum(tl.maximum({0} * {alpha} + {beta}, 0.0), 1.0)"),
     "Add": _text("({0} + {1})"), "Sub": _text("({0} - {1})"), "Mul": _text("({0} * {1})"), "Div": _divide,
-    "Pow": _libdevice("pow"), "Min": _MINIMUM, "Max": _MAXIMUM, "Mod": _modulo, "BitShift": _shift,
+    "Pow": _power, "Min": _MINIMUM, "Max": _MAXIMUM, "Mod": _modulo, "BitShift": _shift,
     "BitwiseAnd": _text("({0} & {1})"), "BitwiseOr": _text("({0} | {1})"), "BitwiseXor": _text("({0} ^ {1})"),
     "Equal": _text("({0} == {1})"), "Less": _text("({0} < {1})"), "LessOrEqual": _text("({0} <= {1})"),
     "Greater": _text("({0} > {1})"), "GreaterOrEqual": _text("({0} >= {1})"), "IsNaN": _text("({0} != {0})"),
@@ -83,7 +90,7 @@ TABLE: dict[str, Write] = {
 _FLOATS_ONLY = frozenset({
     "Round", "Floor", "Ceil", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sigmoid", "Sin", "Cos", "Tan", "Asin",
     "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Softplus", "HardSwish", "Gelu", "GeluTanh",
-    "LeakyRelu", "Elu", "HardSigmoid", "Pow",
+    "LeakyRelu", "Elu", "HardSigmoid",
 })  # fmt: skip
 _CONVERSIONS = frozenset({"Cast", "Quantize", "Dequantize"})
 _LIMITS = {f"{u}int{b}": ((0, 2**b - 1) if u else (-(2 ** (b - 1)), 2 ** (b - 1) - 1))

@@ -15,7 +15,7 @@ from ingot.kernels.cuda.axes import memory_order, offset, strides_of, unravel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder
 from ingot.kernels.cuda.copying import movable, same_layouts
 from ingot.kernels.cuda.pointwise import block_for, element_index
-from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.cuda.render import NARROW, literal
 from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div
 
@@ -43,7 +43,7 @@ def _tables(node: Node) -> dict[int, Taps] | None:
 
 def _applies(node: Node, target: Any) -> bool:
     tables, nearest = _tables(node), node.attributes["mode"] == "nearest"
-    if tables is None or any(table.outside.any() for table in tables.values()):
+    if tables is None:
         return False
     count = int(np.prod([table.indices.shape[1] for table in tables.values()]))
     return movable(node, target) and count <= _MOST_TAPS and (nearest or node.dtype in ("float32", *NARROW))
@@ -64,6 +64,10 @@ def resize(build: CudaBuilder, node: Node) -> None:
     terms = [_term(build, node, f, places, dict(zip(rows, chosen, strict=True)), mask)
              for chosen in combinations(*rows.values())]  # fmt: skip
     value = terms[0] if copies else f"({' + '.join(terms)})"
+    outside = [_outside(build, f, table, places[axis], mask) for axis, table in tables.items() if table.outside.any()]
+    if outside:
+        number = literal(complete("Resize", node.attributes)["extrapolation"], y.dtype)
+        value = f"tl.where({' | '.join(outside)}, {number}, {value})"
     f.emit(f"tl.store({f.pointer(build.output())} + {index}, {value}, {mask})")
     f.launch(ceil_div(y.elements, block))
 
@@ -81,6 +85,12 @@ def _looked_up(build: CudaBuilder, f: FunctionBuilder, table: Taps, place: str, 
     return [(f.let(f"tl.load({indices} + {place} * {count} + {t}, {mask}, other=0)"),
              f.let(f"tl.load({weights} + {place} * {count} + {t}, {mask}, other=0)"))
             for t in range(count)]  # fmt: skip
+
+
+def _outside(build: CudaBuilder, f: FunctionBuilder, table: Taps, place: str, mask: str) -> str:
+    """A variable that says whether the place is outside the part of x that is cut out."""
+    flags = f.pointer(build.pack(np.ascontiguousarray(table.outside, np.int8)))
+    return f.let(f"tl.load({flags} + {place}, {mask}, other=0) != 0")
 
 
 def _term(build: CudaBuilder, node: Node, f: FunctionBuilder, places: Mapping[int, str], chosen: Mapping[int, Tap],

@@ -162,4 +162,28 @@ def _direct() -> Iterator[Case]:
                (), "float64")  # fmt: skip
 
 
-PLACES = (*_places(), *_searches(), *_steps(), *_transposed(), *_direct())
+def _integers() -> Iterator[Case]:
+    """What else there is for integers, and outputs and modes that are rare."""
+    rows = {"axes": (1, 3), "keepdims": 1, "select_last_index": 0}
+    mean = "Cast %0 -> float32; Mul $0 0.01 -> float32; Quantize $1 0.5 2 -> uint8"
+    yield Case("Reduce bytes", "Reduce", [(2, 7, 5, 9)], {"kind": "sum", **rows}, mean, (), "uint8", draw=_bytes)
+    for kind in ("max", "min"):
+        yield Case(f"Reduce bytes {kind}", "Reduce", [(2, 7, 5, 9)], {"kind": kind, **rows}, draw=_bytes)
+        yield Case(f"Reduce flags {kind}", "Reduce", [(2, 3, 5, 2)], {"kind": kind, **rows},
+                   draw=lambda rng, index, shape: rng.random(shape) < 0.5)  # fmt: skip
+    pool = {"kind": "max", "kernel": (3, 2), "strides": (2, 1), "pads": (1, 0, 1, 1), "dilations": (1, 2), "p": 2,
+            "count_include_pad": 0}  # fmt: skip
+    yield Case("Pool places", "Pool", [(2, 3, 8, 9)], {**pool, "indices": 1}, draw=_coarse_numbers)
+    yield Case("Pool bytes", "Pool", [(2, 3, 8, 9)], {**pool, "indices": 0}, draw=_bytes)
+    yield Case("Pointwise integers", "Pointwise", [(4, 5), (5,)], {}, "Pow %0 %1 -> int64",
+               draw=lambda rng, index, shape: rng.integers(0, 6, shape))  # fmt: skip
+    cut = {"sizes": (1, 2, 5, 6), "mode": "linear", "coordinate": "tf_crop_and_resize", "extrapolation": 7.0,
+           "roi": (0.0, 0.0, -0.2, 0.3, 1.0, 1.0, 0.9, 1.4)}  # fmt: skip
+    yield Case("Resize outside", "Resize", [(1, 2, 9, 8)], cut)
+
+
+def _coarse_numbers(rng: np.random.Generator, index: int, shape: tuple[int, ...]) -> Array:
+    return rng.integers(-3, 3, shape).astype(np.float32)
+
+
+PLACES = (*_places(), *_searches(), *_steps(), *_transposed(), *_direct(), *_integers())
