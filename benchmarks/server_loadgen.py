@@ -4,7 +4,10 @@
 
 Offline gives all samples at once and counts them a second: the capacity of server and generator together, for both
 are on this machine. Server sends them at Poisson times, at `--share` of that; it is valid if 99 of 100 are answered
-within 10 ms, over 60 seconds. Last line: `loadgen: Offline VALID, Server VALID`.
+within 10 ms, over 60 seconds. The generator's callbacks are this process's, the server is a process of its own, between
+them are 32 kept HTTP connections with binary tensors. Whoever else works on this machine is measured too: where a core
+is shared, Linux takes it away for 12 ms at a time; so the share of the time that the server waited for a core is
+printed beside the result. Last line: `loadgen: Offline VALID, Server VALID`.
 """
 
 import argparse
@@ -14,9 +17,11 @@ import select
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +144,29 @@ def figures(summary: Mapping[str, str]) -> dict[str, Any]:
     return {name: float(summary[line]) for line, name in wanted.items() if line in summary}
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """Seconds by the clock, and those in which a process's first thread ran, or could have but had no core."""
+
+    clock: float
+    ran: float
+    waited: float
+
+
+def scheduled(process: int) -> Scheduled:
+    """Up to now; where Linux does not tell, it has neither run nor waited."""
+    path = Path(f"/proc/{process}/schedstat")
+    ran, waited = path.read_text().split()[:2] if path.exists() else (0, 0)
+    return Scheduled(time.monotonic(), int(ran) / 1e9, int(waited) / 1e9)
+
+
+def shares(before: Scheduled, after: Scheduled) -> dict[str, float]:
+    """Of the time between."""
+    seconds = after.clock - before.clock
+    ran, waited = (after.ran - before.ran) / seconds, (after.waited - before.waited) / seconds
+    return {"server_ran": round(ran, 3), "server_waited": round(waited, 4)}
+
+
 def measure(seconds: Mapping[str, float], share: float) -> list[dict[str, Any]]:
     """Both scenarios against one server."""
     requests = [server_hosts.binary_request(example_inputs("mnist", seed=seed)) for seed in range(SAMPLES)]
@@ -149,9 +177,10 @@ def measure(seconds: Mapping[str, float], share: float) -> list[dict[str, Any]]:
             rate = closed_loop(host.port, requests[0], 16, 3.0).rate
             sender = Sender(host.port, requests)
             for scenario in ("Offline", "Server"):
+                before = scheduled(host.process.pid)
                 summary = drive(sender, settings_for(scenario, rate, seconds[scenario]))
-                valid = summary["Result is"] == "VALID"
-                rows.append({"scenario": scenario, "asked": rate, "valid": valid, **figures(summary)})
+                found = figures(summary) | shares(before, scheduled(host.process.pid))
+                rows.append({"scenario": scenario, "asked": rate, "valid": summary["Result is"] == "VALID", **found})
                 print(describe(rows[-1]), flush=True)
                 rate = share * rows[0]["samples_per_second"]
             sender.close()
@@ -162,7 +191,8 @@ def describe(row: Mapping[str, Any]) -> str:
     if row["scenario"] == "Offline":
         return f"Offline: {row['samples_per_second']:.0f} samples/s (16 clients in a closed loop: {row['asked']:.0f}/s)"
     latency = f"p50 {row['p50_ns'] / 1e6:.2f} ms, P99 {row['p99_ns'] / 1e6:.2f} ms (<= {LATENCY_NS / 1e6:.0f})"
-    return f"Server: {row['asked']:.0f} samples/s asked, {row['samples_per_second']:.0f} completed; {latency}"
+    cores = f"the server ran {row['server_ran']:.0%} of the time, had no core {row['server_waited']:.1%}"
+    return f"Server: {row['asked']:.0f} samples/s asked, {row['samples_per_second']:.0f} completed; {latency}; {cores}"
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -229,6 +230,13 @@ def _renew(server: Server) -> None:
         log.error("%s", error)
 
 
+def _collect_less() -> None:
+    """What stands is not looked through again: a full collection held every request up for 17 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 async def _serve(options: Options, shown: Mapping[str, bool]) -> None:
     ended = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -237,6 +245,7 @@ async def _serve(options: Options, shown: Mapping[str, bool]) -> None:
     server.service.log_settings_updated({**shown, "log_format": logs.chosen()[0]})
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _renew, server)
     await server.start()
+    _collect_less()
     await ended.wait()
     log.info("ending: %d requests are being answered", server.service.inflight)
     await server.stop()

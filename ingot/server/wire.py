@@ -427,7 +427,7 @@ class Connection(asyncio.BufferedProtocol):
         return b"".join((_STATUS_LINE.get(status) or b"HTTP/1.1 %d\r\n" % status, *lines, framing))
 
     def _finish(self, exchange: Exchange) -> None:
-        self._active = None
+        self._active = exchange.cancel = exchange.flow = None  # they hold the exchange: no circles for the collector
         self._progress = time.monotonic()
         if not exchange.keep_alive or self.front.closing:
             self._closed = True

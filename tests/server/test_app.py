@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -17,7 +18,8 @@ import pytest
 from ingot.errors import ConfigError
 from ingot.server import logs
 from ingot.server.app import BackgroundServer, Server, add_arguments, options_from
-from ingot.server.request import ServerError
+from ingot.server.request import Request, ServerError
+from ingot.server.wire import Exchange
 from tests.server.conftest import options
 from tests.server.models import add_version, scale
 
@@ -131,6 +133,26 @@ def test_ending_while_requests_arrive(tmp_path: Path, engine_cache: Path) -> Non
     rest = [item for item in seen if item != [2, 4, 6, 8]]
     assert len(good) >= 40 and all(item == 503 or isinstance(item, type) for item in rest), rest
     assert server.service.inflight == 0
+
+
+def test_answered_requests_leave_nothing_to_the_collector(server: Server) -> None:
+    """A request that refers to itself in a circle is freed by collections only, which hold all others up."""
+    body = json.dumps(INFER)
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)) as connection:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                connection.request("POST", "/v2/models/scale/infer", body)
+                assert connection.getresponse().read()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            circles = [type(item).__name__ for item in gc.garbage if isinstance(item, (Exchange, Request))]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not circles
 
 
 def test_the_command(tmp_path: Path, engine_cache: Path) -> None:
