@@ -41,7 +41,9 @@ def broadcast_strides(port: Port, shape: Sequence[Extent]) -> tuple[Extent, ...]
 
 
 def ordered(shape: Sequence[Extent], layout: str, strides: Sequence[Sequence[Extent]]) -> list[Axis]:
-    """The shape's axes in memory order of the layout; `strides` per operand."""
+    """The shape's axes in memory order of the layout; `strides` per operand. A number has one axis of one place."""
+    if not shape:
+        return [Axis(1, (0,) * len(strides))]
     return [Axis(shape[a], tuple(s[a] for s in strides)) for a in memory_order(len(shape), layout)]
 
 

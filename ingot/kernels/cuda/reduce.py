@@ -176,5 +176,6 @@ def _finish(build: CudaBuilder, node: Node, tile: Tile, result: str) -> None:
     dtypes = [nominal, *(p.dtype for p in _extras(node))]
     value = render(f, node.epilogue, [result, *texts], dtypes)
     held = node.epilogue.dtype or nominal
-    f.emit(f"tl.store({f.pointer(build.output())} + {tile.row_offset(1)}, {converted(value, held, node.output.dtype)}, "
+    place = f"{tile.row_offset(1)} + row * 0"  # a block, even where there is one result
+    f.emit(f"tl.store({f.pointer(build.output())} + {place}, {converted(value, held, node.output.dtype)}, "
            f"row < {f.extent(tile.rows.count)})")  # fmt: skip

@@ -42,7 +42,8 @@ def _divide(a: str, b: str, type: str) -> str:
 
 def _modulo(a: str, b: str, type: str, fmod: int) -> str:
     if type in REAL:
-        return f"libdevice.fmod({a}, {b})" if fmod else f"({a} - tl.floor({a} / {b}) * {b})"
+        rest = f"libdevice.fmod({a}, {b})"
+        return rest if fmod else f"tl.where(({rest} != 0) & (({rest} < 0) != ({b} < 0)), {rest} + {b}, {rest})"
     return f"({a} % {b})" if fmod else f"((({a} % {b}) + {b}) % {b})"
 
 

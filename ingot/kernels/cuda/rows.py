@@ -38,8 +38,9 @@ class Rows:
 
 
 def rows_of(kept: Sequence[Axis], reduced: Sequence[Axis]) -> Rows:
-    """Both lists collapsed; axes are given in memory order of x."""
-    return Rows(tuple(collapse(kept)), tuple(collapse(reduced)))
+    """Both lists collapsed; axes are given in memory order of x. Where nothing is kept there is one row."""
+    still = Axis(1, (0,) * len((*kept, *reduced)[0].strides)) if kept or reduced else Axis(1, ())
+    return Rows(tuple(collapse(kept or [still])), tuple(collapse(reduced or [still])))
 
 
 @dataclass(frozen=True)

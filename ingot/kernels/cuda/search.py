@@ -23,7 +23,7 @@ def _lines(node: Node, axis: int) -> Rows:
     sides = [strides_of(p.shape, p.layout) for p in (x, *node.outputs)]
     axes = {a: Axis(x.shape[a], tuple(s[a] for s in sides)) for a in memory_order(len(x.shape), x.layout)}
     along = axes.pop(axis)
-    return rows_of(list(axes.values()) or [Axis(1, (0,) * len(sides))], [along])
+    return rows_of(list(axes.values()), [along])
 
 
 # TopK
@@ -88,7 +88,7 @@ def cumsum(build: CudaBuilder, node: Node) -> None:
     a, rows = node.attributes, _lines(node, node.attributes["axis"])
     times, length = a["kind"] == "prod", rows.length
     columns = min(power_of_two(length), 1024) if isinstance(length, int) else 256
-    lines = max(1024 // columns, 1)
+    lines = max(1024 // columns, 1) if rows.count != 1 else 1
     f = build.function(warps=4, stages=1)
     n, type = f.extent(length), LANGUAGE[wide(node.dtype)]
     nothing = int(times)  # what combines with x to x

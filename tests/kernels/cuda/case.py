@@ -39,7 +39,8 @@ class Case:
 
     def _scale(self, index: int, shape: tuple[int, ...]) -> float:
         """Weights keep sums of order one."""
-        depth = {"Conv": int(np.prod(shape[1:])), "Linear": shape[0]}.get(self.op, 1) if index == 1 else 1
+        depths = {"Conv": shape[1:], "Linear": shape[:1]}
+        depth = int(np.prod(depths.get(self.op, ()))) if index == 1 else 1
         return float(max(depth, 1) ** -0.5)
 
     @property

@@ -177,6 +177,9 @@ def _integers() -> Iterator[Case]:
     yield Case("Pool bytes", "Pool", [(2, 3, 8, 9)], {**pool, "indices": 0}, draw=_bytes)
     yield Case("Pointwise integers", "Pointwise", [(4, 5), (5,)], {}, "Pow %0 %1 -> int64",
                draw=lambda rng, index, shape: rng.integers(0, 6, shape))  # fmt: skip
+    yield Case("Pointwise of a number", "Pointwise", [(), ()], {}, "Mod:fmod=0 %0 %1 -> float32")
+    yield Case("Reduce everything", "Reduce", [(2, 7, 5)], {"kind": "mean", **rows, "axes": (0, 1, 2)})
+    yield Case("CumSum of a line", "CumSum", [(9,)], {"axis": 0, "exclusive": 1, "reverse": 1, "kind": "sum"})
     cut = {"sizes": (1, 2, 5, 6), "mode": "linear", "coordinate": "tf_crop_and_resize", "extrapolation": 7.0,
            "roi": (0.0, 0.0, -0.2, 0.3, 1.0, 1.0, 0.9, 1.4)}  # fmt: skip
     yield Case("Resize outside", "Resize", [(1, 2, 9, 8)], cut)
