@@ -21,6 +21,7 @@ from ingot.errors import BuildError, ConfigError
 from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.graph import dtype_of
+from ingot.ir.provenance import origins
 from ingot.kernels import Candidate
 from ingot.kernels.cpu import workers
 from ingot.kernels.cpu.backend import open_backend as open_cpu
@@ -68,7 +69,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
     with log.stage("optimise"):
         fixed = fixed_symbols(source, config)
         model = shapes.specialize(source, fixed) if fixed else source.clone()
-        result = passes.run(model)
+        result = passes.run(model, quantized_weights=config.target == "cpu")
         for refused in result.rejections:
             log.note("not fused", refused.node, refused.reason)
         reasons = {r.node: f"{r.reason}; {r.remedy}" if r.remedy else r.reason for r in result.remaining}
@@ -83,7 +84,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
 
 def _narrow(model: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> None:
     """16-bit tensors: all of them on a GPU; on a CPU feature maps where every variant has tiles for them."""
-    scope = None
+    scope = half.Scope(_fits(config, log)) if config.overflows else None
     if config.target == "cpu":
         tiles = all(isa.has("amx_bf16") for isa in _isas(config))
         scope = maps.scope_of(model.graph) if tiles else None
@@ -91,6 +92,22 @@ def _narrow(model: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> None:
             return
         log.note("bf16", "feature maps", "kept in bfloat16 between the convolutions; --bf16 asked for it")
     log.figures["kept in float32"] = half.convert(model, half.DTYPES[config.precision], scope)
+
+
+def _fits(config: BuildConfig, log: BuildLog) -> Callable[[onnx_ir.Node], bool]:
+    """Whether a node reads and writes nothing that was observed beyond the narrow type."""
+    told: set[str] = set()
+
+    def fits(node: onnx_ir.Node) -> bool:
+        beyond = [v.name for v in (*node.inputs, *node.outputs) if v is not None and v.name in config.overflows]
+        for name in beyond:
+            if name is not None and name not in told:
+                low, high = config.overflows[name]
+                log.note("kept in float32", ", ".join(origins(node)), f"{name} ranges from {low:.4g} to {high:.4g}")
+                told.add(name)
+        return not beyond and half.Scope().takes(node)
+
+    return fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +282,7 @@ def typical_symbols(model: onnx_ir.Model, config: BuildConfig) -> dict[str, int]
 def package(source: onnx_ir.Model, compiled: Sequence[Compiled], config: BuildConfig, log: BuildLog) -> Engine:
     """The engine around its variants."""
     with log.stage("package"):
-        inputs = tuple(_spec(v, config) for v in source.graph.inputs)
+        inputs = input_specs(source, config)
         outputs = tuple(_spec(v, config) for v in source.graph.outputs)
         details = {
             "config": config.described(),
@@ -275,6 +292,11 @@ def package(source: onnx_ir.Model, compiled: Sequence[Compiled], config: BuildCo
             "notices": [str(n) for n in log.notices if n.kind != "not fused"],
         }
         return Engine(inputs, outputs, tuple(c.variant for c in compiled), details)
+
+
+def input_specs(model: onnx_ir.Model, config: BuildConfig) -> tuple[TensorSpec, ...]:
+    """The model's inputs with the extents that the profiles give."""
+    return tuple(_spec(v, config) for v in model.graph.inputs)
 
 
 def _graph_outline(model: onnx_ir.Model) -> list[tuple[str, str, list[int]]]:

@@ -51,7 +51,8 @@ class BuildConfig:
     kernel that adds an error of its own to float32 (products in bfloat16 parts, 2^-15; noted in the report). verify:
     compare with the reference at build; atol, rtol: its tolerance, None for the dtype's default. timing_cache: file of
     measured times; timing_cache_only: refuse to measure what it lacks. memory_limit: bytes the build may plan for one
-    arena. seed: of generated verification inputs.
+    arena. seed: of generated verification inputs. overflows: tensors by name, with the range observed, that a 16-bit
+    type cannot hold: with fp16 the steps that write or read them stay in float32 (`ingot.precision.overflow`).
     """
 
     target: str = "cpu"
@@ -70,6 +71,7 @@ class BuildConfig:
     memory_limit: int | None = None
     seed: int = 0
     tactics: Mapping[str, str] = field(default_factory=dict)
+    overflows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kind, _, named = self.target.partition(":")

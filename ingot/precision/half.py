@@ -33,7 +33,7 @@ from ingot.ir.ops_table import TensorType
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _WIDE = "float32"
 _KEPT = frozenset({"RNN", "TopK", "CumSum", "Range", "Unreachable", "ScatterElements", "ScatterND"})
-_LIMITS = {"float16": 65504.0, "bfloat16": 3.3895e38}
+LIMITS = {"float16": 65504.0, "bfloat16": 3.3895e38}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Change:
         made = _continued(made, old, places)
         if result and not stays:
             if self._exceeds(old):
-                limit = _LIMITS[self.dtype]
+                limit = LIMITS[self.dtype]
                 made = expressions.append(made, "Clip", made.result, -limit, limit, dtype=_WIDE)
             made = expressions.append(made, "Cast", made.result, dtype=self.dtype)
         return expressions.format(made)
@@ -137,7 +137,7 @@ class _Change:
     def _exceeds(self, expression: Expression) -> bool:
         """Whether it names finite numbers that the narrow type has not, as masks do."""
         numbers = [o.value for i in expression.instructions for o in i.operands if isinstance(o, Literal)]
-        return any(_LIMITS[self.dtype] < abs(n) < float("inf") for n in numbers)
+        return any(LIMITS[self.dtype] < abs(n) < float("inf") for n in numbers)
 
     def _half(self, value: ir.Value | None, reader: ir.Node) -> ir.Value | None:
         if value is None or value in self.narrow:
@@ -152,7 +152,7 @@ class _Change:
         return self._narrowed[value]
 
     def _rounded(self, array: Any) -> Any:
-        limit = _LIMITS[self.dtype]
+        limit = LIMITS[self.dtype]
         finite = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
         return finite.astype(numpy_dtype(self.dtype))
 
