@@ -45,7 +45,8 @@ KINDS = {
 _INTEGERS = ("int32", "int64")
 _SHORT = ("int8", "uint8", "int16", "uint16", "bool")  # computed in int32, and what is too large for them wraps
 _KINDS_OF_SHORT = ("sum", "max", "min", "prod", "argmax", "argmin")
-_LIMITS = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
+_LIMITS = {f"{u}int{b}": (0, 2**b - 1) if u else (-(2 ** (b - 1)), 2 ** (b - 1) - 1)
+           for u in ("", "u") for b in (8, 16, 32, 64)} | {"bool": (0, 1)}  # fmt: skip
 
 
 def accumulator(dtype: str) -> str:
@@ -119,8 +120,8 @@ def _aligned(node: Node, port: Port, x: Port) -> tuple[Extent, ...]:
     return tuple(0 if axis in axes else next(rest) for axis in range(len(x.shape)))
 
 
-def _start(kind: Kind, type: str) -> str:
-    low, high = _LIMITS.get(type, ('float("-inf")', 'float("inf")'))
+def _start(kind: Kind, dtype: str) -> str:
+    low, high = _LIMITS.get(dtype, ('float("-inf")', 'float("inf")'))
     return {"low": str(low), "high": str(high)}.get(kind.start, kind.start)
 
 
@@ -136,7 +137,7 @@ def _sums(build: CudaBuilder, node: Node, tile: Tile) -> str:
 
 def _reduced(build: CudaBuilder, tile: Tile, kind: Kind, type: str) -> str:
     """Text of the row's reduction, with one column."""
-    f, start = tile.f, _start(kind, type)
+    f, start = tile.f, _start(kind, build.node.dtype)
     sums = f.name("sums")
     f.emit(f"{sums} = tl.full(({tile.shape.rows}, {tile.shape.columns}), {start}, {LANGUAGE[type]})")
     with tile.columns():
@@ -152,7 +153,7 @@ def _extreme_index(build: CudaBuilder, node: Node, tile: Tile) -> str:
     f, largest = tile.f, node.attributes["kind"] == "argmax"
     type, last = accumulator(node.dtype), bool(node.attributes["select_last_index"])
     whole = f"({tile.shape.rows}, {tile.shape.columns})"
-    f.emit(f"best = tl.full({whole}, {_start(KINDS['max' if largest else 'min'], type)}, {LANGUAGE[type]})")
+    f.emit(f"best = tl.full({whole}, {_start(KINDS['max' if largest else 'min'], node.dtype)}, {LANGUAGE[type]})")
     f.emit(f"place = tl.full({whole}, {-1 if last else 2**31 - 1}, tl.int32)")
     with tile.columns():
         x = tile.load(build.input(0), 0, other="0")

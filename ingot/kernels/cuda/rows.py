@@ -72,7 +72,7 @@ def shape_for(rows: Rows) -> Shape:
     if not isinstance(length, int) or length > _WHOLE:
         return Shape(1, 2048, False)
     columns = power_of_two(length)
-    return Shape(max(1024 // columns, 1), columns, True)
+    return Shape(max(1024 // columns, 1) if rows.count != 1 else 1, columns, True)
 
 
 @dataclass(eq=False)

@@ -56,7 +56,7 @@ class Standalone:
             self.context.download(y, self._memory["output", index, 0].address, self._stream)
         self.context.wait(self._stream, f"{self.node.op} by itself")
         pairs = zip(results, self.node.outputs, strict=True)
-        return [np.ascontiguousarray(y.transpose(np.argsort(memory_order(y.ndim, p.layout)))) for y, p in pairs]
+        return [np.asarray(y.transpose(np.argsort(memory_order(y.ndim, p.layout))), order="C") for y, p in pairs]
 
     def time(self, inputs: Sequence[Array | None], runs: int = 5) -> float:
         """Microseconds of one run within a graph of many, each with weights of its own that are not in the cache; the

@@ -34,8 +34,8 @@ class Case:
         return [None if shape is None else self._drawn(rng, index, shape) for index, shape in enumerate(self.shapes)]
 
     def _drawn(self, rng: np.random.Generator, index: int, shape: tuple[int, ...]) -> Array:
-        x = self.draw(rng, index, shape) if self.draw else rng.standard_normal(shape)
-        return x if x.dtype != np.float64 else (x * self._scale(index, shape)).astype(self.dtype)
+        x = np.asarray(self.draw(rng, index, shape) if self.draw else rng.standard_normal(shape))
+        return x if x.dtype != np.float64 else np.asarray(x * self._scale(index, shape)).astype(self.dtype)
 
     def _scale(self, index: int, shape: tuple[int, ...]) -> float:
         """Weights keep sums of order one."""

@@ -179,6 +179,8 @@ def _integers() -> Iterator[Case]:
                draw=lambda rng, index, shape: rng.integers(0, 6, shape))  # fmt: skip
     yield Case("Pointwise of a number", "Pointwise", [(), ()], {}, "Mod:fmod=0 %0 %1 -> float32")
     yield Case("Reduce everything", "Reduce", [(2, 7, 5)], {"kind": "mean", **rows, "axes": (0, 1, 2)})
+    whole = {"kind": "layer", "axis": 0, "groups": 1, "epsilon": 1e-5}
+    yield Case("Norm of everything", "Norm", [(2, 7, 5), (2, 7, 5), (2, 7, 5)], whole)
     yield Case("CumSum of a line", "CumSum", [(9,)], {"axis": 0, "exclusive": 1, "reverse": 1, "kind": "sum"})
     cut = {"sizes": (1, 2, 5, 6), "mode": "linear", "coordinate": "tf_crop_and_resize", "extrapolation": 7.0,
            "roi": (0.0, 0.0, -0.2, 0.3, 1.0, 1.0, 0.9, 1.4)}  # fmt: skip

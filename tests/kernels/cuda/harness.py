@@ -66,7 +66,7 @@ def _physical(x: Array, port: Port) -> Array:
 
 
 def _logical(y: Array, port: Port) -> Array:
-    return np.ascontiguousarray(np.transpose(y, np.argsort(memory_order(y.ndim, port.layout))))
+    return np.asarray(np.transpose(y, np.argsort(memory_order(y.ndim, port.layout))), order="C")
 
 
 def _copy(x: Array) -> Array:
