@@ -21,6 +21,8 @@ _OUT_OF_MEMORY = 2
 _FATAL = frozenset({214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999})
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _SHARED_SIZE = 75, 76, 8  # of CUdevice_attribute, CUfunction_attribute
 _SHARED_ALLOWED = 48 << 10  # bytes a block may have without asking
+_OVERLAPPING_DRIVER = 12030  # from there on a graph keeps the attribute
+_OVERLAP = 6  # of CUlaunchAttributeID: programmatic stream serialization
 _RELAXED_CAPTURE, _NON_BLOCKING, _EXTERNAL_EVENT = 2, 1, 1
 
 
@@ -44,10 +46,10 @@ class Driver:
             self.call("cuInit", 0)
         except (RuntimeError, DeviceError) as error:
             raise DeviceError(f"there is no usable NVIDIA driver here ({error}); use device='cpu'") from None
-        version = self.call("cuDriverGetVersion")
-        if version < OLDEST_DRIVER:
+        self.version = self.call("cuDriverGetVersion")
+        if self.version < OLDEST_DRIVER:
             raise DeviceError(
-                f"the NVIDIA driver here is for CUDA {_version(version)}, CUDA {_version(OLDEST_DRIVER)} is the oldest "
+                f"the NVIDIA driver here is for CUDA {_version(self.version)}, CUDA {_version(OLDEST_DRIVER)} is the oldest "
                 "that the kernels load with; update the driver"
             )
 
@@ -65,6 +67,17 @@ class Driver:
     def enum(self, kind: str, value: int) -> Any:
         """A value of one of the driver's enumerations."""
         return getattr(self._module, kind)(value)
+
+    def overlapping(self, sizes: Sequence[int], shared: int, stream: Any) -> Any:
+        """The configuration of a launch that may begin before the one before it on the stream has ended."""
+        config, attribute = self._module.CUlaunchConfig(), self._module.CUlaunchAttribute()
+        config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX = sizes
+        config.blockDimY = config.blockDimZ = 1
+        config.sharedMemBytes, config.hStream = shared, stream
+        attribute.id = self.enum("CUlaunchAttributeID", _OVERLAP)
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [attribute], 1
+        return config
 
     def _words(self, error: Any) -> str:
         _, name = self._module.cuGetErrorName(error)
@@ -333,6 +346,10 @@ class Kernels:
     def launch(self, name: str, grid: Sequence[int], arguments: tuple[Any, Any], stream: Any) -> None:
         """Put the kernel on a stream."""
         code = self._codes[name]
+        if code.overlaps and self._context.driver.version >= _OVERLAPPING_DRIVER:
+            config = self._context.driver.overlapping((*grid, code.threads), code.shared, stream)
+            self._context.call("cuLaunchKernelEx", config, self.function(name), arguments, 0)
+            return
         self._context.call(
             "cuLaunchKernel", self.function(name), *grid, code.threads, 1, 1, code.shared, stream, arguments, 0
         )

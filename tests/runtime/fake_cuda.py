@@ -76,7 +76,8 @@ class FakeDriver:
     taken: dict[int, Any] = field(default_factory=dict)
     fault: int = 0
     recording: list[Callable[[], None]] | None = None
-    CUdevice_attribute = CUfunction_attribute = CUstreamCaptureMode = CUresult = staticmethod(int)
+    CUdevice_attribute = CUfunction_attribute = CUstreamCaptureMode = CUresult = CUlaunchAttributeID = staticmethod(int)
+    CUlaunchConfig = SimpleNamespace
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         if not name.startswith("cu"):
@@ -209,6 +210,14 @@ class FakeDriver:
 
     def _cuFuncSetAttribute(self, function: Unit, attribute: int, value: int) -> None:
         pass
+
+    @staticmethod
+    def CUlaunchAttribute() -> Any:
+        """An attribute to fill in."""
+        return SimpleNamespace(id=0, value=SimpleNamespace())
+
+    def _cuLaunchKernelEx(self, config: Any, function: Unit, arguments: Any, extra: int) -> None:
+        self._cuLaunchKernel(function, config.gridDimX, config.gridDimY, config.gridDimZ, *[0] * 5, arguments)
 
     def _cuLaunchKernel(self, function: Unit, *rest: Any) -> None:
         grid, arguments = rest[:3], rest[8]

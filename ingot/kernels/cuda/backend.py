@@ -12,7 +12,7 @@ from ingot.kernels import Candidate
 from ingot.kernels.cpu.workers import WorkerPool
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import NAME, CudaBuilder
-from ingot.kernels.cuda.compile import Cubin
+from ingot.kernels.cuda.compile import Cubin, overlaps
 from ingot.kernels.node import Node
 from ingot.kernels.target import Place
 from ingot.plan.plan import GraphSegment, Launch, Step
@@ -71,7 +71,7 @@ class CudaBackend:
         codes = {}
         for count, (name, (job, what)) in enumerate(self._cubins.items()):
             made = _result(job, what)
-            codes[name] = Code(made.code, NAME, made.threads, made.shared)
+            codes[name] = Code(made.code, NAME, made.threads, made.shared, overlaps(self.target.capability))
             self.log.advance(f"compile {self.target.name}", (count + 1) / len(self._cubins))
         return pack(codes), {}
 

@@ -38,6 +38,8 @@ LANGUAGE = {
     "bool": "tl.int1", **{f"{u}int{b}": f"tl.{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
 }  # fmt: skip
 NAME = "KERNEL"
+# Begins lines that are code only on architectures where a kernel may begin before the one before it has ended.
+OVERLAP = "#overlap "
 _ALIGNED = 16
 
 
@@ -97,6 +99,7 @@ class FunctionBuilder:
     imports: dict[str, None] = field(default_factory=dict)
     _indent: int = 1
     _names: int = 0
+    _independent: int = 0
 
     def pointer(self, handle: Handle) -> str:
         """Argument name of an operand's address."""
@@ -132,6 +135,15 @@ class FunctionBuilder:
         self.imports[f"from ingot.kernels.cuda.cores.{module} import {function}"] = None
         return function
 
+    def prefetch(self, addresses: str) -> None:
+        """Ask for the cache lines of constants at a block of addresses, while the launch before may still run."""
+        self.imports[f"{OVERLAP}from ingot.kernels.cuda.cores.fetch import prefetch"] = None
+        self.emit(f"{OVERLAP}prefetch({addresses})")
+
+    def wait(self) -> None:
+        """What was emitted until here needs nothing that an earlier launch writes, and writes nothing."""
+        self._independent = len(self.lines)
+
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
         """Lines below a `for …:` or `if …:`."""
@@ -155,7 +167,11 @@ class FunctionBuilder:
         types = [*("*" + TYPES[h.dtype] for h in self.handles), *["i32"] * (len(self.extents) + len(further))]
         aligned = tuple(f"n{i}" for i, e in enumerate(self.extents) if divisor_of(e) % _ALIGNED == 0)
         head = ["import triton", "import triton.language as tl", "from triton.language.extra import libdevice"]
-        text = "\n".join([*head, *self.imports, "", "", "@triton.jit", f"def {NAME}({', '.join(names)}):", *self.lines])
+        head.append(f"{OVERLAP}from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait")
+        first, rest = self.lines[: self._independent], self.lines[self._independent :]
+        overlap = [f"    {OVERLAP}gdc_wait()", f"    {OVERLAP}gdc_launch_dependents()"]
+        define = ["", "", "@triton.jit", f"def {NAME}({', '.join(names)}):"]
+        text = "\n".join([*head, *self.imports, *define, *first, *overlap, *rest])
         unit = Unit(text + "\n", tuple(zip(names, types, strict=True)), aligned, self.warps, self.stages)
         return Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid), copies)
 

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 
 from ingot.errors import BuildError
 from ingot.kernels.cuda.architecture import BY_NAME
-from ingot.kernels.cuda.build import NAME, Unit
+from ingot.kernels.cuda.build import NAME, OVERLAP, Unit
 
+_FIRST_OVERLAPPING = 90
 _ALIGNED = [["tt.divisibility", 16]]
 _USED = re.compile(r"Used (\d+) registers")
 _SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -47,6 +48,11 @@ def fingerprint() -> str:
     return sha.hexdigest()[:16]
 
 
+def overlaps(capability: int) -> bool:
+    """Whether kernels wait for each other themselves (programmatic dependent launch)."""
+    return capability >= _FIRST_OVERLAPPING
+
+
 def compile_unit(unit: Unit, name: str) -> Cubin:
     """The unit as a cubin for the architecture of that name. BuildError with Triton's words when it does not compile,
     or asks for more shared memory than the architecture has."""
@@ -66,7 +72,7 @@ def _compiled(unit: Unit, capability: int) -> Cubin:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = load(unit)
+    function = load(replace(unit, text=unit.text.replace(OVERLAP, "")) if overlaps(capability) else unit)
     names = [name for name, _ in unit.signature]
     aligned = [i for i, (name, kind) in enumerate(unit.signature) if kind[0] == "*" or name in unit.aligned]
     source = ASTSource(fn=function, signature=dict(unit.signature), constexprs={},

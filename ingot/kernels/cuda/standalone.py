@@ -14,7 +14,7 @@ from ingot.kernels import Candidate, with_layouts
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import memory_order
 from ingot.kernels.cuda.build import NAME, CudaBuilder, Handle
-from ingot.kernels.cuda.compile import Cubin, compile_unit
+from ingot.kernels.cuda.compile import Cubin, compile_unit, overlaps
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import evaluate
@@ -42,7 +42,8 @@ class Standalone:
         self.context, self.build = context, generate(node, candidate, target)
         self.node = self.build.node
         self.cubins = cubins or [compile_unit(call.unit, target.name) for call in self.build.launches]
-        codes = {str(i): Code(c.code, NAME, c.threads, c.shared) for i, c in enumerate(self.cubins)}
+        ahead = overlaps(target.capability)
+        codes = {str(i): Code(c.code, NAME, c.threads, c.shared, ahead) for i, c in enumerate(self.cubins)}
         self._kernels, self._stream = cuda.Kernels(context, codes), context.stream()
         self._memory: dict[tuple[str, int, int], cuda.Allocation] = {}
         weakref.finalize(self, context.driver.raw("cuStreamDestroy"), self._stream)
