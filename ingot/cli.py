@@ -37,6 +37,10 @@ VERBS = {
         "ingot.tools.compare", "engine, reference and onnxruntime side by side",
         "ingot compare model.onnx --runners engine,reference",
     ),
+    "gate": Verb(
+        "ingot.tools.gate", "may a new engine take an old one's place: scores and changed samples",
+        "ingot gate old.engine new.engine --data samples.npz --max-drop 0.5%",
+    ),
     "debug": Verb(
         "ingot.tools.debug", "reduce a failing model; find the layers that break accuracy",
         "ingot debug reduce model.onnx -o reduced.onnx",

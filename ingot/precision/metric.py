@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 Answer = Mapping[str, Any]
 _PERFECT_DECIBELS = 200.0  # of answers that are equal to the last bit
 _CLASSES = range(2, 100_001)  # extents of a last axis whose largest element is a decision
+_RANK = 3  # at most, of scores: one per sample or per word of it; what has more axes are images
 _CHANGED_COSINE = 0.99
 
 
@@ -154,7 +155,8 @@ BUILT_IN = {
 
 def decisions(answer: Answer) -> dict[str, Array]:
     """Per output that looks like scores of classes: the place of the largest along the last axis."""
-    scores = {n: answer[n] for n in _floats(answer) if answer[n].ndim and answer[n].shape[-1] in _CLASSES}
+    shapes = {name: answer[name].shape for name in _floats(answer)}
+    scores = {n: answer[n] for n, s in shapes.items() if 0 < len(s) <= _RANK and s[-1] in _CLASSES}
     return {n: np.asarray(y.argmax(-1)) for n, y in scores.items()}
 
 

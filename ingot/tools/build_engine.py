@@ -8,7 +8,9 @@ from typing import Any
 
 import ingot
 from ingot.config import TARGETS, BuildConfig
+from ingot.precision import report as precision_report
 from ingot.report import BuildLog, last_log
+from ingot.tools import precision_flags
 from ingot.tools.files import json_text
 from ingot.tools.progress import build_progress
 from ingot.tools.shapes import profile_from
@@ -26,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level", type=int, default=3, help="0 (nothing timed, fastest build) to 5 (everything timed); default 3"
     )
     parser.add_argument("--target", default="cpu", help=f"{', '.join(TARGETS)}, or cuda:sm_90 without such a GPU")
-    precision = parser.add_mutually_exclusive_group()
-    for name, said in (("fp16", "float16"), ("bf16", "bfloat16"), ("tf32", "float32 with products of 10 bits")):
-        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"{said} inside")
+    precision_flags.add_arguments(parser)
     parser.add_argument(
         "--variants", default="", help="instruction sets to hold, e.g. avx512_vnni,avx2; default: this machine's best"
     )
@@ -47,10 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Build, save, report."""
     output = Path(arguments.output or Path(arguments.model).with_suffix(".engine"))
+    wanted = precision_flags.asked(arguments)
     with build_progress(arguments.quiet) as progress:
-        engine = ingot.build(arguments.model, config_from(arguments), progress)
+        engine, precision, model = precision_flags.build(arguments.model, config_from(arguments), wanted, progress)
         engine.save(output)
-    summary = summarise(engine, last_log(), output)
+    precision_flags.save(precision, model, output, arguments.save_model)
+    summary = {**summarise(engine, last_log(), output), **({"precision": precision} if precision else {})}
     print(json_text(summary) if arguments.json else as_text(summary))
     return 0
 
@@ -60,7 +62,7 @@ def config_from(arguments: argparse.Namespace) -> BuildConfig:
     profile = profile_from(arguments.shapes, arguments.minShapes, arguments.optShapes, arguments.maxShapes)
     limit = None if arguments.memory_limit is None else int(arguments.memory_limit * 2**20)
     return BuildConfig(
-        target=arguments.target, precision=arguments.precision or "fp32",
+        target=arguments.target,
         profiles=(profile,) if profile else (), level=arguments.level,
         variants=tuple(filter(None, arguments.variants.split(","))), verify=not arguments.no_verify,
         exact=arguments.exact,
@@ -104,4 +106,6 @@ def as_text(summary: dict[str, Any]) -> str:
         f"{n['kind']}: {n['node']}: {n['reason']}" + (f" ({n['remedy']})" if n["remedy"] else "")
         for n in summary["notices"]
     ]
+    if "precision" in summary:
+        lines += precision_report.as_text(summary["precision"])
     return "\n".join(lines)

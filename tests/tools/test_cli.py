@@ -4,6 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -61,6 +62,10 @@ def test_the_example_runs(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     onnx.save(images(), "model.onnx")
     if verb in ("inspect", "report", "infer", "advise"):
         ingot.build("model.onnx", level=0).save("model.engine")
+    if verb == "gate":
+        for name in ("old", "new"):
+            ingot.build("model.onnx", level=0, verify=False).save(f"{name}.engine")
+        np.savez("samples.npz", x=np.ones((4, 3, 224, 224), np.float32))
     assert main(shlex.split(VERBS[verb].example)[1:]) == 0
 
 

@@ -1,0 +1,237 @@
+"""`build_mixed`: the fastest engine within an accuracy budget, and how it was found.
+
+The samples are halved, every other one: on the first half ranges are taken and layers chosen, the second has the last
+word. An engine that keeps the budget on the first alone is passed over for the next best, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_ir
+
+from ingot.compiler import input_specs, typical_symbols
+from ingot.config import BuildConfig
+from ingot.engine import Engine
+from ingot.errors import BuildError
+from ingot.evidence import index_limits, make_inputs
+from ingot.importers import onnx as importer
+from ingot.ir import shapes
+from ingot.plan.extent import symbols_of
+from ingot.plan.plan import TensorSpec
+from ingot.precision import budget as budgets
+from ingot.precision import constraints, formats, metric, overflow, sensitivity
+from ingot.precision.budget import UNLIMITED, Budget
+from ingot.precision.calibrate import Ranges, calibrate
+from ingot.precision.constraints import Settled
+from ingot.precision.data import samples
+from ingot.precision.metric import Answer
+from ingot.precision.report import Proof, Report, Trial
+from ingot.precision.request import Request
+from ingot.precision.search import Point, Search, front, never_slower
+from ingot.precision.sensitivity import Group, Sensitivity
+from ingot.precision.trials import FLOAT32, Choice, Trials
+
+Progress = Callable[[str, float], None]
+_DRAWN = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The engine, the model it was built from (with its Q/DQ), and what was found on the way."""
+
+    engine: Engine
+    model: onnx_ir.Model
+    report: Report
+
+
+def build_mixed(model: Any, config: BuildConfig, request: Request, progress: Progress | None = None) -> Outcome:
+    """The fastest engine that keeps the request's budget on samples that were not used to find it.
+
+    BuildError when nodes that must be narrow break the budget; it says what could be had, and what stands in the way.
+    """
+    bench = prepare(model, config, request, progress)
+    return bench.best(budgets.parse(request.budget, bench.trials.metric))
+
+
+def prepare(model: Any, config: BuildConfig, request: Request, progress: Progress | None = None) -> Bench:
+    """Everything that does not depend on the budget."""
+    tell = progress or _silent
+    source = importer.load(model)
+    shapes.infer(source)
+    notes: list[str] = []
+    found, proven = _samples(source, config, request, notes)
+    config, judge = _holding(source, config, found, notes), metric.load(request.metric)
+    ranges = _ranges(source, found, request, tell)
+    notes.extend(ranges.warnings if ranges is not None else ())
+    available = dict.fromkeys(formats.quantizable(source), request.formats) if request.formats else {}
+    settled = constraints.settle(request.constraints, source, available, config.precision, notes.append)
+    trials = Trials(lambda nodes: formats.apply(source, nodes, ranges) if nodes else source, config, judge, found)
+    narrow = {n: settled.narrow.get(n, kinds[0]) for n, kinds in available.items() if n not in settled.wide}
+    return Bench(trials, proven, request, narrow, settled, tell, notes)
+
+
+def without_overflow(model: Any, config: BuildConfig, request: Request) -> tuple[BuildConfig, list[str]]:
+    """The configuration with the tensors that leave float16 on the request's samples, and a line for each."""
+    source = importer.load(model)
+    shapes.infer(source)
+    notes: list[str] = []
+    found, proven = _samples(source, config, request, notes)
+    return _holding(source, config, [*found, *proven], notes), notes
+
+
+def _holding(source: onnx_ir.Model, config: BuildConfig, found: Sequence[Answer], notes: list[str]) -> BuildConfig:
+    if config.precision != "fp16":
+        return config
+    beyond = overflow.find(source, overflow.observe(source, found))
+    notes.extend(map(str, beyond))
+    return replace(config, overflows={**config.overflows, **overflow.kept(beyond)})
+
+
+def _silent(stage: str, share: float) -> None:
+    """Nobody listens."""
+
+
+def _ranges(source: onnx_ir.Model, found: Sequence[Answer], request: Request, tell: Progress) -> Ranges | None:
+    """Of every tensor that may become narrow."""
+    return calibrate(source, found, request.calibrator, tell) if request.formats else None
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A model with its samples, ready to be searched for one budget or several."""
+
+    trials: Trials
+    proven: Sequence[Answer]
+    request: Request
+    narrow: Mapping[str, str]
+    settled: Settled
+    tell: Progress
+    notes: list[str]
+    _ranked: list[Sensitivity] = field(default_factory=list)
+    _groups: list[Group] = field(default_factory=list)
+    _proofs: dict[Choice, Proof] = field(default_factory=dict)
+
+    @property
+    def rest(self) -> str:
+        """What wide nodes are computed in."""
+        return self.trials.config.precision
+
+    def best(self, budget: Budget) -> Outcome:
+        """The fastest engine within the budget on both halves."""
+        ranked = self.ranked(budget)
+        search = Search(
+            lambda choice: self.judged(choice, budget), self.trials.microseconds, self.tell, self.settled.narrow,
+            self.rest,
+        )  # fmt: skip
+        points = search.run(ranked)
+        chosen = self._proven(points, budget)
+        if chosen is None:
+            raise BuildError(self._cannot(points, budget))
+        return self._outcome(chosen, points, budget)
+
+    def judged(self, choice: Choice, budget: Budget) -> Point:
+        """Whether the choice keeps the budget with the confidence that was asked for."""
+        score, reference = self.trials.score(choice), self.trials.score(FLOAT32)
+        margin = 0.0 if budget is UNLIMITED else self.request.quantile * self.trials.uncertainty(choice)
+        return Point(choice, score, margin, budget.allows(score - margin, reference))
+
+    def ranked(self, budget: Budget) -> list[Sensitivity]:
+        """Layers by noise per microsecond saved; without a budget their noise is nobody's concern."""
+        free = {n: kind for n, kind in self.narrow.items() if n not in self.settled.narrow}
+        if budget is UNLIMITED and not self._ranked:
+            saved = sensitivity.gains(self.trials, free, self.rest) if free else {}
+            return [Sensitivity(node, free[node], 0.0, gain) for node, gain in saved.items()]
+        if not self._ranked and free:
+            self._ranked.extend(sensitivity.layers(self.trials, free, self.rest, self.tell))
+            self._groups.extend(sensitivity.groups(self.trials, self._ranked, self.rest))
+        return self._ranked
+
+    def proof(self, choice: Choice) -> Proof:
+        """The choice's engine on the held-out half."""
+        if choice not in self._proofs:
+            mine = self.trials.ask(self.trials.engine(choice), self.proven)
+            wanted = self._wanted if choice != FLOAT32 else mine
+            self._proofs[choice] = Proof(
+                self.trials.metric(mine, self.proven, wanted), metric.decibels(mine, wanted),
+                min(metric.cosines(mine, wanted), default=1.0), len(self.proven), mine,
+            )  # fmt: skip
+        return self._proofs[choice]
+
+    @property
+    def _wanted(self) -> Sequence[Answer]:
+        return self.proof(FLOAT32).answers
+
+    def _proven(self, points: Sequence[Point], budget: Budget) -> Choice | None:
+        """The fastest choice that keeps the budget on the held-out half too."""
+        reference = self.proof(FLOAT32).score
+        for point in never_slower(points):
+            if budget.allows(self.proof(point.choice).score, reference):
+                return point.choice
+        return None
+
+    def _outcome(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> Outcome:
+        model = self.trials.transform(chosen.nodes)
+        engine = self.trials.verified(chosen) if self.trials.config.verify else self.trials.engine(chosen)
+        report = self._report(chosen, points, budget)
+        details = {**engine.details, "precision": report.lasting()}
+        return Outcome(replace(engine, details=details), model, report)
+
+    def _report(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> Report:
+        best = front(points)
+        return Report(
+            formats=self.request.formats, rest=chosen.rest, metric=self.trials.metric.name, budget=budget.text,
+            samples=len(self.trials.samples), reference=self.trials.score(FLOAT32),
+            reference_microseconds=self.trials.microseconds(FLOAT32), chosen=dict(chosen.nodes),
+            score=self.trials.score(chosen), microseconds=self.trials.microseconds(chosen),
+            heldout=self.proof(chosen).shown, heldout_reference=self.proof(FLOAT32).shown,
+            layers=tuple(self._ranked), groups=tuple(self._groups), candidates=tuple(self.narrow),
+            trials=tuple(self._trial(p, p in best) for p in points), notes=tuple(self.notes),
+        )  # fmt: skip
+
+    def _trial(self, point: Point, best: bool) -> Trial:
+        proof = self._proofs.get(point.choice)
+        return Trial(
+            len(point.choice.nodes), point.choice.rest, point.score, point.margin, point.microseconds, point.within,
+            None if proof is None else proof.score, best,
+        )  # fmt: skip
+
+    def _cannot(self, points: Sequence[Point], budget: Budget) -> str:
+        reference = self.trials.score(FLOAT32)
+        best = max(points, key=lambda p: p.score)
+        blocking = ", ".join(list(self.settled.narrow)[:8]) or "the precision of the whole engine"
+        return (
+            f"no engine keeps the budget {budget.text} of metric {self.trials.metric.name}: float32 scores "
+            f"{reference:.6g}, the best that could be had is {best.score:.6g}; in the way stand {blocking}, which "
+            "--layerPrecisions with --precisionConstraints=obey holds narrow; widen the budget or release them"
+        )
+
+
+def _samples(
+    source: onnx_ir.Model, config: BuildConfig, request: Request, notes: list[str]
+) -> tuple[Sequence[Answer], Sequence[Answer]]:
+    """The half to search with, and the half that proves; one sample is both."""
+    specs = input_specs(source, config)
+    if request.data is None:
+        notes.append("no samples were given: ranges are those of drawn inputs, so accuracy on real ones is unknown")
+        found = samples(_drawn(source, specs, config), specs)
+    else:
+        found = samples(request.data, specs, request.preprocess)
+    every = list(found)
+    if len(every) < 2:
+        notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")
+        return every, every
+    return every[::2], every[1::2]
+
+
+def _drawn(source: onnx_ir.Model, specs: Sequence[TensorSpec], config: BuildConfig) -> list[dict[str, Any]]:
+    """Inputs of the first profile's typical shapes."""
+    symbols = {**dict.fromkeys(_symbols(specs), 1), **typical_symbols(source, config)}
+    limits = index_limits(source)
+    return [make_inputs(specs, symbols, replace(config, seed=config.seed + i), limits) for i in range(_DRAWN)]
+
+
+def _symbols(specs: Sequence[TensorSpec]) -> set[str]:
+    return {symbol for spec in specs for extent in spec.shape for symbol in symbols_of(extent)}
