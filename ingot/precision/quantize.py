@@ -162,7 +162,7 @@ class Writer:
         inputs = [add_constant(graph, narrow, f"{name}.narrow"), add_constant(graph, scale, f"{name}.scale")]
         if zero is not None:
             inputs.append(add_constant(graph, zero, f"{name}.zero"))
-        node = self._node("DequantizeLinear", inputs, f"{target.name}.weight", attributes)
+        node = self._node("DequantizeLinear", inputs, f"{target.name}.restored_weight", attributes)
         node.outputs[0].type, node.outputs[0].shape = target.weight.type, target.weight.shape
         graph.insert_before(target.node, [node])
         return node.outputs[0]
