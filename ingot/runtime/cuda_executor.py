@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,13 +20,15 @@ from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
 from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
-from ingot.runtime import cubins, cuda
+from ingot.runtime import cubins, cuda, dlpack, nvtx
 from ingot.runtime.buffers import Array
 from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
 
 _DEVICE_ALIGNMENT = 256
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
 _MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
+_GRAPHS_KEPT = 16  # of a segment and frame, for tensors that lie elsewhere
+Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,8 @@ class CudaExecutor(Executor):
 
     def __init__(self, plan: Plan, loaded: Loaded) -> None:
         self.loaded = loaded
-        self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1"
+        self.marks = nvtx.Marks()
+        self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1" or self.marks.wanted
         super().__init__(plan, None, loaded.weights, None)
 
     def _frame(self, shapes: Shapes, outer: Bindings) -> CudaFrame:
@@ -96,8 +100,10 @@ class CudaFrame(Frame):
         self.loaded, self.context = executor.loaded, executor.loaded.context
         self.context.activate()
         self.stream = self.context.stream()
-        self._graphs: dict[int, Any] = {}
+        self._graphs: OrderedDict[tuple[int, Addresses], Any] = OrderedDict()
+        self._recent: OrderedDict[Addresses, None] = OrderedDict()
         self._late_device: dict[int, cuda.Allocation] = {}
+        self._addresses: Addresses = ()
         super().__init__(executor, shapes, outer)
         weakref.finalize(self, _destroy, self.context, self.stream, self._graphs)
 
@@ -120,6 +126,8 @@ class CudaFrame(Frame):
         self.memory = self.context.allocate(end, f"a run at {dict(self.symbols) or 'these shapes'}")
         for index, offset in offsets.items():
             self.pointers[index] = self.memory.address + offset
+        self._own_places = {i: int(self.pointers[i]) for i in offsets if self.plan.storages[i].place != "arena"}
+        self._borrowed: dict[int, dlpack.View] = {}
         self.scratch_address = 0
         self._staging = self._staged_values()
 
@@ -169,50 +177,142 @@ class CudaFrame(Frame):
 
     # -- one run --
     def run(
-        self, inputs: Sequence[Any], outputs: Mapping[int, Array] | None, actions: Sequence[Action] | None = None
+        self, inputs: Sequence[Any], outputs: Mapping[int, Any] | None, actions: Sequence[Action] | None = None
     ) -> list[Any]:
-        """Inputs to the device, every segment (or `actions`), results back."""
-        self.context.activate()
-        self._objects = {}
-        for index, x in zip(self.plan.inputs, inputs, strict=True):
-            self._take_input(index, x)
-        for action in actions or self.executor.actions:
-            action(self)
-        results = self._results_of(outputs or {})
-        self._objects = {}
+        """Inputs to the device, every segment (or `actions`), results back. Tensors on the device are used as they lie
+        from the second run with the same addresses on, and copied within the device in the first."""
+        targets = outputs or {}
+        self._execute(inputs, targets, actions)
+        results = self._results_of(targets)
+        self._objects, self._borrowed = {}, {}
         return results
 
+    def run_on_device(self, inputs: Sequence[Any]) -> list[Any]:
+        """The same, with results that stay on the device: a DeviceArray each (objects stay what they are)."""
+        self._execute(inputs, {}, None)
+        results = [self._kept(index) for index in self.plan.outputs]
+        self.wait("the run")
+        self._objects, self._borrowed = {}, {}
+        return results
+
+    def _execute(self, inputs: Sequence[Any], targets: Mapping[int, Any], actions: Sequence[Action] | None) -> None:
+        self.context.activate()
+        self._objects = {}
+        with self.executor.marks.range("run"):
+            self._borrow(inputs, targets)
+            for index, x in zip(self.plan.inputs, inputs, strict=True):
+                self._take_input(index, x)
+            for action in actions or self.executor.actions:
+                action(self)
+
+    def _borrow(self, inputs: Sequence[Any], targets: Mapping[int, Any]) -> None:
+        """Whose memory is used in the place of the frame's own."""
+        found = [*zip(self.plan.inputs, inputs, strict=True), *((self.plan.outputs[p], y) for p, y in targets.items())]
+        lent = [(index, x) for index, x in found if type(x) is dlpack.Foreign]
+        if not lent and not self._addresses:
+            return
+        views = self._borrowed = {index: self._view_of(index, x) for index, x in lent}
+        self.pointers[list(self._own_places)] = list(self._own_places.values())
+        mine = {self.plan.values[index].storage: view for index, view in views.items()}
+        replaced = {s: view.address for s, view in mine.items() if s in self._own_places and view.address % 16 == 0}
+        self._addresses = tuple(sorted(replaced.items()))
+        if replaced and not self._seen_before(self._addresses):
+            self._addresses = ()
+        for storage, address in self._addresses:
+            self.pointers[storage] = address
+
+    def _seen_before(self, addresses: Addresses) -> bool:
+        known = addresses in self._recent
+        self._recent[addresses] = None
+        self._recent.move_to_end(addresses)
+        if len(self._recent) > _GRAPHS_KEPT:
+            self._recent.popitem(last=False)
+        return known
+
+    def _view_of(self, index: int, x: dlpack.Foreign) -> dlpack.View:
+        """The user's tensor, checked; InputError names what does not fit."""
+        value = self.plan.values[index]
+        if x.device != self.context.device.ordinal:
+            raise InputError(f"{value.name!r} is on cuda:{x.device}, the session on {self.context.device}; move one")
+        view = dlpack.view(x, int(self.stream), value.name)
+        if view.dtype != value.dtype:
+            raise InputError(f"{value.name!r} is {view.dtype}, the model has {value.dtype}; convert it first")
+        if self._known(value) and list(view.shape) != self._shape(value):
+            raise InputError(f"the buffer for {value.name!r} has shape {list(view.shape)}, this run gives "
+                             f"{self._shape(value)}")  # fmt: skip
+        return view
+
     def _take_input(self, index: int, x: Any) -> None:
+        storage = self.plan.values[index].storage
+        if index in self._borrowed:
+            view = self._borrowed[index]
+            if int(self.pointers[storage]) != view.address:
+                self._copy(int(self.pointers[storage]), view.address, self._extent_bytes(self.plan.values[index]))
+            return
         staged = self._staging.get(index)
         if staged is None or not isinstance(x, np.ndarray):
             self._objects[index] = x
             return
         np.copyto(staged, x.reshape(staged.shape))
-        self.context.upload(int(self.pointers[self.plan.values[index].storage]), staged, self.stream)
+        self.context.upload(int(self.pointers[storage]), staged, self.stream)
 
-    def _results_of(self, outputs: Mapping[int, Array]) -> list[Any]:
-        waiting = [self._ask(index) for index in self.plan.outputs]
+    def _copy(self, target: int, source: int, size: int) -> None:
+        """Within the device."""
+        if size:
+            self.context.call("cuMemcpyDtoDAsync", target, source, size, self.stream)
+
+    def _kept(self, index: int) -> Any:
+        """An output in memory of its own."""
+        value = self.plan.values[index]
+        if index in self._objects or not self._on_device(value):
+            return self.argument(index)
+        size = self._extent_bytes(value)
+        memory = self.context.allocate(size, f"output {value.name!r}")
+        self._copy(memory.address, int(self.pointers[value.storage]), size)
+        view = dlpack.View(memory.address, tuple(self._shape(value)), value.dtype, memory)
+        return dlpack.DeviceArray(view, self.context.device.ordinal, lambda view: _fetch(self.context, view))
+
+    def _results_of(self, outputs: Mapping[int, Any]) -> list[Any]:
+        waiting = [self._ask(position, outputs.get(position)) for position in range(len(self.plan.outputs))]
         self.wait("the run")
-        results = []
-        for position, found in enumerate(waiting):
-            target = outputs.get(position)
-            if target is not None and target.shape != np.shape(found):
-                name = self.plan.values[self.plan.outputs[position]].name
-                raise InputError(f"the buffer for output {name!r} has shape {list(target.shape)}, this run gives "
-                                 f"{list(np.shape(found))}")  # fmt: skip
-            if target is not None:
-                np.copyto(target, found)
-            results.append(target if target is not None else np.copy(found) if isinstance(found, np.ndarray) else found)
-        return results
+        return [self._result_into(p, found, outputs.get(p)) for p, found in enumerate(waiting)]
 
-    def _ask(self, index: int) -> Any:
-        """The output's place in host memory; its bytes are there when the stream is done."""
+    def _result_into(self, position: int, found: Any, target: Any) -> Any:
+        if isinstance(target, dlpack.Foreign):
+            return target.source
+        if target is not None and target.shape != np.shape(found):
+            name = self.plan.values[self.plan.outputs[position]].name
+            raise InputError(f"the buffer for output {name!r} has shape {list(target.shape)}, this run gives "
+                             f"{list(np.shape(found))}")  # fmt: skip
+        if target is not None:
+            np.copyto(target, found)
+        return target if target is not None else np.copy(found) if isinstance(found, np.ndarray) else found
+
+    def _ask(self, position: int, target: Any) -> Any:
+        """The output's place in host memory; its bytes are there when the stream is done. One that is wanted on the
+        device is copied there, unless that is where it was made."""
+        index = self.plan.outputs[position]
+        if isinstance(target, dlpack.Foreign):
+            self._put_into(index, self._borrowed[index])
+            return None
         if index in self._objects or not self._on_device(self.plan.values[index]):
             return self.argument(index)
         value = self.plan.values[index]
         target = self._staging[index] if index in self._staging else np.empty(self._shape(value), value.dtype)
         self.context.download(target, int(self.pointers[value.storage]), self.stream)
         return target
+
+    def _put_into(self, index: int, view: dlpack.View) -> None:
+        value = self.plan.values[index]
+        if list(view.shape) != self._shape(value):
+            raise InputError(f"the buffer for output {value.name!r} has shape {list(view.shape)}, this run gives "
+                             f"{self._shape(value)}")  # fmt: skip
+        if index in self._objects or not self._on_device(value):
+            held = np.ascontiguousarray(self.argument(index))
+            self.context.upload(view.address, held, self.stream)
+            self.wait(f"the copy of {value.name!r} to the device")  # the array may be gone after this
+        elif int(self.pointers[value.storage]) != view.address:
+            self._copy(view.address, int(self.pointers[value.storage]), self._extent_bytes(value))
 
     def wait(self, what: str) -> None:
         """Until the stream's work is done."""
@@ -254,10 +354,19 @@ class CudaFrame(Frame):
         if self.executor.eager:
             self._enqueue(number)
             return
-        if number not in self._graphs:
+        key = number, self._addresses
+        if key not in self._graphs:
             self._load(number)
-            self._graphs[number] = self.context.capture(self.stream, lambda: self._enqueue(number))
-        self.context.call("cuGraphLaunch", self._graphs[number], self.stream)
+            self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(number))
+            self._forget_graphs()
+        self._graphs.move_to_end(key)
+        self.context.call("cuGraphLaunch", self._graphs[key], self.stream)
+
+    def _forget_graphs(self) -> None:
+        """Those for tensors of others that were not used lately."""
+        lent = [key for key in self._graphs if key[1]]
+        for key in lent[: max(len(lent) - _GRAPHS_KEPT, 0)]:
+            self.context.call("cuGraphExecDestroy", self._graphs.pop(key))
 
     def _segment(self, number: int) -> GraphSegment:
         segment = self.plan.segments[number]
@@ -277,9 +386,10 @@ class CudaFrame(Frame):
             while latest < launch.step:
                 latest += 1
                 between(latest)
-            self._put(launch)
+            step = segment.steps[launch.step]
+            with self.executor.marks.step(step):
+                self._put(launch)
             if synchronous:
-                step = segment.steps[launch.step]
                 self.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
 
     def _put(self, launch: Launch) -> None:
@@ -317,7 +427,16 @@ class CudaFrame(Frame):
         return best
 
 
-def _destroy(context: cuda.Context, stream: Any, graphs: Mapping[int, Any]) -> None:
+def _fetch(context: cuda.Context, view: dlpack.View) -> Array:
+    """A copy on the host."""
+    context.activate()
+    array = np.empty(view.shape, numpy_dtype(view.dtype))
+    if array.nbytes:
+        context.call("cuMemcpyDtoH", array.ctypes.data, view.address, array.nbytes)
+    return array
+
+
+def _destroy(context: cuda.Context, stream: Any, graphs: Mapping[Any, Any]) -> None:
     """A frame that is forgotten gives its graphs and its stream back."""
     if context.fault:
         return

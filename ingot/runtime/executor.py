@@ -296,6 +296,10 @@ class Frame:
         """Microseconds of each step of a graph; only a frame on a GPU has graphs."""
         raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
 
+    def run_on_device(self, inputs: Sequence[Any]) -> list[Any]:
+        """Results that stay on a GPU; only a frame on one has them."""
+        raise DeviceError("results stay on a device in a session on one; this is a bug in Ingot")
+
     def _check_demands(self) -> None:
         """InputError where sizes contradict what a node was compiled for, as far as they are known by now."""
         for demand in self.plan.demands:

@@ -20,6 +20,7 @@ from ingot.plan.plan import ControlSegment, NativeSegment, Plan, TensorSpec
 from ingot.runtime import profiler
 from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Team, usable_threads
+from ingot.runtime.dlpack import Foreign, foreign
 from ingot.runtime.executor import Executor, Shapes
 from ingot.runtime.machine import cpu_features, describe
 
@@ -85,6 +86,7 @@ class Session:
         self.engine = engine
         self.threads = threads or usable_threads()
         self._team: Team | None = None
+        self._on_device = kind == "cuda"
         self._executor = self._on_gpu(device) if kind == "cuda" else self._on_cpu(kind)
         self.plan = self.variant.plan
         self._names = tuple(spec.name for spec in engine.inputs)
@@ -109,17 +111,21 @@ class Session:
         weights = _aligned(self.variant.weights)
         return cuda_executor.CudaExecutor(self.variant.plan, cuda_executor.load(self.variant, chosen, weights))
 
-    def run(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> dict[str, Any]:
-        """Outputs by name for inputs by name; `out` gives C-contiguous buffers to write outputs into.
+    def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None,
+            on_device: bool = False) -> dict[str, Any]:  # fmt: skip
+        """Outputs by name for inputs by name; `out` gives C-contiguous buffers to write outputs into. A session on a
+        GPU takes tensors that are there, of anybody who speaks DLPack, among both; on_device: its outputs stay there.
 
         InputError names a wrong name, dtype, rank or extent; nothing is converted silently.
         """
         executor = self._executor
         arrays, shapes = self._checked(feeds)
         buffers = self._buffers(out) if out else None
+        if on_device and (buffers or not self._on_device):
+            raise InputError("on_device=True is for a session on a GPU, and without out=")
         frame = executor.take(shapes)
         try:
-            results = frame.run(arrays, buffers)
+            results = frame.run_on_device(arrays) if on_device else frame.run(arrays, buffers)
         finally:
             executor.give(frame)
         if not self._verified:  # weights were being checked while the first run went on
@@ -181,7 +187,7 @@ class Session:
             x = arrays[position]
             if type(x) is not np.ndarray or x.dtype != dtype or not x.flags.c_contiguous:
                 x = arrays[position] = self._adapted(position, x)
-            shapes += (x.shape if type(x) is np.ndarray else (),)
+            shapes += (x.shape if type(x) is np.ndarray or type(x) is Foreign else (),)
         if shapes not in self._accepted:
             self._check_shapes(shapes)
             if len(self._accepted) < 4096:
@@ -195,6 +201,8 @@ class Session:
         spec = self.engine.inputs[position]
         if spec.dtype in HOST_ONLY:
             return x
+        if not isinstance(x, np.ndarray) and (tensor := self._tensor(spec.name, x)) is not None:
+            return tensor
         array = np.asarray(x)
         if array.dtype != self._dtypes[position]:
             raise InputError(
@@ -202,6 +210,14 @@ class Session:
                 f"convert it with .astype({spec.dtype!r})"
             )
         return np.ascontiguousarray(array).reshape(array.shape)
+
+    def _tensor(self, name: str, x: Any) -> Foreign | None:
+        """x if it is a tensor on a GPU, which this session must be on too."""
+        tensor = foreign(x)
+        if tensor is not None and not self._on_device:
+            raise InputError(f"{name!r} is on a GPU, the session is not; give x.cpu().numpy(), or open the session "
+                             "with device='cuda'")  # fmt: skip
+        return tensor
 
     def _check_shapes(self, shapes: Shapes) -> None:
         symbols: dict[str, tuple[int, str]] = {}
@@ -222,13 +238,16 @@ class Session:
             if isinstance(wanted, str) and not wanted.isidentifier() and evaluate(wanted, bound) != shape[axis]:
                 raise InputError(f"input {spec.name!r} has {shape[axis]} at axis {axis}, it must be {wanted}")
 
-    def _buffers(self, out: Mapping[str, Array]) -> dict[int, Array]:
-        buffers = {}
+    def _buffers(self, out: Mapping[str, Any]) -> dict[int, Any]:
+        buffers: dict[int, Any] = {}
         for name, buffer in out.items():
             if name not in self._output_names:
                 raise InputError(f"there is no output {name!r}; the model has {', '.join(self._output_names)}")
             index = self._output_names.index(name)
             dtype = numpy_dtype(self.engine.outputs[index].dtype)
+            if not isinstance(buffer, np.ndarray) and (tensor := self._tensor(name, buffer)) is not None:
+                buffers[index] = tensor
+                continue
             if buffer.dtype != dtype or not buffer.flags.c_contiguous or not buffer.flags.writeable:
                 raise InputError(f"the buffer for output {name!r} must be a writable C-contiguous {dtype} array")
             buffers[index] = buffer

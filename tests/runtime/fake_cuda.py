@@ -151,25 +151,31 @@ class FakeDriver:
     def _cuMemcpyHtoD(self, target: int, source: int, size: int) -> None:
         ctypes.memmove(target, source, size)
 
-    def _cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: str) -> None:
+    def _cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:
         ctypes.memmove(target, source, size)
 
-    def _cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: str) -> None:
+    def _cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> None:
         ctypes.memmove(target, source, size)
 
-    def _cuStreamCreate(self, flags: int) -> str:
-        return "stream"
+    def _cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:
+        ctypes.memmove(target, source, size)
 
-    def _cuStreamSynchronize(self, stream: str) -> None:
+    def _cuMemcpyDtoH(self, target: int, source: int, size: int) -> None:
+        ctypes.memmove(target, source, size)
+
+    def _cuStreamCreate(self, flags: int) -> int:
+        return 7
+
+    def _cuStreamSynchronize(self, stream: int) -> None:
         pass
 
-    def _cuStreamDestroy(self, stream: str) -> None:
+    def _cuStreamDestroy(self, stream: int) -> None:
         pass
 
-    def _cuStreamBeginCapture(self, stream: str, mode: int) -> None:
+    def _cuStreamBeginCapture(self, stream: int, mode: int) -> None:
         self.recording = []
 
-    def _cuStreamEndCapture(self, stream: str) -> list[Callable[[], None]]:
+    def _cuStreamEndCapture(self, stream: int) -> list[Callable[[], None]]:
         recorded, self.recording = self.recording, None
         assert recorded is not None
         return recorded
@@ -183,7 +189,7 @@ class FakeDriver:
     def _cuGraphExecDestroy(self, graph: Any) -> None:
         pass
 
-    def _cuGraphLaunch(self, graph: list[Callable[[], None]], stream: str) -> None:
+    def _cuGraphLaunch(self, graph: list[Callable[[], None]], stream: int) -> None:
         for action in graph:
             action()
 
@@ -193,7 +199,7 @@ class FakeDriver:
     def _cuEventDestroy(self, event: str) -> None:
         pass
 
-    def _cuEventRecordWithFlags(self, event: str, stream: str, flags: int) -> None:
+    def _cuEventRecordWithFlags(self, event: str, stream: int, flags: int) -> None:
         pass
 
     def _cuEventElapsedTime(self, start: str, end: str) -> float:

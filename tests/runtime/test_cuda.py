@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import ingot
 from ingot.errors import ConfigError, DeviceError, EngineError
 from ingot.kernels.cuda import backend
 from ingot.plan.plan import GraphSegment, HostSegment
-from ingot.runtime import cuda, cuda_executor
+from ingot.runtime import cuda, cuda_executor, dlpack
 from tests.runtime.fake_cuda import FakeDevice, FakeDriver, Pool
 
 ROOT = Path(__file__).parent.parent.parent
@@ -120,6 +123,94 @@ def test_outputs_into_buffers(fake: FakeDriver) -> None:
         assert result["scores"] is buffer and np.array_equal(buffer, session.run(feeds)["scores"])
         with pytest.raises(ingot.IngotError, match="has shape"):
             session.run(feeds, out={"scores": np.zeros((3, 10), np.float32)})
+
+
+# tensors that are on the device
+
+
+def test_results_that_stay_are_taken_as_they_lie(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        feeds = {"image": images(2)}
+        wanted = session.run(feeds)["scores"]
+        kept = session.run(feeds, on_device=True)["scores"]
+        assert kept.shape == (2, 10) and kept.__dlpack_device__() == (2, 0) and np.array_equal(kept.numpy(), wanted)
+        assert kept.__cuda_array_interface__["typestr"] == "<f4"
+
+
+def test_inputs_and_outputs_on_the_device(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        lent = [on_device(session, images(2) + k) for k in range(2)]
+        targets = [on_device(session, np.zeros((2, 10), np.float32)) for _ in range(2)]
+        wanted = [session.run({"image": images(2) + k})["scores"] for k in range(2)]
+        graphs, copies = fake.calls["cuGraphInstantiate"], fake.calls["cuMemcpyDtoDAsync"]
+        uploads = fake.calls["cuMemcpyHtoDAsync"]
+        for _ in range(3):
+            for x, y, right in zip(lent, targets, wanted, strict=True):
+                assert session.run({"image": x}, out={"scores": y})["scores"] is y
+                assert np.array_equal(y.numpy(), right)
+        assert fake.calls["cuMemcpyHtoDAsync"] == uploads
+        assert fake.calls["cuMemcpyDtoDAsync"] == copies + 4  # in the first run with each pair of addresses
+        assert fake.calls["cuGraphInstantiate"] == graphs + 2  # afterwards a graph for each of them
+        assert np.array_equal(session.run({"image": images(2)})["scores"], wanted[0])
+
+
+def on_device(session: ingot.Session, array: np.ndarray[Any, Any]) -> Any:
+    """The array in device memory, as somebody else's tensor."""
+    context = session._executor.loaded.context  # type: ignore[attr-defined]
+    memory = context.allocate(array.nbytes, "a test")
+    context.call("cuMemcpyHtoD", memory.address, array.ctypes.data, array.nbytes)
+    view = dlpack.View(memory.address, array.shape, array.dtype.name, memory)
+    return dlpack.DeviceArray(view, 0, lambda view: cuda_executor._fetch(context, view))
+
+
+def test_graphs_for_tensors_of_others_are_few(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        lent = [on_device(session, images(1)) for _ in range(20)]
+        for x in lent:
+            for _ in range(2):
+                session.run({"image": x})
+    made, gone = fake.calls["cuGraphInstantiate"], fake.calls["cuGraphExecDestroy"]
+    assert made == 21 and gone >= 4
+
+
+def test_tensors_that_do_not_fit(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session, ingot.Session(host_digits(), device="host") as host:
+        wrong = on_device(session, images(2).astype(np.float64))
+        with pytest.raises(ingot.IngotError, match="is float64, the model has float32"):
+            session.run({"image": wrong})
+        with pytest.raises(ingot.IngotError, match="is on a GPU, the session is not"):
+            host.run({"image": wrong})
+        with pytest.raises(ingot.IngotError, match="for a session on a GPU"):
+            host.run({"image": images(1)}, on_device=True)
+
+
+def host_digits() -> ingot.Engine:
+    return ingot.build(DIGITS, target="host", verify=False)
+
+
+def test_exported_tensors_live_as_long_as_somebody_has_them(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        kept = session.run({"image": images(1)}, on_device=True)["scores"]
+    before = len(dlpack._ALIVE)
+    capsule = kept.__dlpack__(stream=7)
+    assert len(dlpack._ALIVE) == before + 1
+    del capsule
+    assert len(dlpack._ALIVE) == before
+
+
+def test_ranges_are_called_after_nodes(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def annotate(name: str, domain: str) -> AbstractContextManager[None]:
+        names.append(name)
+        return nullcontext()
+
+    monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=annotate))
+    monkeypatch.setenv("INGOT_NVTX", "1")
+    with ingot.Session(digits(), device="cuda") as session:
+        session.run({"image": images(1)})
+    assert names[0] == "run" and any("residual" in name and "(conv" in name for name in names)
+    assert fake.calls["cuGraphInstantiate"] == 0
 
 
 def test_weights_are_uploaded_once(fake: FakeDriver) -> None:
