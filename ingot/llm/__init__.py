@@ -1,0 +1,1 @@
+"""Language models: a checkpoint becomes an engine; many requests share its steps."""

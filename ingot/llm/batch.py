@@ -1,0 +1,61 @@
+"""One step of a model: which tokens it computes, where their keys and values go, and what runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Integers = np.ndarray[Any, np.dtype[np.int32]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of S sequences, in any mixture of prompts and answers; tokens of a sequence follow each other.
+
+    slots: block * block_size + offset, where a token's key and value are written. starts [S+1]: the tokens
+    starts[s]..starts[s+1] belong to sequence s. lengths [S]: context of s, these tokens included. tables
+    [S, any]: its blocks in order. rows [R]: the tokens whose logits are wanted. All int32.
+    """
+
+    token_ids: Integers
+    positions: Integers
+    slots: Integers
+    starts: Integers
+    lengths: Integers
+    tables: Integers
+    rows: Integers
+
+
+class Runner(Protocol):
+    """What computes batches. `blocks` of `block_size` tokens hold keys and values; a batch has at most `token_budget`
+    tokens of `sequence_budget` sequences; `eos` are the tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def token_budget(self) -> int: ...
+    @property
+    def sequence_budget(self) -> int: ...
+    @property
+    def eos(self) -> frozenset[int]: ...
+
+    def step(self, batch: Batch) -> Floats:
+        """Logits [R, vocabulary] of the batch's rows."""
+        ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the keys and values of block a into block b, for every (a, b)."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and threads; idempotent."""
+        ...
