@@ -49,8 +49,8 @@ class Driver:
         self.version = self.call("cuDriverGetVersion")
         if self.version < OLDEST_DRIVER:
             raise DeviceError(
-                f"the NVIDIA driver here is for CUDA {_version(self.version)}, CUDA {_version(OLDEST_DRIVER)} is the oldest "
-                "that the kernels load with; update the driver"
+                f"the NVIDIA driver here is for CUDA {_version(self.version)}, "
+                f"CUDA {_version(OLDEST_DRIVER)} is the oldest that the kernels load with; update the driver"
             )
 
     def call(self, name: str, *arguments: Any) -> Any:
