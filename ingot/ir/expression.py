@@ -298,6 +298,16 @@ def _shifted(expression: Expression, offset: int) -> Expression:
     return Expression(tuple(map(shift, expression.instructions)))
 
 
+def without_first(expression: Expression) -> Expression:
+    """The rest, with operand 0 in the place of the first instruction's result."""
+    rest = _shifted(Expression(expression.instructions[1:]), -1)
+    gone = {Result(-1): Input(0)}
+    return Expression(tuple(
+        replace(i, operands=tuple(gone.get(o, o) if isinstance(o, Result) else o for o in i.operands))
+        for i in rest.instructions
+    ))  # fmt: skip
+
+
 def tidy(expression: Expression) -> Expression:
     """Common instructions merged, those without effect on the result removed."""
     kept: list[Instruction] = []

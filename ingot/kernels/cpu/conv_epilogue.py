@@ -13,6 +13,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.ir.expression import Expression
+from ingot.kernels.cpu.bounds import Known, of_constant, of_dtype
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.render import broadcast, can_render, load, render_expression, store
@@ -31,6 +32,7 @@ class Extra:
     handle: Handle
     dtype: str
     padded: bool
+    bounds: Known = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Epilogue:
     dtype: str
     channels: int
     lanes: int
+    sums: Known = None
+
+    @property
+    def bounds(self) -> list[Known]:
+        """What is known of the operands' values."""
+        return [self.sums, *(extra.bounds for extra in self.extras)]
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -98,26 +106,27 @@ def extra_layouts(node: Node, first: int) -> tuple[str, ...]:
 
 
 def epilogue_of(build: KernelBuilder, node: Node, first: int, accumulator: str = "float32",
-                lanes: int | None = None) -> Epilogue:  # fmt: skip
-    """Claim the operands of the node's epilogue and its output."""
+                lanes: int | None = None, sums: Known = None) -> Epilogue:  # fmt: skip
+    """Claim the operands of the node's epilogue and its output; `sums`: what is known of the accumulators."""
     channels = node.output.shape[1]
     assert isinstance(channels, int)
     extras = tuple(_extra(build, node, first + i) for i in range(len(extras_of(node, first))))
     lanes = lanes or build.isa.lanes
-    return Epilogue(node.epilogue, extras, accumulator, build.output(), node.output.dtype, channels, lanes)
+    return Epilogue(node.epilogue, extras, accumulator, build.output(), node.output.dtype, channels, lanes, sums)
 
 
 def _extra(build: KernelBuilder, node: Node, index: int) -> Extra:
     port = node.input(index)
     kind, lanes = kind_of(port, node.output), build.isa.lanes
     assert kind is not None
+    known = of_dtype(port.dtype) if kind == "full" or port.constant is None else of_constant(port.constant)
     if node.output.layout == "plain":
-        return Extra(kind, build.input(index), port.dtype, False)
+        return Extra(kind, build.input(index), port.dtype, False, known)
     if kind == "channel" and port.constant is not None:
-        return Extra(kind, build.pack(_padded(port.constant.ravel(), lanes)), port.dtype, True)
+        return Extra(kind, build.pack(_padded(port.constant.ravel(), lanes)), port.dtype, True, known)
     if kind == "full" and port.constant is not None:
-        return Extra(kind, build.pack(to_blocked(port.constant, lanes)), port.dtype, True)
-    return Extra(kind, build.input(index), port.dtype, False)
+        return Extra(kind, build.pack(to_blocked(port.constant, lanes)), port.dtype, True, known)
+    return Extra(kind, build.input(index), port.dtype, False, known)
 
 
 def _padded(vector: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
@@ -161,7 +170,7 @@ def finished(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, values: S
             pointer = f.at(f.pointer(extra.handle), element * size_of(extra.dtype))
             value = load(f, extra.dtype, pointer, displacement * size_of(extra.dtype), epilogue.lanes)
         operands.append(value)
-    return render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes)
+    return render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes, epilogue.bounds)
 
 
 def finish_pixels(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, channel: Index, element: Index,
@@ -175,7 +184,7 @@ def finish_pixels(f: PhaseFunction, epilogue: Epilogue, accumulator: Value, chan
         else:
             place = channel * size if extra.kind == "channel" else 0
             operands.append(broadcast(f, extra.dtype, pointer, place, epilogue.lanes))
-    result = render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes)
+    result = render_expression(f, epilogue.expression, operands, epilogue.dtypes, epilogue.lanes, epilogue.bounds)
     store(f, epilogue.dtype, result, f.pointer(epilogue.output), element * epilogue.size, mask)
 
 
@@ -185,5 +194,5 @@ def rendered_lines(epilogue: Epilogue) -> int:
     lanes = epilogue.lanes
     operands = [broadcast(trial, dtype, Value(trial, "ptr", "%p"), 0, lanes) for dtype in epilogue.dtypes]
     before = len(trial.lines)
-    render_expression(trial, epilogue.expression, operands, epilogue.dtypes, lanes)
+    render_expression(trial, epilogue.expression, operands, epilogue.dtypes, lanes, epilogue.bounds)
     return len(trial.lines) - before

@@ -23,12 +23,12 @@ _TOGETHER = 4  # positions whose bytes make a vector
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Prepared maps times packed weights: panels of `wide` × 16 output channels."""
+    """Prepared maps times packed weights: panels of `wide` × 16 output channels. Sums start from `start`, or zero."""
 
     maps: Maps
     wide: int
     packed: Handle
-    corrections: Handle | None
+    start: Handle | None
     epilogue: Epilogue
 
     @property
@@ -45,6 +45,11 @@ class Job:
     def panel_bytes(self) -> int:
         """Packed weights of a panel."""
         return self.maps.steps * len(self.maps.taps) * self.tap_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Scratch for the sums of a block."""
+        return TALLEST * self.wide * ROW_BYTES
 
     @property
     def panels_outside(self) -> bool:
@@ -127,12 +132,6 @@ class _Finisher:
         self.f, self.job, self.count = f, job, count
         self.values = [block_values(f, job.epilogue, channel + j) for j in range(count)]
         self.element = "float" if job.epilogue.accumulator == "float32" else "i32"
-        self.corrections = [self._correction(channel + j) for j in range(count)]
-
-    def _correction(self, channel: Value) -> Value | None:
-        if self.job.corrections is None:
-            return None
-        return self.f.load("<16 x i32>", self.f.pointer(self.job.corrections), channel * ROW_BYTES)
 
     def __call__(self, sums: Value, element: Index, positions: int) -> None:
         """Finish the sums of `positions` neighbouring positions, the first of which is output element `element`."""
@@ -153,9 +152,7 @@ class _Finisher:
         return self.job.epilogue.dtype in SHORT and bool(instructions) and instructions[-1].op == "Quantize"
 
     def _total(self, sums: Value, position: int, j: int) -> Value:
-        total = self.f.load(f"<16 x {self.element}>", sums, (position * self.job.wide + j) * ROW_BYTES)
-        correction = self.corrections[j]
-        return total if correction is None else total + correction
+        return self.f.load(f"<16 x {self.element}>", sums, (position * self.job.wide + j) * ROW_BYTES)
 
     def _together(self, totals: Sequence[Value], j: int, place: Index, further: int) -> None:
         f, epilogue = self.f, self.job.epilogue

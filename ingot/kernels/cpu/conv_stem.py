@@ -17,7 +17,7 @@ import numpy as np
 from ingot.dtypes import size_of as bytes_of
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
-from ingot.kernels.cpu.conv_epilogue import epilogue_of
+from ingot.kernels.cpu.conv_byte_sums import start_of_bytes
 from ingot.kernels.cpu.conv_finish import Job
 from ingot.kernels.cpu.conv_maps import Maps, fill_of, size_of
 from ingot.kernels.cpu.conv_tiles import (
@@ -26,7 +26,6 @@ from ingot.kernels.cpu.conv_tiles import (
     declaration,
     emit_prepared,
     fits_tiles,
-    packed_corrections,
     takes_weights,
 )
 from ingot.kernels.cpu.conv_window import Axis, conv_axes, unravel
@@ -136,9 +135,8 @@ def conv_stem_bytes(build: KernelBuilder, node: Node, wide: int) -> None:
     prepared = prepare(build, stem, lambda f, read, write: _row(f, stem, read, write, form),
                        lambda f, write: _fill(f, write, fill_of(*form), range(stem.length)))  # fmt: skip
     packed = build.pack(pack_tiles(np.concatenate([spread(part, stem) for part in parts]), BYTES, wide))
-    corrections = packed_corrections(build, node, weight, wide)
     maps = replace(stem.maps, taps=stem.maps.taps * len(parts))
-    emit_prepared(build, Job(maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")), prepared)
+    emit_prepared(build, Job(maps, wide, packed, *start_of_bytes(build, node, weight, wide)), prepared)
 
 
 def spread(weight: Array, stem: Stem) -> Array:

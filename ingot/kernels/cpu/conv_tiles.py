@@ -17,6 +17,7 @@ import numpy as np
 from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.conv_byte_sums import start_of_bytes
 from ingot.kernels.cpu.conv_epilogue import (
     can_finish,
     epilogue_of,
@@ -41,11 +42,14 @@ from ingot.kernels.cpu.gemm_tiles import (
     TileDot,
     add_products,
     begin,
+    begin_alike,
     configuration,
     configure,
-    end,
     pack_tiles,
     release,
+)
+from ingot.kernels.cpu.gemm_tiles import (
+    end as end_sums,
 )
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.linear import zero_points
@@ -232,8 +236,7 @@ def _bytes(build: KernelBuilder, node: Node, wide: int, emit: Emit) -> None:
     parts = byte_parts(weight)
     window = replace(window_of(node, BYTES), copies_of_taps=len(parts))
     packed = build.pack(_packed(np.stack(parts, -1), window, wide))
-    corrections = packed_corrections(build, node, weight, wide)
-    emit(build, window, Job(window.maps, wide, packed, corrections, epilogue_of(build, node, 2, "int32")))
+    emit(build, window, Job(window.maps, wide, packed, *start_of_bytes(build, node, weight, wide)))
 
 
 def centred_weight(node: Node) -> Array:
@@ -241,15 +244,6 @@ def centred_weight(node: Node) -> Array:
     weight = node.input(1).constant
     assert weight is not None
     return weight.astype(np.int16) - zero_points(node)[1]
-
-
-def packed_corrections(build: KernelBuilder, node: Node, weight: Array, wide: int) -> Handle | None:
-    """-a Σ w for each output channel: what bytes that count from `a` add too much."""
-    excess = zero_points(node)[0] + (128 if node.dtype == "int8" else 0)
-    sums = weight.astype(np.int64).reshape(len(weight), -1).sum(axis=1)
-    padded = np.zeros(-(-len(weight) // (wide * COLUMNS)) * wide * COLUMNS, np.int32)
-    padded[: len(weight)] = (-excess * sums).astype(np.int32)
-    return build.pack(padded) if padded.any() else None
 
 
 def _packed(weight: Array, window: Window, wide: int) -> Array:
@@ -272,19 +266,43 @@ def emit_products(build: KernelBuilder, window: Window, job: Job) -> None:
 def emit_prepared(build: KernelBuilder, job: Job, prepared: Handle) -> None:
     """A work item is 32 positions by a panel of output channels; the larger is read once by a group of images."""
     maps = job.maps
-    shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
+    shape, slots = build.pack(configuration()), build.scratch(2 * job.slot_bytes)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        def item(number: Value) -> None:
+        slot = f.at(f.scratch, slots)
+
+        def products(number: Value) -> list[Value]:
             image, panel, block = _place(f, job, number)
             start = image * f.extent(maps.bytes) + block * (TALLEST * maps.pitch)
-            _products(f, job, f.at(f.pointer(prepared), start), f.at(f.scratch, slots), (image, panel, block))
+            _products(f, job, f.at(f.pointer(prepared), start), (image, panel, block))
+            return [image, panel, block]
 
         configure(f, shape)
-        f.loop(begin, end, item)
+        _overlapped(f, job, begin, end, products, slot)
         release(f)
 
     build.phase(product((maps.batch, job.panels, maps.blocks)), body)
+
+
+def _overlapped(f: PhaseFunction, job: Job, begin: Value, end: Value, products: Callable[[Value], list[Value]],
+                slot: Value) -> None:  # fmt: skip
+    """Items [begin, end): while the tile unit multiplies for one, its `products` returning (image, panel, block), the
+    vector units finish the one before it. Sums rest for a turn in one of two slots: what tiles have stored can be read
+    only when it has reached the cache."""
+
+    def turn(number: Value, *before: Value) -> list[Value]:
+        image, panel, block, this, other = before
+
+        def multiply() -> list[Value]:
+            place = products(number)
+            end_sums(f, _tops(job.maps), job.wide, this)
+            return place
+
+        place = f.when(f.compare("slt", number, end), multiply, unchanged=before[:3])
+        f.when(f.compare("sgt", number, begin), lambda: finish_block(f, job, (image, panel, block), other))
+        return [*place, other, this]
+
+    f.loop(begin, end + 1, turn, [*[f.index(0)] * 3, slot, f.at(slot, job.slot_bytes)])
 
 
 def _place(f: PhaseFunction, job: Job, number: Value) -> tuple[Value, Value, Value]:
@@ -305,33 +323,48 @@ def _place(f: PhaseFunction, job: Job, number: Value) -> tuple[Value, Value, Val
 def emit_near(build: KernelBuilder, window: Window, job: Job) -> None:
     """A work item is 32 positions, prepared in scratch, by all output channels."""
     near, source = replace(job, maps=window.block), source_of(build)
-    shape, slots = build.pack(configuration()), build.scratch(TALLEST * job.wide * ROW_BYTES)
+    shape, slots = build.pack(configuration()), build.scratch(2 * job.slot_bytes)
     place = build.scratch(window.block_bytes)
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
-        def item(number: Value) -> None:
-            blocks = f.extent(near.maps.blocks)
-            image, block = f.index(f.divide(number, blocks)), f.index(f.remainder(number, blocks))
-            there = f.minimum(TALLEST, f.index(f.extent(near.maps.positions)) - block * TALLEST)
-            left, slot = f.at(f.scratch, place), f.at(f.scratch, slots)
-            prepare_block(f, window, source, image, block * TALLEST, there, left)
-            f.loop(0, near.panels, lambda panel: _products(f, near, left, slot, (image, panel, block)))
+        blocks, panels = f.extent(near.maps.blocks), near.panels
+        left, slot = f.at(f.scratch, place), f.at(f.scratch, slots)
+
+        def products(number: Value) -> list[Value]:
+            item, panel = f.index(f.divide(number, panels)), f.index(f.remainder(number, panels))
+            image, block = f.index(f.divide(item, blocks)), f.index(f.remainder(item, blocks))
+
+            def fresh() -> None:
+                there = f.minimum(TALLEST, f.index(f.extent(near.maps.positions)) - block * TALLEST)
+                prepare_block(f, window, source, image, block * TALLEST, there, left)
+
+            f.when(f.compare("eq", panel, 0), fresh)
+            _products(f, near, left, (image, panel, block))
+            return [image, panel, block]
 
         configure(f, shape)
-        f.loop(begin, end, item)
+        _overlapped(f, near, begin * panels, end * panels, products, slot)
         release(f)
 
     build.phase(product((near.maps.batch, near.maps.blocks)), body)
 
 
-def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple[Value, Value, Value]) -> None:
-    """32 positions, prepared at `left`, by a panel; `place` is (image, panel, block)."""
+def _tops(maps: Maps) -> int:
+    """Tiles of rows of a block."""
+    return 1 if isinstance(maps.positions, int) and maps.positions <= ROWS else 2
+
+
+def _products(f: PhaseFunction, job: Job, left: Value, place: tuple[Value, Value, Value]) -> None:
+    """32 positions, prepared at `left`, by a panel, in registers; `place` is (image, panel, block)."""
     maps, (image, panel, block), taps = job.maps, place, len(job.maps.taps)
     right = f.at(f.pointer(job.packed), panel * job.panel_bytes)
     far = f.at(right, block * (job.share * maps.steps * taps) + job.panel_bytes)
-    tops = 1 if isinstance(maps.positions, int) and maps.positions <= ROWS else 2
+    tops = _tops(maps)
     fetch_residuals(f, job, (image, panel, block + 1))
-    begin(f, tops, job.wide, None)
+    if job.start is None:
+        begin(f, tops, job.wide, None)
+    else:
+        begin_alike(f, tops, job.wide, f.at(f.pointer(job.start), panel * (job.wide * ROW_BYTES)))
 
     def step(_: Value, *pointers: Value) -> list[Value]:
         read, weights, ahead = pointers
@@ -344,5 +377,3 @@ def _products(f: PhaseFunction, job: Job, left: Value, slot: Value, place: tuple
         return [moved, f.at(weights, taps * job.tap_bytes), f.at(ahead, taps * job.share)]
 
     f.loop(0, maps.steps, step, [left, right, far])
-    end(f, tops, job.wide, slot)
-    finish_block(f, job, (image, panel, block), slot)

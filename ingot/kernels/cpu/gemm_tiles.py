@@ -184,6 +184,13 @@ def begin(f: Function, tops: int, wide: int, slot: Value | None) -> None:
             _load(f, register, slot, place, wide * ROW_BYTES)
 
 
+def begin_alike(f: Function, tops: int, wide: int, row: Value) -> None:
+    """All rows of sums from one, [tile of columns][16]."""
+    for top in range(tops):
+        for j in range(wide):
+            _load(f, _SUMS[2 * top + j], row, j * ROW_BYTES, 0)
+
+
 def end(f: Function, tops: int, wide: int, slot: Value) -> None:
     """Sums to a slot: [row][tile of columns][16]."""
     for register, place in _places(tops, wide):

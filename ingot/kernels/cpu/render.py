@@ -17,6 +17,7 @@ from ingot.dtypes import numpy_dtype
 from ingot.ir.elementwise import FLOATS, NARROW_FLOATS
 from ingot.ir.expression import Expression, Input, Instruction, Literal, Operand, Result, dtypes_of
 from ingot.kernels.cpu import render_narrow
+from ingot.kernels.cpu.bounds import Known, of_dtype, ranges
 from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 
 MEMORY = {
@@ -46,6 +47,7 @@ class Site:
 
     instruction: Instruction
     dtypes: tuple[str, ...]
+    bounds: tuple[Known, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -61,6 +63,22 @@ class Site:
     def is_signed(self) -> bool:
         """Whether the first operand is a signed integer."""
         return self.dtypes[0].startswith("int")
+
+
+@dataclass(frozen=True)
+class Product:
+    """Of what a float is the product."""
+
+    a: Value
+    b: Value
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """A product with a scale. `apart` makes, if they are known, the same of the number before the zero point went off,
+    and what that makes."""
+
+    apart: Callable[[], tuple[Value, Value]] | None = None
 
 
 Renderer = Callable[..., Value]
@@ -98,18 +116,22 @@ def can_render(expression: Expression, operand_dtypes: Sequence[str]) -> bool:
 
 
 def render_expression(
-    f: Function, expression: Expression, operands: Sequence[Value], operand_dtypes: Sequence[str], lanes: int
-) -> Value:
-    """Code for the expression over register values of `lanes` lanes; the result is in its register form."""
+    f: Function, expression: Expression, operands: Sequence[Value], operand_dtypes: Sequence[str], lanes: int,
+    bounds: Sequence[Known] = (),
+) -> Value:  # fmt: skip
+    """Code for the expression over register values of `lanes` lanes; the result is in its register form. `bounds`: what
+    is known of the operands' values."""
     if not expression:
         return operands[0]
     table, results = renderers(), list[Value]()
-    for instruction, dtypes in zip(expression.instructions, dtypes_of(expression, operand_dtypes), strict=True):
+    known = ranges(expression, bounds or [of_dtype(dtype) for dtype in operand_dtypes])
+    types = dtypes_of(expression, operand_dtypes)
+    for instruction, dtypes, taken in zip(expression.instructions, types, known, strict=True):
         values = [
             _operand(f, operand, operands, results, dtype, lanes)
             for operand, dtype in zip(instruction.operands, dtypes, strict=True)
         ]
-        value = table[instruction.op](f, Site(instruction, dtypes), *values)
+        value = table[instruction.op](f, Site(instruction, dtypes, taken), *values)
         results.append(round_to(f, value, instruction.dtype))
     return results[-1]
 

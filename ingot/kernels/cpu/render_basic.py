@@ -5,7 +5,7 @@ from __future__ import annotations
 from ingot.ir.expression import Literal
 from ingot.kernels.cpu.llvm import Function, Value, bits_of, element_of, lanes_of, vector
 from ingot.kernels.cpu.math import at_least, at_most, magnitude
-from ingot.kernels.cpu.render import Site, render
+from ingot.kernels.cpu.render import Dequantized, Product, Site, render
 
 _COMPARE = {
     "Equal": ("oeq", "eq", "eq"), "Less": ("olt", "slt", "ult"), "LessOrEqual": ("ole", "sle", "ule"),
@@ -17,8 +17,18 @@ _ROUNDING = {"Floor": "llvm.floor", "Ceil": "llvm.ceil", "Round": "llvm.rint", "
 
 @render("Add")
 def add(f: Function, site: Site, a: Value, b: Value) -> Value:
-    """a + b; integers wrap. A dequantized operand's product and the sum may be rounded once."""
-    return f.binary("fadd contract", a, b) if site.is_float else a + b
+    """a + b; integers wrap. A dequantized operand's product and the sum may be rounded once; of two, the zero point of
+    one joins the product of the other."""
+    if not site.is_float:
+        return a + b
+    for one, other in ((a, b), (b, a)):
+        origin = f.origins.get(other.text)
+        if not isinstance(f.origins.get(one.text), Dequantized) or not isinstance(origin, Dequantized):
+            continue
+        if origin.apart is not None:
+            product, rest = origin.apart()
+            return f.binary("fadd contract", f.binary("fadd contract", one, rest), product)
+    return f.binary("fadd contract", a, b)
 
 
 @render("Sub")
@@ -30,7 +40,10 @@ def subtract(f: Function, site: Site, a: Value, b: Value) -> Value:
 @render("Mul")
 def multiply(f: Function, site: Site, a: Value, b: Value) -> Value:
     """a * b; integers wrap."""
-    return a * b
+    made = a * b
+    if site.is_float:
+        f.origins[made.text] = Product(a, b)
+    return made
 
 
 @render("Div")

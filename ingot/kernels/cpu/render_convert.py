@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ingot.ir.elementwise import FLOATS, INTEGERS, SATURATING
 from ingot.ir.expression import Literal, Operand
 from ingot.kernels.cpu.llvm import Function, Value, bits_of, element_of, lanes_of, vector
 from ingot.kernels.cpu.math import at_least, at_most
-from ingot.kernels.cpu.render import SUB_BYTE, Site, register_element, render
+from ingot.kernels.cpu.render import SUB_BYTE, Dequantized, Product, Site, register_element, render
 from ingot.kernels.cpu.render_narrow import FORMATS
 
 
@@ -89,12 +90,12 @@ def _saturated(f: Function, x: Value, site: Site) -> Value:
 
 @dataclass(frozen=True)
 class _Quantized:
-    """What a quantized number was before it became a byte: int32, capped above but not yet below, then on both sides;
-    and the zero point that is still to be added."""
+    """What a quantized number was before it became a byte. `word`: what saturation makes the byte of; `bounded`: the
+    integer without its zero point; `near` makes a float of it, where rounding can be by addition."""
 
-    capped: Value
+    word: Value
     bounded: Value
-    shift: Value
+    near: Callable[[], Value] | None
     zero: Operand
 
 
@@ -105,25 +106,61 @@ def quantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> Va
         return _saturated(f, f.binary("fdiv", *(_real(f, site, v, i) for i, v in enumerate((x, scale)))), site)
     exact = "double" if _wide(site) else "float"
     ratio = _ratio(f, site, *(f.cast("fpext", _real(f, site, v, i), exact) for i, v in enumerate((x, scale))))
-    integer = "i64" if exact == "double" else "i32"
+    integer, largest = "i64" if exact == "double" else "i32", _largest(site)
     shift = f.cast("sext" if is_signed(site.dtype) else "zext", zero, integer)
     low, high = (f.constant(shift.type, bound) - shift for bound in integer_range(site.dtype))
-    below = f.cast("sitofp", high, exact)
-    capped = f.select(f.compare("olt", below, ratio), below, ratio)
+    capped = ratio
+    if largest > _SAFE:
+        below = f.cast("sitofp", high, exact)
+        capped = f.select(f.compare("olt", below, ratio), below, ratio)
     rounded = f.intrinsic(_lrint(capped, integer), shift.type, capped)  # NaN and what is too low: the lowest integer
     raised = f.select(f.compare("sgt", rounded, low), rounded, low)
-    made = f.cast("trunc", raised + shift, element_of(zero.type))
-    f.origins[made.text] = _Quantized(rounded, raised, shift, site.instruction.operands[2])
+    bounded, word = raised, raised + shift
+    if largest <= _SAFE:
+        bounded, word = f.select(f.compare("slt", raised, high), raised, high), rounded + shift
+    elif _is_zero(site.instruction.operands[2]):
+        word = rounded
+    made = f.cast("trunc", bounded + shift, element_of(zero.type))
+    near = largest < _NEAR and exact == "float"
+    f.origins[made.text] = _Quantized(
+        word, bounded, partial(_rounded, f, x, ratio, low, high) if near else None, site.instruction.operands[2]
+    )
     return made
+
+
+_SAFE = 2.0**30  # ratios that certainly become 32-bit integers
+_NEAR = 2.0**21  # and those to which adding 1.5 * 2**23 rounds
+
+
+def _largest(site: Site) -> float:
+    """The largest magnitude that the ratio can have."""
+    known, scale = site.bounds[0], site.instruction.operands[1]
+    if known is None or not isinstance(scale, Literal) or not abs(scale.value) > 1e-30:
+        return float("inf")
+    return known.largest / abs(scale.value)
+
+
+def _is_zero(operand: Operand) -> bool:
+    return isinstance(operand, Literal) and operand.value == 0
+
+
+def _rounded(f: Function, x: Value, ratio: Value, low: Value, high: Value) -> Value:
+    """The ratio rounded, within integers low and high, as a float: one addition rounds, in which a product may take
+    part, one subtraction leaves the integer."""
+    middle = f.constant(ratio.type, 1.5 * 2**23)
+    origin = f.origins.get(x.text) if ratio.text == x.text else None
+    moved = f.fma(origin.a, origin.b, middle) if isinstance(origin, Product) else ratio + middle
+    ends = [f.cast("sitofp", end, "float") + middle for end in (low, high)]
+    return _clipped(f, moved, *ends) - middle
 
 
 def pack_bytes(f: Function, numbers: Sequence[Value], dtype: str) -> Value | None:
     """Four vectors of 16 bytes, just quantized, as one of 64; None where they were not. (AVX-512: saturation bounds
     them below, and each of four steps serves several vectors.)"""
     origins = [f.origins.get(number.text) for number in numbers]
-    if not all(isinstance(o, _Quantized) and o.capped.type == "<16 x i32>" for o in origins):
+    if not all(isinstance(o, _Quantized) and o.word.type == "<16 x i32>" for o in origins):
         return None
-    words = [_before_bytes(o) for o in origins if isinstance(o, _Quantized)]
+    words = [o.word for o in origins if isinstance(o, _Quantized)]
     pairs = [
         f.intrinsic("llvm.x86.avx512.packssdw.512", "<32 x i16>", a, b)
         for a, b in zip(words[::2], words[1::2], strict=True)
@@ -131,12 +168,6 @@ def pack_bytes(f: Function, numbers: Sequence[Value], dtype: str) -> Value | Non
     pack = "packsswb" if is_signed(dtype) else "packuswb"
     mixed = f.bitcast(f.intrinsic(f"llvm.x86.avx512.{pack}.512", "<64 x i8>", *pairs), "<16 x i32>")
     return f.shuffle(mixed, mixed, [4 * lane + vector for vector in range(4) for lane in range(4)])
-
-
-def _before_bytes(origin: _Quantized) -> Value:
-    """What saturation makes the byte of."""
-    plain = isinstance(origin.zero, Literal) and origin.zero.value == 0
-    return origin.capped if plain else origin.bounded + origin.shift
 
 
 def _ratio(f: Function, site: Site, x: Value, scale: Value) -> Value:
@@ -184,20 +215,36 @@ def dequantize(f: Function, site: Site, x: Value, scale: Value, zero: Value) -> 
     """(x - zero) scale, in float32"""
     source, element, origin = site.dtypes[0], register_element(site.dtype), f.origins.get(x.text)
     if isinstance(origin, _Quantized) and origin.zero == site.instruction.operands[2] and bits_of(x.type) == 8:
-        real = f.cast("sitofp", origin.bounded, "float" if "i32" in origin.bounded.type else "double")
+        if origin.near is not None:
+            real = origin.near()
+        else:
+            real = f.cast("sitofp", origin.bounded, "float" if "i32" in origin.bounded.type else "double")
         return _scaled(f, _matched(f, real, "float"), scale, element)
     if source in INTEGERS and bits_of(x.type) < 32:
         wide = [f.cast("sext" if is_signed(source) else "zext", v, "i32") for v in (x, zero)]
-        real = f.cast("sitofp", wide[0] - wide[1], "float")
-    else:
-        real = convert(f, x, source, "float32")
-        real = real - convert(f, zero, source, "float32") if site.dtypes[2] in INTEGERS else real
+        return _shifted(f, site, wide, scale, element)
+    real = convert(f, x, source, "float32")
+    real = real - convert(f, zero, source, "float32") if site.dtypes[2] in INTEGERS else real
     return _scaled(f, real, scale, element)
+
+
+def _shifted(f: Function, site: Site, wide: Sequence[Value], scale: Value, element: str) -> Value:
+    """The product of a short integer, and what it is made of where the zero point is known."""
+    made = _scaled(f, f.cast("sitofp", wide[0] - wide[1], "float"), scale, element)
+    known = [operand for operand in site.instruction.operands[1:] if isinstance(operand, Literal)]
+    if len(known) == 2 and known[1].value and element == "float":
+        rest = f.constant(made.type, -float(np.float32(known[1].value) * np.float32(known[0].value)))
+        f.origins[made.text] = Dequantized(
+            lambda: (_scaled(f, f.cast("sitofp", wide[0], "float"), scale, element), rest)
+        )
+    return made
 
 
 def _scaled(f: Function, real: Value, scale: Value, element: str) -> Value:
     """The product; a sum that it goes into may be rounded once with it."""
-    return _matched(f, f.binary("fmul contract", real, _matched(f, scale, "float")), element)
+    made = _matched(f, f.binary("fmul contract", real, _matched(f, scale, "float")), element)
+    f.origins[made.text] = Dequantized()
+    return made
 
 
 def _matched(f: Function, x: Value, element: str) -> Value:
