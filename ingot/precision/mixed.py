@@ -70,7 +70,7 @@ def prepare(model: Any, config: BuildConfig, request: Request, progress: Progres
     settled = constraints.settle(request.constraints, source, available, config.precision, notes.append)
     trials = Trials(lambda nodes: formats.apply(source, nodes, ranges) if nodes else source, config, judge, found)
     narrow = {n: settled.narrow.get(n, kinds[0]) for n, kinds in available.items() if n not in settled.wide}
-    return Bench(trials, proven, request, narrow, settled, tell, notes)
+    return Bench(trials, proven, request, tuple(available), narrow, settled, tell, notes)
 
 
 def without_overflow(model: Any, config: BuildConfig, request: Request) -> tuple[BuildConfig, list[str]]:
@@ -106,6 +106,7 @@ class Bench:
     trials: Trials
     proven: Sequence[Answer]
     request: Request
+    candidates: tuple[str, ...]
     narrow: Mapping[str, str]
     settled: Settled
     tell: Progress
@@ -187,7 +188,7 @@ class Bench:
             reference_microseconds=self.trials.microseconds(FLOAT32), chosen=dict(chosen.nodes),
             score=self.trials.score(chosen), microseconds=self.trials.microseconds(chosen),
             heldout=self.proof(chosen).shown, heldout_reference=self.proof(FLOAT32).shown,
-            layers=tuple(self._ranked), groups=tuple(self._groups), candidates=tuple(self.narrow),
+            layers=tuple(self._ranked), groups=tuple(self._groups), candidates=self.candidates,
             trials=tuple(self._trial(p, p in best) for p in points), notes=tuple(self.notes),
         )  # fmt: skip
 
