@@ -1,7 +1,6 @@
 """What cannot be right: one clear line, exit code 1, no traceback, nothing written. Models, engines, runs, disks."""
 
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -351,12 +350,18 @@ def test_a_device_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("/dev/null").is_char_device()
 
 
+LIMITED = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n" \
+    "del sys.argv[1]; runpy.run_module('ingot', run_name='__main__', alter_sys=True)"  # fmt: skip
+
+
 def limited(words: Sequence[str | Path], limit: int) -> subprocess.CompletedProcess[str]:
-    """`ingot …` where no file may grow beyond `limit` bytes: to it the disk is full."""
-    return subprocess.run(
-        [sys.executable, "-m", "ingot", *map(str, words)], capture_output=True, text=True, timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+    """`ingot …` where no file may grow beyond `limit` bytes: to it the disk is full.
+
+    The process limits itself: a preexec_fn would fork this one, which gRPC, if another test has started it, does not
+    survive.
+    """
+    command = [sys.executable, "-c", LIMITED, str(limit), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_a_full_disk(engine_file: Path, tmp_path: Path) -> None:
