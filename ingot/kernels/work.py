@@ -13,12 +13,16 @@ def bytes_of(node: Node) -> Extent:
     read = [port for port in node.inputs if port is not None]
     if node.op in _PICKING:
         read[0] = node.output
+    if node.op in _POOLED:
+        return product((_POOLED[node.op], node.outputs[-1].bytes))
     total: Extent = 0
     for port in (*read, *node.outputs):
         total = add(total, port.bytes)
     return total
 
 
+# Of a pool what the tokens are, not the pool: in terms of the queries' bytes, for a few hundred tokens of context.
+_POOLED = {"CacheUpdate": 4, "PagedAttention": 64}
 _PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 

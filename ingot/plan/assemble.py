@@ -10,6 +10,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.errors import BuildError
+from ingot.ir.ops_paged import STATEFUL
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node
@@ -252,9 +253,11 @@ class _Assembly:
             ref = item.inputs[index] if index < len(item.inputs) else None
             if ref is None or ref[0].root.constant is not None or self._last[_key(ref)] != position:
                 continue
-            storage = self._storage(ref)
-            if storage not in read and self.storages[storage].place == "arena" and self.storages[storage].bytes == size:
+            storage, places = self._storage(ref), ("input",) if item.node.op in STATEFUL else ("arena",)
+            if storage not in read and self.storages[storage].place in places and self.storages[storage].bytes == size:
                 return storage
+        if item.node.op in STATEFUL:
+            raise BuildError(f"{item.work.name} updates a state that others read as it was; this is a bug in Ingot")
         return None
 
     # -- segments --
