@@ -6,8 +6,12 @@ word. An engine that keeps the budget on the first alone is passed over for the 
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import onnx_ir
@@ -30,12 +34,13 @@ from ingot.precision.data import samples
 from ingot.precision.metric import Answer
 from ingot.precision.report import Proof, Report, Trial
 from ingot.precision.request import Request
-from ingot.precision.search import Point, Search, front, never_slower
+from ingot.precision.search import LADDER, Point, Search, front, never_slower
 from ingot.precision.sensitivity import Group, Sensitivity
 from ingot.precision.trials import FLOAT32, Choice, Trials
 
 Progress = Callable[[str, float], None]
 _DRAWN = 4
+_BLOCKING = 5
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def prepare(model: Any, config: BuildConfig, request: Request, progress: Progres
     shapes.infer(source)
     notes: list[str] = []
     found, proven = _samples(source, config, request, notes)
-    config, judge = _holding(source, config, found, notes), metric.load(request.metric)
+    config, judge = _holding(source, _remembering(config), found, notes), metric.load(request.metric)
     ranges = _ranges(source, found, request, tell)
     notes.extend(ranges.warnings if ranges is not None else ())
     available = dict.fromkeys(formats.quantizable(source), request.formats) if request.formats else {}
@@ -88,6 +93,15 @@ def _holding(source: onnx_ir.Model, config: BuildConfig, found: Sequence[Answer]
     beyond = overflow.find(source, overflow.observe(source, found))
     notes.extend(map(str, beyond))
     return replace(config, overflows={**config.overflows, **overflow.kept(beyond)})
+
+
+def _remembering(config: BuildConfig) -> BuildConfig:
+    """Dozens of engines share most of their kernels: each is timed once. The file goes when this process does."""
+    if config.timing_cache is not None:
+        return config
+    folder = Path(tempfile.mkdtemp(prefix="ingot-precision-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return replace(config, timing_cache=folder / "times")
 
 
 def _silent(stage: str, share: float) -> None:
@@ -125,7 +139,7 @@ class Bench:
         ranked = self.ranked(budget)
         search = Search(
             lambda choice: self.judged(choice, budget), self.trials.microseconds, self.tell, self.settled.narrow,
-            self.rest,
+            self.rest, (1.0, 0.5) if budget is UNLIMITED else LADDER,
         )  # fmt: skip
         points = search.run(ranked)
         chosen = self._proven(points, budget)
@@ -144,7 +158,8 @@ class Bench:
         free = {n: kind for n, kind in self.narrow.items() if n not in self.settled.narrow}
         if budget is UNLIMITED and not self._ranked:
             saved = sensitivity.gains(self.trials, free, self.rest) if free else {}
-            return [Sensitivity(node, free[node], 0.0, gain) for node, gain in saved.items()]
+            ranked = [Sensitivity(node, free[node], 0.0, gain) for node, gain in saved.items()]
+            return sorted(ranked, key=lambda s: -s.gain)
         if not self._ranked and free:
             self._ranked.extend(sensitivity.layers(self.trials, free, self.rest, self.tell))
             self._groups.extend(sensitivity.groups(self.trials, self._ranked, self.rest))
@@ -189,8 +204,29 @@ class Bench:
             score=self.trials.score(chosen), microseconds=self.trials.microseconds(chosen),
             heldout=self.proof(chosen).shown, heldout_reference=self.proof(FLOAT32).shown,
             layers=tuple(self._ranked), groups=tuple(self._groups), candidates=self.candidates,
-            trials=tuple(self._trial(p, p in best) for p in points), notes=tuple(self.notes),
+            trials=tuple(self._trial(p, p in best) for p in points),
+            notes=(*self.notes, *self._passed_over(chosen, points), *self._unmet(chosen, points, budget)),
         )  # fmt: skip
+
+    def _passed_over(self, chosen: Choice, points: Sequence[Point]) -> list[str]:
+        """How often the held-out half was asked in vain: the more often, the less its answer proves."""
+        count = [point.choice for point in never_slower(points)].index(chosen)
+        said = f"{count} faster choices kept the budget on the samples of the search but not on the held-out ones"
+        return [said] if count else []
+
+    def _unmet(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> list[str]:
+        """Why nothing is narrow: the best that could be had, and the layers in the way."""
+        narrow = [p for p in points if p.choice.nodes]
+        if chosen.nodes or budget is UNLIMITED or not narrow:
+            return []
+        best = max(narrow, key=lambda p: p.score - p.margin)
+        noisy = sorted(self._ranked, key=lambda s: -s.noise)[:_BLOCKING]
+        slower = "" if not best.within else ", but it is no faster or fails on the held-out samples"
+        return [
+            f"no narrow choice keeps the budget {budget.text}: the best has {len(best.choice.nodes)} narrow layers and "
+            f"scores {best.score:.6g} ± {best.margin:.2g}, float32 {self.trials.score(FLOAT32):.6g}{slower}; most "
+            f"of the noise is that of {', '.join(s.node for s in noisy)}"
+        ]
 
     def _trial(self, point: Point, best: bool) -> Trial:
         proof = self._proofs.get(point.choice)
