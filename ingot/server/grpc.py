@@ -72,7 +72,7 @@ class GrpcApi:
     async def infer(self, asked: Any, context: Any) -> Any:
         """ModelInfer."""
         try:
-            self.check("inference", context)
+            self.admit("inference", context)
             request = self._decoded(asked, context)
             outcome = await self._outcome(request)
             if isinstance(outcome, ServerError):
@@ -163,17 +163,21 @@ class GrpcApi:
     async def _admitted(self, group: str, context: Any) -> None:
         """End the call unless it carries a key of the group."""
         try:
-            self.check(group, context)
+            self.admit(group, context)
         except ServerError as error:
             await _abort(context, error)
 
-    def check(self, group: str, context: Any) -> None:
-        """UNAUTHORIZED unless the group's keys, if it has any, allow this call."""
+    def admit(self, group: str, context: Any) -> None:
+        """Echo x-request-id; UNAUTHORIZED unless the group's keys, if it has any, allow this call."""
+        metadata = context.invocation_metadata()
+        identity = next((value for name, value in metadata if name == "x-request-id"), "")
+        if identity:
+            context.set_trailing_metadata((("x-request-id", identity),))
         if group in self.access.keys:
             try:
-                self.access.check_grpc(group, context.invocation_metadata())
+                self.access.check_grpc(group, metadata)
             except ServerError as error:
-                self.service.refused("grpc", "", context.peer(), error)
+                self.service.refused("grpc", identity, context.peer(), error)
                 raise
 
     async def slow(self, call: Call, asked: Any) -> Any:
@@ -343,7 +347,7 @@ def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awai
 
     async def call(asked: Any, context: Any) -> Any:
         try:
-            api.check(group, context)
+            api.admit(group, context)
             if isinstance(asked, ServerError):
                 raise asked
             fields = quick(api, asked) if quick else await api.slow(slow or CALLS[name], asked)

@@ -93,7 +93,7 @@ class Service:
         sampled = self.tracer.sampled(request.model, parent)
         if sampled is None and not self.log_requests:
             return request
-        identity = request.id or identity or os.urandom(8).hex()
+        identity = identity or request.id or os.urandom(8).hex()
         return replace(request, origin=Origin(protocol, identity, *(sampled or ())))
 
     def refused(self, protocol: str, identity: str, target: str, error: Exception) -> None:
