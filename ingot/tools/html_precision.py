@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ingot.precision.report import SUFFIX, as_text
+from ingot.precision.report import SUFFIX, summary
 from ingot.tools.html_style import Point, line_svg
 
 Report = Mapping[str, Any]
@@ -35,7 +35,7 @@ def section(report: Report | None) -> str:
         return ""
     if "trials" not in report:
         return f"<h2>Precision</h2>{_lasting(report)}"
-    lines = "".join(f"<p>{escape(line)}</p>" for line in as_text(report)[:2])
+    lines = "".join(f"<p>{escape(line)}</p>" for line in summary(report))
     notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
     return f"<h2>Precision</h2>{lines}<ul>{notes}</ul>{_front(report)}{_layers(report)}{_groups(report)}"
 
