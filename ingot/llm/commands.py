@@ -14,7 +14,8 @@ COMMANDS = {
 
 def main(words: Sequence[str]) -> int:
     """Run one command."""
-    parser = argparse.ArgumentParser("ingot llm", description="language models: build, run, serve")
+    parser = argparse.ArgumentParser("ingot llm", description="language models: build, run, serve",
+                                     epilog=f"example: {COMMANDS['build'][2]}")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary, example) in COMMANDS.items():
         own = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
