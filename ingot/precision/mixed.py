@@ -75,7 +75,7 @@ def prepare(model: Any, config: BuildConfig, request: Request, progress: Progres
     settled = constraints.settle(request.constraints, source, available, config.precision, notes.append)
     trials = Trials(lambda nodes: formats.apply(source, nodes, ranges) if nodes else source, config, judge, found)
     narrow = {n: settled.narrow.get(n, kinds[0]) for n, kinds in available.items() if n not in settled.wide}
-    return Bench(trials, proven, request, tuple(available), narrow, settled, tell, notes)
+    return Bench(trials, proven, request, tuple(available), narrow, settled, tell, notes, ranges, _reads(source))
 
 
 def without_overflow(model: Any, config: BuildConfig, request: Request) -> tuple[BuildConfig, list[str]]:
@@ -104,6 +104,12 @@ def _remembering(config: BuildConfig) -> BuildConfig:
     return replace(config, timing_cache=folder / "times")
 
 
+def _reads(source: onnx_ir.Model) -> dict[str, str]:
+    """The tensor that each node multiplies with its weights."""
+    nodes = onnx_ir.traversal.RecursiveGraphIterator(source.graph)
+    return {n.name or "": (n.inputs[0].name or "") for n in nodes if n.inputs and n.inputs[0] is not None}
+
+
 def _silent(stage: str, share: float) -> None:
     """Nobody listens."""
 
@@ -125,6 +131,8 @@ class Bench:
     settled: Settled
     tell: Progress
     notes: list[str]
+    ranges: Ranges | None
+    reads: Mapping[str, str]
     _ranked: list[Sensitivity] = field(default_factory=list)
     _groups: list[Group] = field(default_factory=list)
     _proofs: dict[Choice, Proof] = field(default_factory=dict)
