@@ -129,3 +129,16 @@ class Refused(InputError):
 
 class Overloaded(Refused):
     """A request that is not taken now: too many wait."""
+
+
+def check(request: Request, vocabulary: int, longest: int) -> None:
+    """Refused unless the prompt is one, leaves room for an answer, and names tokens that there are."""
+    tokens, asked = request.tokens, request.sampling
+    if not tokens:
+        raise Refused("the prompt is empty")
+    if len(tokens) >= longest:
+        raise Refused(f"the prompt has {len(tokens)} tokens; the window holds {longest}, one of the answer among them")
+    named = (*tokens, *asked.logit_bias, *asked.stop_tokens)
+    wrong = next((token for token in named if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise Refused(f"token {wrong} is none of this model: they are 0 to {vocabulary - 1}")

@@ -136,6 +136,15 @@ class Scheduler:
         self.running.append(child)
         return child
 
+    def reserve(self, sequence: Tokens, drafts: int) -> int:
+        """Blocks for so many drafts, as far as free ones suffice; returns how many drafts have a place."""
+        size, first = self.pool.size, sequence.computed // self.pool.size
+        if first < len(sequence.blocks) and self.pool.shared(sequence.blocks[first]):
+            return 0  # it is copied by the next step, not before
+        fresh = -(-(len(sequence.tokens) + drafts) // size) - len(sequence.blocks)
+        sequence.blocks += [self.pool.allocate() for _ in range(min(fresh, self.pool.free))]
+        return max(min(drafts, len(sequence.blocks) * size - len(sequence.tokens)), 0)
+
     def end(self, sequence: Tokens) -> None:
         """It wants no more, wherever it is; idempotent."""
         if sequence.place is Place.RUNNING:
@@ -343,5 +352,6 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
 
 
 def _tokens_of(share: Share) -> list[int]:
-    end = share.start + share.count - share.drafts
-    return share.sequence.tokens[share.start : end] + share.sequence.draft[: share.drafts]
+    tokens, end = share.sequence.tokens, share.start + share.count
+    drafts = share.sequence.draft[max(share.start - len(tokens), 0) : max(end - len(tokens), 0)]
+    return tokens[share.start : end] + drafts

@@ -16,17 +16,19 @@ from ingot.llm.batch import Batch, Floats
 @dataclass
 class FakeRunner:
     """`memory`: of how many last tokens the logits are a function (None: of all). `broken`: tokens that make a step
-    raise; `poisoned`: tokens after which logits are NaN."""
+    raise; `poisoned`: tokens after which logits are NaN; `drafting`: two sequences may write one token to one slot."""
 
     vocabulary: int = 50
     block_size: int = 4
     blocks: int = 64
     token_budget: int = 64
     sequence_budget: int = 16
+    context: int = 128
     eos: frozenset[int] = frozenset()
     memory: int | None = None
     broken: frozenset[int] = frozenset()
     poisoned: frozenset[int] = frozenset()
+    drafting: bool = False
     steps: int = 0
     closed: bool = False
     shapes: list[tuple[int, int]] = field(default_factory=list)
@@ -54,7 +56,9 @@ class FakeRunner:
         self.steps += 1
         tokens, sequences = len(batch.token_ids), len(batch.lengths)
         assert 0 < tokens <= self.token_budget and sequences <= self.sequence_budget
-        assert len(set(batch.slots.tolist())) == tokens, "two tokens in one slot"
+        written = set(zip(batch.slots.tolist(), batch.token_ids.tolist(), batch.positions.tolist(), strict=True))
+        assert len(set(batch.slots.tolist())) == len(written), "two tokens in one slot"
+        assert self.drafting or len(written) == tokens, "one token twice"
         self.shapes.append((tokens, sequences))
         self.kept_tokens[batch.slots], self.kept_positions[batch.slots] = batch.token_ids, batch.positions
         if self.broken & set(batch.token_ids.tolist()):
@@ -78,3 +82,51 @@ class FakeRunner:
 
     def close(self) -> None:
         self.closed = True
+
+
+# -- text and engines -------------------------------------------------------------------------------------------------
+END = 256  # the token after those of the 256 bytes
+VOCABULARY = 257
+
+
+def byte_tokenizer() -> dict[str, bytes]:
+    """tokenizer.json of a tokenizer whose tokens are bytes, and one that ends."""
+    import tokenizers
+
+    letters = _byte_letters()
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={letter: byte for byte, letter in letters.items()} | {"<end>": END}, merges=[])
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    return {"tokenizer.json": tokenizer.to_str().encode()}
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's letters of bytes: those that can be printed stand for themselves."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
+@dataclass
+class Writer(FakeRunner):
+    """A runner that continues every text with `song`, byte by byte, whatever was asked; then it ends."""
+
+    vocabulary: int = VOCABULARY
+    eos: frozenset[int] = frozenset({END})
+    song: bytes = b"la la la, and so on."
+    blocks: int = 256
+    context: int = 512
+    prompt_end: int = ord("\n")
+
+    def logits_of(self, context: Any) -> Floats:
+        tokens = [int(token) for token in context]
+        if self.poisoned & set(tokens):
+            return np.full(self.vocabulary, np.nan, np.float32)
+        begun = len(tokens) - 1 - tokens[::-1].index(self.prompt_end) if self.prompt_end in tokens else len(tokens) - 1
+        written = len(tokens) - 1 - begun
+        logits = (np.random.default_rng(len(tokens)).standard_normal(self.vocabulary)).astype(np.float32)
+        logits[self.song[written] if written < len(self.song) else END] = 20.0
+        return logits
