@@ -1,6 +1,6 @@
 """Tables of the documents, written from benchmarks/results/*.json, so that no figure there is typed by hand.
 
-python -m benchmarks.table          rewrites the parts of README.md, docs/cpu.md and docs/precision.md between their markers
+python -m benchmarks.table          rewrites README.md, docs/cpu.md and docs/precision.md between their markers
 """
 
 import json
@@ -121,7 +121,8 @@ def budget_table(results: Path) -> Iterator[str]:
         yield f"| {row['budget']} | {layers} | {lost} | {row['milliseconds']:.2f} | {row['speedup']:.2f}x |"
     yield ""
     yield f"`python -m benchmarks.precision_budget`, on {describe_machine(measured['machine'])}"
-    yield f"{measured['rows'][0]['images']:,} images of CIFAR-10 proved it; paired runs (load {measured['machine']['load']})."
+    load = measured["machine"]["load"]
+    yield f"{measured['rows'][0]['images']:,} images of CIFAR-10 proved it; paired runs (load {load})."
 
 
 Table = Callable[[Path], Iterator[str]]
