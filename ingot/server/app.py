@@ -123,7 +123,7 @@ class Server:
             return load_ensemble(config, version, folder, self.repository.find, self.service.submit)
         limit_queue(config, self.options.queue_size)
         if has_python_backend(config):
-            loaded = load_python_model(config, version, folder)
+            loaded = load_python_model(config, version, folder, self.service.submit)
         else:
             loaded = self._engine_model(config, version, folder)
         if config.response_cache.enable and self.cache.capacity:
