@@ -95,7 +95,9 @@ class Writer:
         """The only output of a new node."""
         return self.add(op, inputs, name, **attributes).outputs[0]
 
-    def linear(self, x: ir.Value, matrix: Matrix, name: str, epilogue: Epilogue | None = None) -> ir.Value:
+    def linear(
+        self, x: ir.Value, matrix: Matrix, name: str, epilogue: Epilogue | None = None, head: bool = False
+    ) -> ir.Value:
         """x @ matrix with its bias, then the epilogue's instructions."""
         whole = Epilogue()
         if matrix.biases:
@@ -103,7 +105,7 @@ class Writer:
             whole.then("Add", whole.operand(self.constant(bias, f"{name}.bias")))
         if epilogue is not None:
             whole = _after(whole, epilogue)
-        op, weights, attributes = self.format.linear(matrix)
+        op, weights, attributes = self.format.linear(matrix, head)
         operands = [None if w is None else self.constant(w, f"{name}.{part}") for part, w in weights.items()]
         return self.value(op, [x, *operands, *whole.extras], name, **attributes, epilogue=whole.text)
 
@@ -158,7 +160,7 @@ def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
     picked = writer.value("Gather", [stream, step.rows], "picked", axis=0)
     ending = Epilogue()
     ending.cap(decoder.final_softcap)
-    logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending)
+    logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending, head=True)
     graph.outputs.append(logits)
     return ir.Model(graph, ir_version=10)
 
@@ -188,7 +190,7 @@ def _inputs(writer: Writer) -> Step:
 
 def _embedded(writer: Writer, step: Step) -> ir.Value:
     decoder = writer.decoder
-    table = writer.format.table(decoder.embedding)
+    table = writer.format.rows(decoder.embedding)
     operands = [writer.value("Gather", [writer.constant(table, "embedding"), step.token_ids], "embedded", axis=0)]
     chain = Epilogue()
     if table.dtype != np.float32:

@@ -49,10 +49,14 @@ class Code:
         return alike[-1][0]
 
     def weight_bytes(self) -> Array:
-        """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each."""
+        """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each. Called once."""
         section = aligned_bytes(self.size)
         offset = 0
-        for data in self.weights:
+        self._offsets.clear()
+        waiting = self.weights[::-1]
+        self.weights.clear()
+        while waiting:  # each is let go when it has been copied: a model is not in memory twice
+            data = waiting.pop()
             section[offset : offset + data.size] = data
             offset = align(offset + data.nbytes + 64)
         return section
@@ -317,12 +321,15 @@ class _Assembly:
         build = item.build
         assert build is not None and self.code.backend is not None
         temporaries = [self._new_storage(Storage("arena", t, 0, position, position)) for t in build.temporaries]
+        whole_run = 0, len(self.items)  # nothing else lies where a step counts, from run to run
+        counters = [self._new_storage(Storage("arena", t, 0, *whole_run)) for t in build.counters]
         constants = [self._weight(c) for c in build.constants]
         places: dict[str, Callable[[int], int]] = {
             "input": lambda i: self._storage(_present(item.inputs[i])),
             "output": lambda i: self._storage(item.outputs[i]),
             "constant": lambda i: constants[i],
             "temporary": lambda i: temporaries[i],
+            "counter": lambda i: counters[i],
         }
 
         def storage(handle: Handle) -> int:
