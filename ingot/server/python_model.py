@@ -15,12 +15,13 @@ import numpy as np
 from ingot.server import logs
 from ingot.server.batcher import Batcher
 from ingot.server.builder import sha256
-from ingot.server.config import Config, enum_name, instance_count, read_override, rules_of
+from ingot.server.config import Config, enum_name, read_override, rules_of
 from ingot.server.conversations import Conversation, Submit
 from ingot.server.drivers import Threads
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
 from ingot.server.model import EngineModel, warm_up
+from ingot.server.placement import NO_POLICIES, Policies, places_of
 from ingot.server.ports import Dims, Feeds, PartlyRefused, Port, Ports, answer, ports_of
 from ingot.server.python_worker import ANSWERS, FACTS, tensor_name
 from ingot.server.request import BY_NUMPY, Array, Code, Outcome, Request, ServerError, Tensor, invalid
@@ -130,7 +131,9 @@ def _code(name: str) -> Code:
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
-def load_python_model(config: Config, version: int, folder: Path, submit: Submit) -> EngineModel:
+def load_python_model(
+    config: Config, version: int, folder: Path, submit: Submit, policies: Policies = NO_POLICIES
+) -> EngineModel:
     """A version made ready: configuration completed by the model, a process for each instance, warm-up.
 
     `submit` asks other models of this server.
@@ -142,8 +145,8 @@ def load_python_model(config: Config, version: int, folder: Path, submit: Submit
     workers: list[Worker] = []
     instances: list[Instance] = []
     try:
-        for number in range(instance_count(config)):
-            workers.append(Worker(config.name, _command(config, file, version, number), _STARTING_SECONDS))
+        for number, place in enumerate(places_of(config, ["cpu"], policies)):
+            workers.append(Worker(config.name, _command(config, file, version, number), _STARTING_SECONDS, place))
             instances.append(ProcessInstance(workers[-1]))
             warm_up(config, ports, _Alone(ports, partial(execute, instances[-1])), folder)
     except BaseException:

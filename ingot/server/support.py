@@ -43,7 +43,6 @@ IGNORED: tuple[Rule, ...] = (
     (lambda c: c.cc_model_filenames, "cc_model_filenames (an engine holds variants of its own)"),
     (lambda c: any(g.HasField("rate_limiter") for g in c.instance_group), "rate_limiter"),
     (lambda c: any(g.profile for g in c.instance_group), "instance_group.profile (profiles are chosen by shape)"),
-    (lambda c: any(g.host_policy for g in c.instance_group), "instance_group.host_policy"),
     (lambda c: c.ensemble_scheduling.max_inflight_requests, "ensemble_scheduling.max_inflight_requests"),
     (lambda c: c.model_metrics.metric_control, "model_metrics"),
     (lambda c: any(s.use_growable_memory or s.use_same_buffer_for_input_output for s in c.sequence_batching.state),

@@ -23,9 +23,11 @@ from ingot.engine import Engine
 from ingot.errors import IngotError
 from ingot.server.arena import Arena
 from ingot.server.instances import Instance, SessionInstance
+from ingot.server.placement import Place
 from ingot.server.request import Array, Code, ServerError
 
 log = logging.getLogger("ingot.server")
+ANYWHERE = Place("cpu")
 LONGEST_MESSAGE = 1 << 17  # bytes of a message: names and shapes, never tensors
 
 
@@ -41,9 +43,9 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0, visible: str = ""
+        self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0, place: Place = ANYWHERE
     ) -> None:
-        self.name, self.generation, self.restarts, self._visible = name, 0, 0, visible
+        self.name, self.generation, self.restarts, self._place = name, 0, 0, place
         self._arguments, self._starting_seconds = arguments, starting_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -68,7 +70,7 @@ class Worker:
 
     def _start(self) -> None:
         self._end()
-        self._process, self._control = spawned(self._arguments, self._visible)
+        self._process, self._control = spawned(self._arguments, self._place)
         self.restarts += self.generation > 0
         self.generation += 1
         self._control.settimeout(self._starting_seconds)
@@ -99,21 +101,23 @@ class Worker:
             self._end()
 
 
-def spawned(arguments: Sequence[str], visible: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A Python process of a module and words, and the line that controls it; `visible`: the one GPU it sees."""
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": visible} if visible else None
+def spawned(arguments: Sequence[str], place: Place = ANYWHERE) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A Python process of a module and words, and the line that controls it; it sees one GPU, has its cores."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": place.visible} if place.visible else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", *arguments, str(theirs.fileno())]
         process = subprocess.Popen(  # a session of its own: Ctrl-C is for the front, which drains first
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=variables
         )
+    if place.cores:  # long before it has other threads
+        os.sched_setaffinity(process.pid, place.cores)
     return process, ours
 
 
-def engine_worker(name: str, engine: Path, device: str, threads: int | None, visible: str = "") -> Worker:
+def engine_worker(name: str, engine: Path, place: Place, threads: int | None) -> Worker:
     """The process of an engine."""
-    return Worker(name, ["ingot.server.worker", str(engine), device, str(threads or 0)], visible=visible)
+    return Worker(name, ["ingot.server.worker", str(engine), place.device, str(threads or 0)], place=place)
 
 
 Results = Mapping[str, Array] | ServerError

@@ -31,7 +31,6 @@ UNNOTICED = {
     'cc_model_filenames { key: "7.5" value: "x.plan" }': "cc_model_filenames",
     "instance_group { rate_limiter { priority: 1 } }": "rate_limiter",
     'instance_group { profile: "1" }': "profile",
-    'instance_group { host_policy: "x" }': "host_policy",
     "ensemble_scheduling { max_inflight_requests: 3 }": "max_inflight_requests",
     'model_metrics { metric_control { metric_identifier { family: "x" } } }': "model_metrics",
     "sequence_batching { state { use_growable_memory: true } }": "memory of sequence states",
