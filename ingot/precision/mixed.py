@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 
 from ingot.compiler import input_specs, typical_symbols
 from ingot.config import BuildConfig
 from ingot.engine import Engine
-from ingot.errors import BuildError
+from ingot.errors import BuildError, ConfigError
 from ingot.evidence import index_limits, make_inputs
 from ingot.importers import onnx as importer
 from ingot.ir import shapes
@@ -265,10 +266,22 @@ def _samples(
     else:
         found = samples(request.data, specs, request.preprocess)
     every = list(found)
+    _check_indices(every, index_limits(source))
     if len(every) < 2:
         notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")
         return every, every
     return every[::2], every[1::2]
+
+
+def _check_indices(found: Sequence[Answer], limits: Mapping[str, int]) -> None:
+    """Whole numbers that rows are looked up by have to be places of rows."""
+    for position, sample in enumerate(found):
+        for name, rows in limits.items():
+            low, high = int(np.min(sample[name], initial=0)), int(np.max(sample[name], initial=0))
+            if low < -rows or high >= rows:
+                wrong = high if high >= rows else low
+                raise ConfigError(f"sample {position}: input {name!r} holds {wrong}, the model looks up one of {rows} "
+                                  "rows by it: these samples are another model's")  # fmt: skip
 
 
 def _drawn(source: onnx_ir.Model, specs: Sequence[TensorSpec], config: BuildConfig) -> list[dict[str, Any]]:
