@@ -3,8 +3,7 @@
     python -m benchmarks.precision_overflow [--json benchmarks/results/precision_overflow.json]
 
 A product, a norm written out as exporters do, a product; inputs twice and a hundred times the usual. Both float16 forms
-are computed by the numpy meaning of their operators, so no GPU is needed: what matters is where float16 is. Exits 1 if a
-row fails.
+are computed by the numpy meaning of their operators, so no GPU is needed. Exits 1 if a row fails.
 """
 
 import argparse
