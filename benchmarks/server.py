@@ -25,6 +25,7 @@ from benchmarks import server_hosts as hosts
 from benchmarks.models import example_inputs
 from benchmarks.server_fronts import processor_seconds
 from benchmarks.server_grpc import bare_engine, grpc_calls
+from benchmarks.server_grpc_fronts import OURS, front
 from benchmarks.server_load import Load, Offered, closed_loop, open_loop
 from benchmarks.server_repository import Models, made_models
 from benchmarks.timing import machine
@@ -190,14 +191,15 @@ def beside_peers(rows: Mapping[str, Row], findings: Findings) -> None:
 
 
 def grpc(models: Models, pace: Pace, findings: Findings) -> None:
-    """The median of one gRPC call after the other, less the engine alone."""
-    inputs = example_inputs("mnist")
-    with hosts.ingot_server("inside", models.repository("mnist")) as host:
-        rows = {label: Row("MNIST, one caller", label, 1) for label in ("engine alone", "gRPC")}
+    """The median of one gRPC call after the other, less the engine alone; beside an echo through grpcio."""
+    inputs, labels = example_inputs("mnist"), ("engine alone", "gRPC", "gRPC, an echo")
+    with hosts.ingot_server("inside", models.repository("mnist")) as host, front(OURS, None) as echo:
+        rows = {label: Row("MNIST, one caller", label, 1) for label in labels}
         for _ in range(pace.rounds):
             rows["engine alone"].runs.append(bare_engine(models.engine("mnist"), inputs, pace.seconds / 4))
             with host.awake():
                 rows["gRPC"].runs.append(grpc_calls(host.ports["grpc"], inputs, pace.seconds))
+            rows["gRPC, an echo"].runs.append(grpc_calls(echo, inputs, pace.seconds))
     findings.rows.extend(rows.values())
     for row in rows.values():
         print(describe(row), flush=True)

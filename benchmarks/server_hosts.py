@@ -1,6 +1,7 @@
 """Servers under measurement: ours, a raw ASGI application, MLServer and LitServe; all started, one awake at a time."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -141,17 +142,32 @@ def ingot_server(name: str, repository: Path, *flags: str, threads: int = 1, pro
 
 # -- peers ------------------------------------------------------------------------------------------------------------
 def peers_python() -> Path | None:
-    """An interpreter that has the peers (build/server-peers, made on first use); None, with a line why, if it fails."""
-    python, complete = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "complete"
-    if not complete.exists():
-        venv.create(ENVIRONMENT, with_pip=True)
-        requirements = Path(__file__).parent / "server-peers.txt"
-        words = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
-        made = subprocess.run(words, capture_output=True, text=True)
-        if made.returncode:
-            print(f"the peers cannot be installed, their claims are not measured: {made.stderr.strip()[-300:]}")
-            return None
-        complete.touch()
+    """An interpreter that has the peers; None, with a line why, if it cannot be had."""
+    try:
+        return environment(ENVIRONMENT, Path(__file__).parent / "server-peers.txt")
+    except OSError as error:
+        print(f"the peers cannot be installed, their claims are not measured: {error}")
+        return None
+
+
+def client_python() -> Path:
+    """An interpreter that has tritonclient, the one of the tests."""
+    return environment(ROOT / "build" / "triton-client", ROOT / "tests" / "server" / "client-requirements.txt")
+
+
+def environment(folder: Path, requirements: Path) -> Path:
+    """The interpreter of a virtual environment, made on first use; begun again if that was broken off."""
+    python, complete = folder / "bin" / "python", folder / "complete"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making it
+        if not complete.exists():
+            venv.create(folder, with_pip=True, clear=True)
+            words = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
+            made = subprocess.run(words, capture_output=True, text=True)
+            if made.returncode:
+                raise OSError(f"pip install -r {requirements.name}: {made.stderr.strip()[-300:]}")
+            complete.touch()
     return python
 
 

@@ -1,6 +1,6 @@
 """Tables of the documents, written from benchmarks/results/*.json, so that no figure there is typed by hand.
 
-python -m benchmarks.table          rewrites the parts of README.md and docs/cpu.md between their markers
+python -m benchmarks.table          rewrites README.md, docs/cpu.md and docs/precision.md between their markers
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.timing import RESULTS
 
 ROOT = Path(__file__).parent.parent
-README, CPU = ROOT / "README.md", ROOT / "docs" / "cpu.md"
+README, CPU, PRECISION = ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "precision.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
@@ -106,8 +106,27 @@ def roofline_table(results: Path) -> Iterator[str]:
         yield from roofline_rows(name, figures)
 
 
+def budget_table(results: Path) -> Iterator[str]:
+    """What each budget bought."""
+    path = results / "precision_budget.json"
+    if not path.exists():
+        yield "Nothing measured yet: `./scripts/bench precision_budget FOLDER --json …/precision_budget.json`."
+        return
+    measured = json.loads(path.read_text())
+    titles = ("ResNet-56, budget", "layers in int8", "points lost, held out", "ms, 32 images", "of float32's speed")
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for row in measured["rows"]:
+        layers, lost = f"{row['narrow']} of {row['layers']}", f"{row['points_lost']:+.2f}"
+        yield f"| {row['budget']} | {layers} | {lost} | {row['milliseconds']:.2f} | {row['speedup']:.2f}x |"
+    yield ""
+    yield f"`python -m benchmarks.precision_budget`, on {describe_machine(measured['machine'])}"
+    load = measured["machine"]["load"]
+    yield f"{measured['rows'][0]['images']:,} images of CIFAR-10 proved it; paired runs (load {load})."
+
+
 Table = Callable[[Path], Iterator[str]]
-TABLES: Mapping[Path, Table] = {README: latency_table, CPU: roofline_table}
+TABLES: Mapping[Path, Table] = {README: latency_table, CPU: roofline_table, PRECISION: budget_table}
 
 
 def rewritten(page: str, results: Path = RESULTS, table: Table = latency_table) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ingot.config import BuildConfig, Profile
     from ingot.engine import Engine
     from ingot.errors import IngotError
+    from ingot.llm.api import LLM
     from ingot.plan.plan import TensorSpec
     from ingot.plugins import plugin
     from ingot.runtime.profiler import StepTime
@@ -23,13 +24,16 @@ _HOMES = {
     "Profile": "ingot.config",
     "Engine": "ingot.engine",
     "IngotError": "ingot.errors",
+    "LLM": "ingot.llm.api",
     "TensorSpec": "ingot.plan.plan",
     "plugin": "ingot.plugins",
     "StepTime": "ingot.runtime.profiler",
     "Session": "ingot.runtime.session",
 }
 
-__all__ = ["BuildConfig", "Engine", "IngotError", "Profile", "Session", "StepTime", "TensorSpec", "build", "plugin"]
+__all__ = [
+    "LLM", "BuildConfig", "Engine", "IngotError", "Profile", "Session", "StepTime", "TensorSpec", "build", "plugin",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -64,6 +64,7 @@ VERBS = {
     ),
     "doctor": Verb("ingot.server.doctor", "what would stop a server here", "ingot doctor models/"),
     "serve": Verb("ingot.server.app", "serve a model repository to Triton's clients", "ingot serve models/"),
+    "llm": Verb("ingot.llm.commands", "language models: build, run, serve", "ingot llm build FOLDER -o model.engine"),
     "release": Verb("ingot.release.commands", "roll versions out, and back", "ingot release apply rollout.yaml"),
 }  # fmt: skip
 

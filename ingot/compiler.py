@@ -30,6 +30,7 @@ from ingot.kernels.cpu.standalone import native_isa
 from ingot.kernels.cuda.architecture import Architecture, architecture
 from ingot.kernels.cuda.backend import open_backend as open_cuda
 from ingot.kernels.target import Backend, Target
+from ingot.passes.parallel import join_linears
 from ingot.plan.assemble import Code, assemble
 from ingot.plan.lower import REJECTED, Module, Work, lower
 from ingot.plan.memory import plan_memory
@@ -79,6 +80,8 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         log.figures["rewrites"] = dict(result.counts)
         if config.precision in half.DTYPES:
             _narrow(model, config, log)
+        if config.target.startswith("cuda"):
+            log.figures["joined"] = join_linears(model)
         return model
 
 

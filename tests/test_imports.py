@@ -23,7 +23,7 @@ RANKS: list[set[str]] = [
     {"ingot.build", "ingot.compiler", "ingot.evidence"},
     {"ingot.precision", "ingot.tools"},
     {"ingot.llm"},
-    {"ingot.server", "ingot.release"},
+    {"ingot.server", "ingot.release", "ingot.llm.serve", "ingot.llm.metrics", "ingot.llm.commands_serve"},
     {"ingot.cli", "ingot.__main__", "ingot.__init__"},
 ]
 RANK_OF = {prefix: rank for rank, prefixes in enumerate(RANKS) for prefix in prefixes}

@@ -7,7 +7,7 @@ import pytest
 
 import ingot
 
-PUBLIC = ["BuildConfig", "Engine", "IngotError", "Profile", "Session", "StepTime", "TensorSpec", "build", "plugin"]
+PUBLIC = ["BuildConfig", "Engine", "IngotError", "LLM", "Profile", "Session", "StepTime", "TensorSpec", "build", "plugin"]
 
 
 def test_public_names() -> None:

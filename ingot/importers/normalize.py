@@ -16,6 +16,7 @@ from ingot.errors import ImportFailure
 from ingot.importers import wire
 
 Weights = dict[str, onnx_ir.TensorProtocol]
+_CONSTANTS_ARE_NO_INPUTS = 4  # the IR version since which an initializer need not be an input
 
 _PLAIN_TYPES = frozenset(
     onnx_ir.DataType[name].value
@@ -111,6 +112,7 @@ def restore_weights(model: onnx_ir.Model, weights: Weights) -> None:
             value.const_value = weights[value.name]
     constants = [value for value in graph.inputs if value.const_value is not None]
     graph.inputs[:] = [value for value in graph.inputs if value.const_value is None]
+    model.ir_version = max(model.ir_version, _CONSTANTS_ARE_NO_INPUTS)
     for value in constants:
         if value.name not in graph.initializers:
             graph.register_initializer(value)

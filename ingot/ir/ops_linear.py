@@ -1,4 +1,4 @@
-"""Pointwise, Linear and MatMul."""
+"""Pointwise, Linear, QuantizedLinear and MatMul."""
 
 from __future__ import annotations
 
@@ -58,6 +58,30 @@ def linear(x: Array, weight_KN: Array, *, x_zero_point: int, weight_zero_point: 
     """(x[..., K] - x_zero_point) @ (weight[K, N] - weight_zero_point)"""
     product = np.matmul(centred(x, x_zero_point), centred(weight_KN, weight_zero_point))
     return summed(product, x.dtype.name)
+
+
+def _quantized_type(x: TensorType, weight: TensorType, scale: TensorType, zero: TensorType | None, *, group: int,
+                    **_: Any) -> TensorType:  # fmt: skip
+    depth, width = weight.shape
+    if isinstance(x.shape[-1], int) and x.shape[-1] != depth:
+        raise GraphError(f"QuantizedLinear: x {x.shape} does not fit weight {weight.shape}")
+    groups = (-(-int(depth) // group), width)
+    if scale.shape != groups or (zero is not None and zero.shape != groups):
+        raise GraphError(f"QuantizedLinear: scales {scale.shape} are not {groups}, a row per {group} of {depth}")
+    return TensorType(x.dtype, (*x.shape[:-1], width))
+
+
+@op("QuantizedLinear", "x weight scale zero? *extras", _quantized_type, bits=Attribute("int"), group=Attribute("int"),
+    epilogue=EPILOGUE)  # fmt: skip
+def quantized_linear(x: Array, weight_KN: Array, scale_GN: Array, zero_GN: Array | None = None, *, bits: int,
+                     group: int) -> Array:  # fmt: skip
+    """x[..., K] @ ((weight[K, N] - zero[K / group, N]) * scale[K / group, N]), the weights `bits`-bit integers kept as
+    int8 or uint8"""
+    of_depth = np.arange(len(weight_KN)) // group
+    centred_KN = wide(weight_KN.astype(np.float32))
+    if zero_GN is not None:
+        centred_KN = centred_KN - zero_GN.astype(np.float32)[of_depth]
+    return np.matmul(wide(x), centred_KN * scale_GN.astype(np.float32)[of_depth])
 
 
 def _matmul_type(a: TensorType, b: TensorType, *, transpose_a: int, transpose_b: int, **_: Any) -> TensorType:

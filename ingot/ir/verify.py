@@ -217,8 +217,11 @@ def _compatible(stated: TensorType, found: TensorType) -> bool:
 
 
 def _constant_weight(node: ir.Node) -> Problems:
-    if node.op_type == "Linear" and constant_of(node.inputs[1]) is None:
-        yield "its weight is not a constant"
+    if node.op_type not in ("Linear", "QuantizedLinear"):
+        return
+    for value in node.inputs[1 : len(ops.definition(node.op_type).inputs)]:
+        if value is not None and constant_of(value) is None:
+            yield f"its weight {value.name!r} is not a constant"
 
 
 def _extras_fit(node: ir.Node) -> Problems:
@@ -246,7 +249,7 @@ def extra_fits(entry: Op, node: ir.Node, extra: Shape, output: Shape) -> bool:
 
 def channel_axis(op: str, kind: str, rank: int) -> int | None:
     """The axis of the output along which an epilogue operand may be a vector; None where there is none."""
-    if op in ("Linear", "MatMul") or (op == "Norm" and kind in ("layer", "rms")):
+    if op in ("Linear", "QuantizedLinear", "MatMul") or (op == "Norm" and kind in ("layer", "rms")):
         return rank - 1
     return None if op == "Reduce" else 1
 

@@ -134,6 +134,8 @@ _TABLE: dict[str, Callable[[Node], Iterator[Pair]]] = {
     "Pointwise": _operands,
     "Expand": _operands,
     "Linear": _linear,
+    "ParallelLinear": _linear,
+    "QuantizedLinear": _linear,
     "MatMul": _matmul,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,

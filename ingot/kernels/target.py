@@ -56,6 +56,7 @@ class Build(Protocol):
 
     constants: list[np.ndarray[Any, Any]]
     temporaries: list[Extent]
+    counters: list[Extent]
     scratch_bytes: int
 
 

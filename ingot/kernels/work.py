@@ -13,12 +13,25 @@ def bytes_of(node: Node) -> Extent:
     read = [port for port in node.inputs if port is not None]
     if node.op in _PICKING:
         read[0] = node.output
+    if node.op in _POOLED:
+        return product((_POOLED[node.op], node.outputs[-1].bytes))
     total: Extent = 0
     for port in (*read, *node.outputs):
         total = add(total, port.bytes)
-    return total
+    return add(total, -_unused_bits(node))
 
 
+def _unused_bits(node: Node) -> int:
+    """Bytes that weights of fewer than eight bits are packed into less by."""
+    if node.op != "QuantizedLinear":
+        return 0
+    weights = node.input(1).bytes
+    assert isinstance(weights, int)
+    return weights * (8 - int(node.attributes["bits"])) // 8
+
+
+# Of a pool what the tokens are, not the pool: in terms of the queries' bytes, for a few hundred tokens of context.
+_POOLED = {"CacheUpdate": 4, "PagedAttention": 64}
 _PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 
@@ -59,8 +72,14 @@ def _recurrent(node: Node) -> Extent:
     return product((2, x[0], x[1], weight[0], weight[1], add(weight[2], recurrent[2])))
 
 
+def _parallel_linear(node: Node) -> Extent:
+    return product((2, *node.input(0).shape, node.input(1).shape[1]))
+
+
 _TABLE: dict[str, Callable[[Node], Extent]] = {
     "Linear": _linear,
+    "ParallelLinear": _parallel_linear,
+    "QuantizedLinear": _linear,
     "MatMul": _matmul,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,

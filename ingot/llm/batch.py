@@ -33,7 +33,7 @@ class Batch:
 
 class Runner(Protocol):
     """What computes batches. `blocks` of `block_size` tokens hold keys and values; a batch has at most `token_budget`
-    tokens of `sequence_budget` sequences; `eos` are the tokens that end an answer."""
+    tokens of `sequence_budget` sequences, each at most `context` long; `eos` are the tokens that end an answer."""
 
     @property
     def vocabulary(self) -> int: ...
@@ -45,6 +45,8 @@ class Runner(Protocol):
     def token_budget(self) -> int: ...
     @property
     def sequence_budget(self) -> int: ...
+    @property
+    def context(self) -> int: ...
     @property
     def eos(self) -> frozenset[int]: ...
 

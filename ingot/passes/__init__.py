@@ -28,6 +28,7 @@ from ingot.passes.idioms import IDIOMS
 from ingot.passes.requantize import REQUANTIZE
 from ingot.passes.rewrite import Fired, Journal, Refused, Table
 from ingot.passes.simplify import SIMPLIFY
+from ingot.passes.weight_only import keep_weights
 
 
 @dataclass
@@ -51,6 +52,10 @@ def _canonicalise(model: ir.Model, state: State) -> int:
     report = canonical.canonicalise(model)
     state.remaining = report.remaining
     return report.replaced
+
+
+def _keep_weights(model: ir.Model, state: State) -> int:
+    return keep_weights(model)
 
 
 def _fold(model: ir.Model, state: State) -> int:
@@ -114,6 +119,7 @@ def _seal_branches(model: ir.Model, state: State) -> int:
 PIPELINE: tuple[Pass, ...] = (
     Pass("empty inputs", _empty_inputs),
     Pass("decided branches", _inline_branches),
+    Pass("quantized weights", _keep_weights, option="quantized_weights"),
     Pass("fold", _fold_but_weights),
     Pass("canonicalise", _canonicalise),
     Pass("impossible branches", _seal_branches),
@@ -170,14 +176,16 @@ class PassReport:
 Check = Callable[[ir.Model], None]
 
 
-def run(model: ir.Model, check: Check | None = None, merge_heads: bool = False) -> PassReport:
+def run(model: ir.Model, check: Check | None = None, merge_heads: bool = False,
+        quantized_weights: bool = False) -> PassReport:  # fmt: skip
     """Every pass in order, in place; `check` (ir.verify's, in tests) looks at the model after each.
 
     merge_heads: one Linear for query, key and value. Not by default: its result must be copied apart again, so that it
     was no faster than three (BERT-base within 1 %, MiniLM at most 3 % on two threads; AVX-512 with AMX, 128 tokens).
+    quantized_weights: those that are dequantized stay integers (QuantizedLinear): for targets that have kernels for it.
     """
     state, times = State(), []
-    options = {"merge_heads": merge_heads}
+    options = {"merge_heads": merge_heads, "quantized_weights": quantized_weights}
     for step in PIPELINE:
         if step.option is not None and not options[step.option]:
             continue

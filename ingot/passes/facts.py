@@ -131,7 +131,7 @@ def channel_axis(node: ir.Node) -> int | None:
     if rank is None or rank == 0:
         return None
     match node.op_type:
-        case "Linear" | "MatMul":
+        case "Linear" | "QuantizedLinear" | "MatMul":
             return rank - 1
         case "Conv" | "ConvTranspose":
             return 1

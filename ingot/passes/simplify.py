@@ -101,7 +101,7 @@ def simpler_expression(op: Builder, node: ir.Node) -> Result:
     return op.Pointwise(*kept, expression=simple) if simple else None
 
 
-@rewrite_node("Linear", "MatMul", "Conv", "ConvTranspose", "Reduce", "Norm")
+@rewrite_node("Linear", "QuantizedLinear", "MatMul", "Conv", "ConvTranspose", "Reduce", "Norm")
 def simpler_epilogue(op: Builder, node: ir.Node) -> Result:
     """The same of what an epilogue does"""
     text, extras = attribute(node, "epilogue"), extras_of(node)

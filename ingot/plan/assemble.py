@@ -10,6 +10,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.errors import BuildError
+from ingot.ir.ops_paged import STATEFUL
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node
@@ -48,10 +49,14 @@ class Code:
         return alike[-1][0]
 
     def weight_bytes(self) -> Array:
-        """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each."""
+        """The section: every array at its offset, 64-byte aligned, at least 64 zero bytes after each. Called once."""
         section = aligned_bytes(self.size)
         offset = 0
-        for data in self.weights:
+        self._offsets.clear()
+        waiting = self.weights[::-1]
+        self.weights.clear()
+        while waiting:  # each is let go when it has been copied: a model is not in memory twice
+            data = waiting.pop()
             section[offset : offset + data.size] = data
             offset = align(offset + data.nbytes + 64)
         return section
@@ -252,9 +257,11 @@ class _Assembly:
             ref = item.inputs[index] if index < len(item.inputs) else None
             if ref is None or ref[0].root.constant is not None or self._last[_key(ref)] != position:
                 continue
-            storage = self._storage(ref)
-            if storage not in read and self.storages[storage].place == "arena" and self.storages[storage].bytes == size:
+            storage, places = self._storage(ref), ("input",) if item.node.op in STATEFUL else ("arena",)
+            if storage not in read and self.storages[storage].place in places and self.storages[storage].bytes == size:
                 return storage
+        if item.node.op in STATEFUL:
+            raise BuildError(f"{item.work.name} updates a state that others read as it was; this is a bug in Ingot")
         return None
 
     # -- segments --
@@ -314,12 +321,15 @@ class _Assembly:
         build = item.build
         assert build is not None and self.code.backend is not None
         temporaries = [self._new_storage(Storage("arena", t, 0, position, position)) for t in build.temporaries]
+        whole_run = 0, len(self.items)  # nothing else lies where a step counts, from run to run
+        counters = [self._new_storage(Storage("arena", t, 0, *whole_run)) for t in build.counters]
         constants = [self._weight(c) for c in build.constants]
         places: dict[str, Callable[[int], int]] = {
             "input": lambda i: self._storage(_present(item.inputs[i])),
             "output": lambda i: self._storage(item.outputs[i]),
             "constant": lambda i: constants[i],
             "temporary": lambda i: temporaries[i],
+            "counter": lambda i: counters[i],
         }
 
         def storage(handle: Handle) -> int:

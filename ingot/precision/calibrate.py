@@ -43,7 +43,8 @@ class Observation:
     channel_axis: int
     histogram: Histogram = field(default_factory=Histogram)
     series: Series = field(default_factory=Series)
-    channels: Array | None = None
+    lows: Array | None = None
+    highs: Array | None = None
     _squares: Array | None = None
     _rows: int = 0
 
@@ -53,14 +54,16 @@ class Observation:
         self.series.add(values)
         if values.size and values.ndim:
             rows = np.moveaxis(values, self.channel_axis, -1).reshape(-1, values.shape[self.channel_axis])
-            self._channels(np.abs(rows).max(0), (rows * rows).sum(0, dtype=np.float64), len(rows))
+            self._channels(rows)
 
-    def _channels(self, largest: Array, squares: Array, rows: int) -> None:
-        if self.channels is None or self._squares is None or len(self.channels) != len(largest):
-            self.channels, self._squares, self._rows = largest, squares, rows  # of an axis that varies: the last
-            return
-        self.channels = np.maximum(self.channels, largest)
-        self._squares, self._rows = self._squares + squares, self._rows + rows
+    def _channels(self, rows: Array) -> None:
+        lows, highs, squares = rows.min(0), rows.max(0), np.square(rows).sum(0, dtype=np.float64)
+        if self.lows is None or self.highs is None or self._squares is None or len(self.lows) != len(lows):
+            self.lows, self.highs, self._squares, self._rows = lows, highs, squares, 0
+        else:
+            self.lows, self.highs = np.minimum(self.lows, lows), np.maximum(self.highs, highs)
+            self._squares = self._squares + squares
+        self._rows += len(rows)
 
     @property
     def energy(self) -> Array | None:
@@ -177,4 +180,5 @@ def _choose(
 def _range(observation: Observation, name: str, offers: Mapping[str, calibrators.Bounds]) -> TensorRange:
     low, high = offers[name]
     clipped = observation.histogram.outside(low, high)
-    return TensorRange(min(low, 0.0), max(high, 0.0), observation.channels, observation.energy, name, clipped)
+    o = observation
+    return TensorRange(min(low, 0.0), max(high, 0.0), name, clipped, o.lows, o.highs, o.energy)

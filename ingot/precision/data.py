@@ -172,7 +172,17 @@ def _function(path: Path) -> Callable[[], Iterable[Mapping[str, Any]]]:
     found = getattr(module, "samples", None)
     if not callable(found):
         raise ConfigError(f"{path} has no function `samples()` that yields {{input name: array}}")
-    return found
+    return lambda: _guarded(found, path)
+
+
+def _guarded(function: Callable[[], Iterable[Mapping[str, Any]]], path: Path) -> Iterator[Mapping[str, Any]]:
+    """What it yields; ConfigError says how far the user's code came."""
+    count = 0
+    try:
+        for count, sample in enumerate(function(), 1):  # noqa: B007
+            yield sample
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"{path}: samples() failed after {count}: {type(error).__name__}: {error}") from error
 
 
 def _rows(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], path: Path) -> Iterator[Placed]:

@@ -48,9 +48,11 @@ def precision_format(
     return register
 
 
-def quantizable(model: ir.Model) -> list[str]:
-    """Names of the nodes whose precision can be chosen, in the order of the graph; shapes must have been inferred."""
-    return [target.name for target in nodes.targets(nodes.prepared(model))]
+def quantizable(model: ir.Model, ranges: Ranges | None = None) -> list[str]:
+    """Names of the nodes whose precision can be chosen, in the order of the graph; with `ranges` those whose input
+    calibration has seen. Shapes must have been inferred."""
+    found = nodes.targets(nodes.prepared(model))
+    return [target.name for target in found if ranges is None or target.x.name in ranges]
 
 
 def apply(model: ir.Model, assignment: Mapping[str, Any], ranges: Ranges | None = None) -> ir.Model:

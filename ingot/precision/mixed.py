@@ -6,16 +6,21 @@ word. An engine that keeps the budget on the first alone is passed over for the 
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 
 from ingot.compiler import input_specs, typical_symbols
 from ingot.config import BuildConfig
 from ingot.engine import Engine
-from ingot.errors import BuildError
+from ingot.errors import BuildError, ConfigError
 from ingot.evidence import index_limits, make_inputs
 from ingot.importers import onnx as importer
 from ingot.ir import shapes
@@ -30,12 +35,13 @@ from ingot.precision.data import samples
 from ingot.precision.metric import Answer
 from ingot.precision.report import Proof, Report, Trial
 from ingot.precision.request import Request
-from ingot.precision.search import Point, Search, front, never_slower
+from ingot.precision.search import LADDER, Point, Search, front, never_slower
 from ingot.precision.sensitivity import Group, Sensitivity
 from ingot.precision.trials import FLOAT32, Choice, Trials
 
 Progress = Callable[[str, float], None]
 _DRAWN = 4
+_BLOCKING = 5
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,14 @@ def prepare(model: Any, config: BuildConfig, request: Request, progress: Progres
     shapes.infer(source)
     notes: list[str] = []
     found, proven = _samples(source, config, request, notes)
-    config, judge = _holding(source, config, found, notes), metric.load(request.metric)
+    config, judge = _holding(source, _remembering(config), found, notes), metric.load(request.metric)
     ranges = _ranges(source, found, request, tell)
     notes.extend(ranges.warnings if ranges is not None else ())
     available = dict.fromkeys(formats.quantizable(source), request.formats) if request.formats else {}
     settled = constraints.settle(request.constraints, source, available, config.precision, notes.append)
     trials = Trials(lambda nodes: formats.apply(source, nodes, ranges) if nodes else source, config, judge, found)
     narrow = {n: settled.narrow.get(n, kinds[0]) for n, kinds in available.items() if n not in settled.wide}
-    return Bench(trials, proven, request, narrow, settled, tell, notes)
+    return Bench(trials, proven, request, tuple(available), narrow, settled, tell, notes, ranges, _reads(source))
 
 
 def without_overflow(model: Any, config: BuildConfig, request: Request) -> tuple[BuildConfig, list[str]]:
@@ -90,6 +96,21 @@ def _holding(source: onnx_ir.Model, config: BuildConfig, found: Sequence[Answer]
     return replace(config, overflows={**config.overflows, **overflow.kept(beyond)})
 
 
+def _remembering(config: BuildConfig) -> BuildConfig:
+    """Dozens of engines share most of their kernels: each is timed once. The file goes when this process does."""
+    if config.timing_cache is not None:
+        return config
+    folder = Path(tempfile.mkdtemp(prefix="ingot-precision-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return replace(config, timing_cache=folder / "times")
+
+
+def _reads(source: onnx_ir.Model) -> dict[str, str]:
+    """The tensor that each node multiplies with its weights."""
+    nodes = onnx_ir.traversal.RecursiveGraphIterator(source.graph)
+    return {n.name or "": (n.inputs[0].name or "") for n in nodes if n.inputs and n.inputs[0] is not None}
+
+
 def _silent(stage: str, share: float) -> None:
     """Nobody listens."""
 
@@ -106,10 +127,13 @@ class Bench:
     trials: Trials
     proven: Sequence[Answer]
     request: Request
+    candidates: tuple[str, ...]
     narrow: Mapping[str, str]
     settled: Settled
     tell: Progress
     notes: list[str]
+    ranges: Ranges | None
+    reads: Mapping[str, str]
     _ranked: list[Sensitivity] = field(default_factory=list)
     _groups: list[Group] = field(default_factory=list)
     _proofs: dict[Choice, Proof] = field(default_factory=dict)
@@ -124,7 +148,7 @@ class Bench:
         ranked = self.ranked(budget)
         search = Search(
             lambda choice: self.judged(choice, budget), self.trials.microseconds, self.tell, self.settled.narrow,
-            self.rest,
+            self.rest, (1.0, 0.5) if budget is UNLIMITED else LADDER,
         )  # fmt: skip
         points = search.run(ranked)
         chosen = self._proven(points, budget)
@@ -143,7 +167,8 @@ class Bench:
         free = {n: kind for n, kind in self.narrow.items() if n not in self.settled.narrow}
         if budget is UNLIMITED and not self._ranked:
             saved = sensitivity.gains(self.trials, free, self.rest) if free else {}
-            return [Sensitivity(node, free[node], 0.0, gain) for node, gain in saved.items()]
+            ranked = [Sensitivity(node, free[node], 0.0, gain) for node, gain in saved.items()]
+            return sorted(ranked, key=lambda s: -s.gain)
         if not self._ranked and free:
             self._ranked.extend(sensitivity.layers(self.trials, free, self.rest, self.tell))
             self._groups.extend(sensitivity.groups(self.trials, self._ranked, self.rest))
@@ -187,9 +212,30 @@ class Bench:
             reference_microseconds=self.trials.microseconds(FLOAT32), chosen=dict(chosen.nodes),
             score=self.trials.score(chosen), microseconds=self.trials.microseconds(chosen),
             heldout=self.proof(chosen).shown, heldout_reference=self.proof(FLOAT32).shown,
-            layers=tuple(self._ranked), groups=tuple(self._groups), candidates=tuple(self.narrow),
-            trials=tuple(self._trial(p, p in best) for p in points), notes=tuple(self.notes),
+            layers=tuple(self._ranked), groups=tuple(self._groups), candidates=self.candidates,
+            trials=tuple(self._trial(p, p in best) for p in points),
+            notes=(*self.notes, *self._passed_over(chosen, points), *self._unmet(chosen, points, budget)),
         )  # fmt: skip
+
+    def _passed_over(self, chosen: Choice, points: Sequence[Point]) -> list[str]:
+        """How often the held-out half was asked in vain: the more often, the less its answer proves."""
+        count = [point.choice for point in never_slower(points)].index(chosen)
+        said = f"{count} faster choices kept the budget on the samples of the search but not on the held-out ones"
+        return [said] if count else []
+
+    def _unmet(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> list[str]:
+        """Why nothing is narrow: the best that could be had, and the layers in the way."""
+        narrow = [p for p in points if p.choice.nodes]
+        if chosen.nodes or budget is UNLIMITED or not narrow:
+            return []
+        best = max(narrow, key=lambda p: p.score - p.margin)
+        noisy = sorted(self._ranked, key=lambda s: -s.noise)[:_BLOCKING]
+        slower = "" if not best.within else ", but it is no faster or fails on the held-out samples"
+        return [
+            f"no narrow choice keeps the budget {budget.text}: the best has {len(best.choice.nodes)} narrow layers and "
+            f"scores {best.score:.6g} ± {best.margin:.2g}, float32 {self.trials.score(FLOAT32):.6g}{slower}; most "
+            f"of the noise is that of {', '.join(s.node for s in noisy)}"
+        ]
 
     def _trial(self, point: Point, best: bool) -> Trial:
         proof = self._proofs.get(point.choice)
@@ -220,10 +266,22 @@ def _samples(
     else:
         found = samples(request.data, specs, request.preprocess)
     every = list(found)
+    _check_indices(every, index_limits(source))
     if len(every) < 2:
         notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")
         return every, every
     return every[::2], every[1::2]
+
+
+def _check_indices(found: Sequence[Answer], limits: Mapping[str, int]) -> None:
+    """Whole numbers that rows are looked up by have to be places of rows."""
+    for position, sample in enumerate(found):
+        for name, rows in limits.items():
+            low, high = int(np.min(sample[name], initial=0)), int(np.max(sample[name], initial=0))
+            if low < -rows or high >= rows:
+                wrong = high if high >= rows else low
+                raise ConfigError(f"sample {position}: input {name!r} holds {wrong}, the model looks up one of {rows} "
+                                  "rows by it: these samples are another model's")  # fmt: skip
 
 
 def _drawn(source: onnx_ir.Model, specs: Sequence[TensorSpec], config: BuildConfig) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ingot.passes.fold import fold
 
 Array = np.ndarray[Any, Any]
 _FLOAT = "float32"
+_IR_VERSION = 10  # has 4-bit integers
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Target:
 def prepared(model: ir.Model) -> ir.Model:
     """A copy in which weights that are computed from constants are constants; integers that are dequantized stay."""
     copy = model.clone()
+    copy.ir_version = max(copy.ir_version, _IR_VERSION)
     fold(copy, keep_integers=True)
     remove_dead(copy)
     return copy

@@ -24,30 +24,31 @@ Array = np.ndarray[Any, Any]
 _PER_AXIS = 13  # the opset of standard Q/DQ with scales along an axis; before it, Microsoft's of the same meaning
 _FLOAT8_OPSET = 19
 _FLOAT8_LARGEST = 448.0
+_STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 @dataclass(frozen=True)
 class Int8:
-    """activations: "uint8" with a zero point where the range is not symmetric, "int8" without one. smooth: strength of
-    SmoothQuant for MatMul and Gemm, 0 for none. shared: readers of a narrow tensor beside products take it narrow too
+    """activations: "uint8" with a zero point where the range is not symmetric, "int8" without one. smooth: strengths of
+    SmoothQuant that MatMul and Gemm may have, () for none. shared: which other readers of a tensor take it narrow too
     ("convolutions": where a convolution reads it; "all"; "none")."""
 
     activations: str = "uint8"
-    smooth: float = 0.0
+    smooth: tuple[float, ...] = ()
     shared: str = "convolutions"
 
     def __post_init__(self) -> None:
         if self.activations not in ("uint8", "int8") or self.shared not in ("convolutions", "all", "none"):
             raise ConfigError(f"{self}: activations are uint8 or int8, shared is convolutions, all or none")
-        if not 0 <= self.smooth <= 1:
-            raise ConfigError(f"smooth is a number from 0 to 1, not {self.smooth}")
+        if not all(0 <= strength <= 1 for strength in self.smooth):
+            raise ConfigError(f"smooth has numbers from 0 to 1, not {self.smooth}")
 
 
 @dataclass(frozen=True)
 class Float8:
     """E4M3 without infinities (float8e4m3fn), for GPUs that multiply it."""
 
-    smooth: float = 0.0
+    smooth: tuple[float, ...] = ()
     shared: str = "none"
 
 
@@ -57,7 +58,7 @@ def int8(config: Int8, model: ir.Model, targets: Sequence[Target], ranges: Range
     _both_narrow(config, model, targets, ranges)
 
 
-@precision_format("int8_smooth", Int8(smooth=0.5))
+@precision_format("int8_smooth", Int8(smooth=_STRENGTHS))
 def int8_smooth(config: Int8, model: ir.Model, targets: Sequence[Target], ranges: Ranges) -> None:
     """The same after magnitudes have moved from the tensors into the weights."""
     _both_narrow(config, model, targets, ranges)

@@ -15,16 +15,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class TensorRange:
-    """low..high is what 8 bits shall cover, always with 0; `channels` and `energy` the largest magnitude and the mean
-    square seen in each channel (None where a cache does not tell); `calibrator` whose choice it is; `clipped` the share
-    of values beyond."""
+    """low..high is what 8 bits shall cover, always with 0; `calibrator` whose choice it is; `clipped` the share of
+    values beyond. Of each channel `lows`, `highs`, and the mean square `energy` (None where a cache does not tell)."""
 
     low: float
     high: float
-    channels: Array | None = None
-    energy: Array | None = None
     calibrator: str = "minmax"
     clipped: float = 0.0
+    lows: Array | None = None
+    highs: Array | None = None
+    energy: Array | None = None
 
     @property
     def magnitude(self) -> float:

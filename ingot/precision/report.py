@@ -88,10 +88,15 @@ def as_text(report: Mapping[str, Any]) -> list[str]:
     notes = [f"note: {note}" for note in report["notes"]]
     if "trials" not in report:
         return notes
+    return [*summary(report), *notes, *_front(report), *_blocking(report)]
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """What is narrow and how fast that is; what it scores on held-out samples."""
     kinds = Counter(report["chosen"].values())
     narrow = ", ".join(f"{count} in {kind}" for kind, count in kinds.items()) or "none narrow"
     held, reference = report["heldout"], report["heldout_reference"]
-    lines = [
+    return [
         f"precision: of {len(report['candidates'])} layers {narrow}, the rest in {report['rest']}; "
         f"{report['microseconds'] / 1e3:.3f} ms, float32 {report['reference_microseconds'] / 1e3:.3f} ms "
         f"({report['speedup']:.2f}x)",
@@ -99,7 +104,6 @@ def as_text(report: Mapping[str, Any]) -> list[str]:
         f"{reference['score']:.6g} (budget {report['budget']}); signal to noise {held['decibels']:.1f} dB, "
         f"lowest cosine {held['lowest_cosine']:.5f}",
     ]
-    return [*lines, *notes, *_front(report), *_blocking(report)]
 
 
 def _front(report: Mapping[str, Any]) -> list[str]:

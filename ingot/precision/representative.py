@@ -57,7 +57,8 @@ class Seen(Protocol):
     """What calibration keeps of a tensor."""
 
     histogram: Histogram
-    channels: Array | None
+    lows: Array | None
+    highs: Array | None
     series: Series
 
 
@@ -66,7 +67,7 @@ def warnings(seen: Mapping[str, Seen], ranges: Mapping[str, TensorRange], count:
     if count < FEW_SAMPLES:
         few = "one sample" if count == 1 else f"{count} samples"
         yield f"{few} only: ranges are those of a few inputs; {FEW_SAMPLES} to 500 like those in use are better"
-    idle = {name: int((o.channels == 0).sum()) for name, o in seen.items() if o.channels is not None}
+    idle = {name: int(((o.lows == 0) & (o.highs == 0)).sum()) for name, o in seen.items() if o.lows is not None}
     yield from _named("channels that are 0 in every sample", {n: v for n, v in idle.items() if v}, "{}",
                       "the samples may lack what these look for, or they are dead")  # fmt: skip
     clipped = {name: r.clipped for name, r in ranges.items() if r.clipped > _CLIPPED}

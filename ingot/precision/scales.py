@@ -23,7 +23,29 @@ def symmetric(magnitude: float, largest: int = 127) -> float:
 
 
 def per_channel(weight: Array, axis: int, largest: int = 127) -> Array:
-    """Symmetric scales of a weight's output channels; a channel of zeros has scale 1."""
+    """Symmetric scales of a weight's output channels; a channel of zeros has scale 1.
+
+    Weights that are multiples of one step, as training with quantization leaves them, keep it where it reaches.
+    """
     other = tuple(i for i in range(weight.ndim) if i != axis)
     magnitude = np.abs(weight).max(axis=other)
-    return np.where(magnitude > 0, magnitude / largest, 1.0).astype(np.float32)
+    scale = np.where(magnitude > 0, magnitude / largest, 1.0)
+    step = step_of(weight)
+    if step is not None:
+        scale = np.where((magnitude > 0) & (magnitude < (largest + 0.5) * step), step, scale)
+    return scale.astype(np.float32)
+
+
+def step_of(weight: Array) -> float | None:
+    """The step all weights are multiples of, of which they have at most 255; None where they are not so."""
+    values = np.unique(weight)
+    if not 2 <= len(values) <= 256:
+        return None
+    gaps = np.diff(values.astype(np.float64))
+    near = gaps[gaps > 1e-5 * np.abs(values).max()]
+    steps = values / near.min() if len(near) else np.array([np.inf])
+    whole = np.rint(steps)
+    if np.abs(whole).max() > 255 or np.abs(steps - whole).max() > 0.01:
+        return None
+    largest = int(np.abs(whole).argmax())
+    return float(values[largest] / whole[largest])

@@ -1,8 +1,8 @@
 """Which layers may be narrow within a budget, and which of the choices tried is the fastest.
 
-The layers stand in the order of their price, noise per microsecond saved. The longest run of them from the cheapest on
-that keeps the budget is found by halving; what lies behind is tried one by one. Whatever is kept has been measured:
-score and time of the whole engine, conversions included.
+The layers stand in the order of their price, noise per microsecond saved. Of the runs from the cheapest on some lengths
+are tried, the longest that keeps the budget is looked for beyond by halving, and what lies behind is tried one by one.
+Whatever is kept has been measured: score and time of the whole engine, conversions included.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from ingot.precision.sensitivity import Sensitivity
 from ingot.precision.trials import FLOAT32, Choice
 
 Tell = Callable[[str, float], None]
-_EXTRA_TRIES = 8
-_TIMED = 6
+LADDER = (1.0, 15 / 16, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)  # lengths that are tried, of all layers that gain
+_EXTRA_TRIES = 6
+_EXPECTED = 20  # choices, for the progress that is told
+_TIMED = 12  # of what is within the budget, the choices with most that is narrow
+_TIMED_OUTSIDE = 3
 _FASTER = 0.99  # a narrower choice has to be faster than a wider one by more than timing errs
 
 
@@ -40,6 +43,7 @@ class Search:
     tell: Tell
     forced: Mapping[str, str] = field(default_factory=dict)  # nodes that are narrow whatever it costs
     rest: str = "fp32"
+    ladder: Sequence[float] = LADDER
     _points: dict[Choice, Point] = field(default_factory=dict)
 
     def run(self, ranked: Sequence[Sensitivity]) -> list[Point]:
@@ -50,7 +54,7 @@ class Search:
         longest = self._longest(useful)
         kept = self._extended(useful[:longest], useful[longest:])
         self._try(self._choice(ranked if len(useful) == longest else kept))
-        for choice in self._worth_timing(kept, useful):
+        for choice in self._worth_timing(kept):
             self._time(choice)
         return self.points()
 
@@ -69,16 +73,17 @@ class Search:
 
     def _try(self, choice: Choice) -> bool:
         if choice not in self._points:
-            self.tell("search", min(len(self._points) / 20, 0.99))
+            self.tell("search", min(len(self._points) / _EXPECTED, 0.99))
             self._points[choice] = self.judge(choice)
         return self._points[choice].within
 
     def _longest(self, ranked: Sequence[Sensitivity]) -> int:
-        """Length of the longest run from the start that is within the budget, taking for granted that more layers
-        lose more."""
-        low, high = 0, len(ranked)
-        if self._try(self._choice(ranked)):
-            return high
+        """The greatest length of a run from the start found to be within the budget: of those on the ladder, and
+        between it and the next."""
+        lengths = sorted({round(len(ranked) * share) for share in self.ladder} | {0})
+        within = [length for length in lengths if self._try(self._choice(ranked[:length]))]
+        low = max(within, default=0)
+        high = min((length for length in lengths if length > low), default=low)
         while high - low > 1:
             middle = (low + high) // 2
             if self._try(self._choice(ranked[:middle])):
@@ -96,15 +101,12 @@ class Search:
                 chosen.append(layer)
         return chosen
 
-    def _worth_timing(self, kept: Sequence[Sensitivity], useful: Sequence[Sensitivity]) -> list[Choice]:
-        """What may turn out fastest, the ends of the front, and some between."""
-        chosen = self._choice(kept)
-        half = self._choice(kept[: len(kept) // 2])
-        self._try(half)
+    def _worth_timing(self, kept: Sequence[Sensitivity]) -> list[Choice]:
+        """What may turn out fastest, and what a larger budget would allow."""
+        inside = [p.choice for p in self._points.values() if p.within]
         outside = [p.choice for p in self._points.values() if not p.within]
-        inside = sorted((p.choice for p in self._points.values() if p.within), key=lambda c: -len(c.nodes))
-        most = [c for c in [self._choice(useful)] if c in self._points]
-        picked = [*self._widest(), chosen, half, *most, *inside[:_TIMED], *outside[: _TIMED // 2]]
+        inside, outside = (sorted(some, key=lambda choice: -len(choice.nodes)) for some in (inside, outside))
+        picked = [*self._widest(), self._choice(kept), *inside[:_TIMED], *outside[:_TIMED_OUTSIDE]]
         return list(dict.fromkeys(picked))
 
     def _time(self, choice: Choice) -> None:

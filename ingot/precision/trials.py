@@ -58,20 +58,30 @@ class Trials:
     _answers: dict[Choice, list[Answer]] = field(default_factory=dict)
     _engines: dict[Choice, Engine] = field(default_factory=dict)
     _times: dict[Choice, float] = field(default_factory=dict)
+    _scores: dict[Choice, tuple[float, float]] = field(default_factory=dict)
 
     def answers(self, choice: Choice) -> list[Answer]:
         """What an engine of this choice says to the samples; built with nothing timed."""
         if choice not in self._answers:
-            self._answers[choice] = self.ask(self._built(choice, level=0), self.samples)
+            _keep(self._answers, choice, self.ask(self._built(choice, level=0), self.samples))
         return self._answers[choice]
 
     def score(self, choice: Choice) -> float:
         """By the metric."""
-        return self.metric(self.answers(choice), self.samples, self.answers(FLOAT32))
+        return self._judged(choice)[0]
 
     def uncertainty(self, choice: Choice) -> float:
-        """Standard error of what the score loses against float32, for so many samples: by a jackknife over groups of
-        them; 0 for a single sample, of which nothing can be said."""
+        """Standard error of what the score loses against float32, for so many samples."""
+        return self._judged(choice)[1]
+
+    def _judged(self, choice: Choice) -> tuple[float, float]:
+        if choice not in self._scores:
+            wanted = self.answers(FLOAT32)
+            self._scores[choice] = self.metric(self.answers(choice), self.samples, wanted), self._jackknife(choice)
+        return self._scores[choice]
+
+    def _jackknife(self, choice: Choice) -> float:
+        """Over groups of samples; 0 for a single sample, of which nothing can be said."""
         count = min(_GROUPS, len(self.samples))
         if choice == FLOAT32 or count < 2:
             return 0.0
@@ -94,12 +104,12 @@ class Trials:
         """The same for the first samples only."""
         few = list(self.samples[:count])
         known = {choice: answers[:count] for choice, answers in self._answers.items()}
-        return replace(self, samples=few, _answers=known)
+        return replace(self, samples=few, _answers=known, _scores={})
 
     def engine(self, choice: Choice) -> Engine:
         """An engine as the user gets it, not verified yet."""
         if choice not in self._engines:
-            self._engines[choice] = self._built(choice, self.config.level)
+            _keep(self._engines, choice, self._built(choice, self.config.level))
         return self._engines[choice]
 
     def verified(self, choice: Choice) -> Engine:
@@ -152,6 +162,13 @@ class Trials:
     def _built(self, choice: Choice, level: int) -> Engine:
         config = replace(self.config, precision=choice.rest, level=level, verify=False)
         return build(self.transform(choice.nodes), config)
+
+
+def _keep(known: dict[Choice, Any], choice: Choice, value: Any) -> None:
+    """Float32's and the last one: what many choices hold together may be larger than the machine."""
+    for other in [c for c in known if c not in (FLOAT32, choice)]:
+        del known[other]
+    known[choice] = value
 
 
 def _resized(value: Any, shape: Sequence[int]) -> Any:

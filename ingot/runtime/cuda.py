@@ -263,6 +263,10 @@ class Context:
             raise DeviceError(self.fault)
         raise DeviceError(f"{what} failed on {self.device}: {name}")
 
+    def clear(self, memory: Allocation, stream: Any) -> None:
+        """Zeros, ordered on the stream."""
+        self.call("cuMemsetD8Async", memory.address, 0, max(memory.size, 1), stream)
+
     def upload(self, address: int, array: Array, stream: Any) -> None:
         """Copy an array's bytes to the device, ordered on the stream."""
         if array.nbytes:

@@ -124,6 +124,7 @@ class CudaFrame(Frame):
                 offsets[index] = end
                 end += evaluate(storage.bytes, self.symbols)
         self.memory = self.context.allocate(end, f"a run at {dict(self.symbols) or 'these shapes'}")
+        self.context.clear(self.memory, self.stream)
         for index, offset in offsets.items():
             self.pointers[index] = self.memory.address + offset
         self._own_places = {i: int(self.pointers[i]) for i in offsets if self.plan.storages[i].place != "arena"}
@@ -172,6 +173,7 @@ class CudaFrame(Frame):
         held = self._late_device.get(index)
         if held is None or held.size < size:
             self._late_device[index] = held = self.context.allocate(size, "a result whose size the data decide")
+            self.context.clear(held, self.stream)
             self.pointers[index] = held.address
         return held.address
 

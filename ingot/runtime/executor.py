@@ -238,8 +238,11 @@ class Frame:
 
     def _reshaped(self, value: Value, owner: int) -> Any:
         held = self._objects[owner]
-        shape = [evaluate(d, self.symbols) for d in value.shape]
-        return held.reshape(shape) if isinstance(held, np.ndarray) else held
+        if not isinstance(held, np.ndarray):
+            return held
+        if held.ndim == len(value.shape):
+            self._bind(value, held)  # a view may have names of its own for extents that depend on the data
+        return held.reshape([evaluate(d, self.symbols) for d in value.shape])
 
     def _view(self, value: Value, storage: Storage) -> Array:
         dtype = numpy_dtype(value.dtype)

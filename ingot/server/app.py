@@ -123,7 +123,7 @@ class Server:
             return load_ensemble(config, version, folder, self.repository.find, self.service.submit)
         limit_queue(config, self.options.queue_size)
         if has_python_backend(config):
-            loaded = load_python_model(config, version, folder)
+            loaded = load_python_model(config, version, folder, self.service.submit, self.options.host_policies)
         else:
             loaded = self._engine_model(config, version, folder)
         if config.response_cache.enable and self.cache.capacity:
@@ -132,7 +132,9 @@ class Server:
 
     def _engine_model(self, config: Config, version: int, folder: Path) -> EngineModel:
         engine = self.builder.engine(config, folder / str(version))
-        placing = Placing(self.options.threads, self.mailbox, self.options.processes)
+        placing = Placing(
+            self.options.threads, self.mailbox, self.options.processes, self.options.host_policies
+        )  # fmt: skip
         loaded = load_engine_model(config, version, engine, folder, placing)
         return replace(loaded, digests=self.builder.digests(config, folder / str(version), engine))
 

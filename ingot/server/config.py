@@ -215,8 +215,3 @@ def _queue_policy(policy: Any) -> QueuePolicy:
         allow_override=policy.allow_timeout_override,
         max_size=policy.max_queue_size,
     )
-
-
-def instance_count(config: Config) -> int:
-    """Instances of all groups together."""
-    return sum(max(group.count, 1) for group in config.instance_group) or 1

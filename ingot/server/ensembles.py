@@ -115,7 +115,7 @@ class _Flow:
         outputs = tuple(RequestedOutput(own, binary=True) for own, _ in step.outputs)
         asked = Request(
             step.model, inputs, step.version, request.id, outputs, request.sequence, request.priority,
-            request.timeout_us, request.parameters, request.arrived, request.origin,
+            request.timeout_us, request.parameters, request.arrived, request.origin, caller=request.caller,
         )  # fmt: skip
         try:
             cancel = self._ensemble.submit_step(asked, lambda outcome: self._stepped(step, outcome))

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError
 from ingot.errors import IngotError
 from ingot.server import grpc_codec
 from ingot.server.access import Access, Tls
+from ingot.server.conversations import TOO_SLOW, Parts
 from ingot.server.mailbox import Mailbox
-from ingot.server.request import Code, Outcome, Request, ServerError
+from ingot.server.request import Code, Outcome, Request, Response, ServerError
 from ingot.server.scheduler import Cancel, as_server_error, clock
 from ingot.server.schema import message, methods
 from ingot.server.service import Service, version_number
@@ -72,7 +73,7 @@ class GrpcApi:
     async def infer(self, asked: Any, context: Any) -> Any:
         """ModelInfer."""
         try:
-            self.check("inference", context)
+            self.admit("inference", context)
             request = self._decoded(asked, context)
             outcome = await self._outcome(request)
             if isinstance(outcome, ServerError):
@@ -104,7 +105,7 @@ class GrpcApi:
         await self._admitted("inference", context)
         answers: asyncio.Queue[Any] = asyncio.Queue()
         slots = asyncio.Semaphore(_STREAM_DEPTH)
-        cancels: dict[int, Cancel] = {}
+        cancels: dict[int, Callable[[], Any]] = {}
         reader = asyncio.create_task(self._read_stream(requests, context, answers, slots, cancels))
         try:
             open_answers, reading = 0, True
@@ -114,10 +115,14 @@ class GrpcApi:
                     open_answers += 1
                 elif item is _END:
                     reading = False
+                elif isinstance(item, _Part):
+                    yield item.answer
+                    item.taken()
                 else:
                     open_answers -= 1
                     slots.release()
-                    yield item
+                    if item is not None:
+                        yield item
         finally:
             reader.cancel()
             for cancel in cancels.values():
@@ -125,7 +130,7 @@ class GrpcApi:
 
     async def _read_stream(
         self, requests: AsyncIterator[Any], context: Any, answers: asyncio.Queue[Any], slots: asyncio.Semaphore,
-        cancels: dict[int, Cancel],
+        cancels: dict[int, Callable[[], Any]],
     ) -> None:  # fmt: skip
         number = 0
         async for asked in requests:
@@ -134,51 +139,86 @@ class GrpcApi:
             answers.put_nowait(_ACCEPTED)
             try:
                 request = self._decoded(asked, context)
-                done = functools.partial(self._stream_done, request, answers, cancels, number)
-                cancels[number] = self.service.infer(request, done)
+                parts = Parts(functools.partial(self._stream_part, request, answers))
+                done = functools.partial(self._stream_done, request, parts, answers, cancels, number)
+                cancels[number] = parts.leave
+                cancel = self.service.infer(replace(request, part=parts), done)
+                if number in cancels:  # a quick model has answered by now
+                    cancels[number] = functools.partial(_leave, parts, cancel)
             except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
+                cancels.pop(number, None)
                 names = ("", "") if isinstance(asked, ServerError) else (asked.id, asked.model_name)
                 answers.put_nowait(_stream_error(error, *names))
         answers.put_nowait(_END)
 
-    def _stream_done(
-        self, request: Request, answers: asyncio.Queue[Any], cancels: dict[int, Cancel], number: int, outcome: Outcome
+    def _stream_part(
+        self, request: Request, answers: asyncio.Queue[Any], parts: Parts, outcome: Outcome, final: bool
     ) -> None:
+        """One response of a decoupled model."""
+        answer = self._stream_answer(request, outcome, final)
+        self.mailbox.run(lambda: answers.put_nowait(_Part(answer, parts.taken)))
+
+    def _stream_done(
+        self, request: Request, parts: Parts, answers: asyncio.Queue[Any], cancels: dict[int, Callable[[], Any]],
+        number: int, outcome: Outcome,
+    ) -> None:  # fmt: skip
         def settle() -> None:
             cancels.pop(number, None)
-            answers.put_nowait(self._stream_answer(request, outcome))
+            answers.put_nowait(self._stream_last(request, parts, outcome))
 
         self.mailbox.run(settle)
 
-    def _stream_answer(self, request: Request, outcome: Outcome) -> Any:
+    def _stream_last(self, request: Request, parts: Parts, outcome: Outcome) -> Any:
+        """A request's answer; a decoupled model's end is one only where the client asks for it."""
+        if parts.too_slow:
+            outcome = TOO_SLOW
+        elif isinstance(outcome, Response) and outcome.ports.decoupled:
+            wanted = request.parameters.get("triton_enable_empty_final_response") is True
+            if parts.ended or not wanted:
+                return None
+        return self._stream_answer(request, outcome, True)
+
+    def _stream_answer(self, request: Request, outcome: Outcome, final: bool) -> Any:
         if isinstance(outcome, ServerError):
             return _stream_error(outcome, request.id, request.model)
         try:
             answer = grpc_codec.encode(request, outcome, self.service.regions)
         except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
             return _stream_error(error, request.id, request.model)
-        grpc_codec.set_parameter(answer.parameters["triton_final_response"], True)
+        grpc_codec.set_parameter(answer.parameters["triton_final_response"], final)
         return StreamResponse(infer_response=answer)
 
     async def _admitted(self, group: str, context: Any) -> None:
         """End the call unless it carries a key of the group."""
         try:
-            self.check(group, context)
+            self.admit(group, context)
         except ServerError as error:
             await _abort(context, error)
 
-    def check(self, group: str, context: Any) -> None:
-        """UNAUTHORIZED unless the group's keys, if it has any, allow this call."""
+    def admit(self, group: str, context: Any) -> None:
+        """Echo x-request-id; UNAUTHORIZED unless the group's keys, if it has any, allow this call."""
+        metadata = context.invocation_metadata()
+        identity = next((value for name, value in metadata if name == "x-request-id"), "")
+        if identity:
+            context.set_trailing_metadata((("x-request-id", identity),))
         if group in self.access.keys:
             try:
-                self.access.check_grpc(group, context.invocation_metadata())
+                self.access.check_grpc(group, metadata)
             except ServerError as error:
-                self.service.refused("grpc", "", context.peer(), error)
+                self.service.refused("grpc", identity, context.peer(), error)
                 raise
 
     async def slow(self, call: Call, asked: Any) -> Any:
         """A call outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, call, self, asked)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A response that is not a request's last word; `taken` says that it is on its way."""
+
+    answer: Any
+    taken: Callable[[], None]
 
 
 _ACCEPTED, _END = object(), object()
@@ -188,6 +228,11 @@ StreamResponse = message("inference.ModelStreamInferResponse")
 def _settle(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
     if not future.done():
         future.set_result(outcome)
+
+
+def _leave(parts: Parts, cancel: Cancel) -> None:
+    parts.leave()
+    cancel()
 
 
 def _stream_error(error: Exception, identity: str, model: str) -> Any:
@@ -343,7 +388,7 @@ def _simple(api: GrpcApi, name: str, response: Any) -> Callable[[Any, Any], Awai
 
     async def call(asked: Any, context: Any) -> Any:
         try:
-            api.check(group, context)
+            api.admit(group, context)
             if isinstance(asked, ServerError):
                 raise asked
             fields = quick(api, asked) if quick else await api.slow(slow or CALLS[name], asked)

@@ -7,7 +7,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ import orjson
 from ingot.errors import IngotError
 from ingot.server import generate, http_codec, openapi
 from ingot.server.access import Access
+from ingot.server.conversations import Parts
 from ingot.server.request import Code, Outcome, Request, ServerError, invalid
-from ingot.server.scheduler import as_server_error, clock
+from ingot.server.scheduler import Cancel, as_server_error, clock
 from ingot.server.schema import as_plain
 from ingot.server.service import Service, version_number
 from ingot.server.shm import CUDA_REFUSAL
@@ -171,23 +172,19 @@ class HttpApi:
             body = http_codec.decompressed(body, exchange.headers[b"content-encoding"].lower(), self.body_limit)
         document, ports = http_codec.parse_json(bytes(body)), self.service.repository.find(model, version).ports
         request = self._watched(exchange, generate.decode(document, model, version, ports, clock()))
-        send = self._send_event if match["stream"] else self._send_generated
-        exchange.cancel = self.service.infer(request, lambda outcome: exchange.post(partial(send, exchange, outcome)))
+        if match["stream"]:
+            events = EventStream(exchange)
+            request = replace(request, part=events.parts)
+            events.cancel = self.service.infer(request, lambda outcome: exchange.post(partial(events.end, outcome)))
+        else:
+            send = partial(self._send_generated, exchange)
+            exchange.cancel = self.service.infer(request, lambda outcome: exchange.post(partial(send, outcome)))
 
     def _send_generated(self, exchange: Exchange, outcome: Outcome) -> None:
         if isinstance(outcome, ServerError):
-            self._error(exchange, outcome)
+            _refuse(exchange, outcome)
         else:
             exchange.respond(200, [generate.encode(outcome)], _JSON)
-
-    def _send_event(self, exchange: Exchange, outcome: Outcome) -> None:
-        """A stream of one event: a model here answers once."""
-        if isinstance(outcome, ServerError):
-            self._error(exchange, outcome)
-            return
-        exchange.begin(200, generate.EVENT_STREAM)
-        exchange.piece(generate.event(generate.encode(outcome)))
-        exchange.piece(b"")
 
     # -- everything else ----------------------------------------------------------------------------------------------
     def _dispatch(self, exchange: Exchange) -> None:
@@ -228,9 +225,61 @@ class HttpApi:
     def _error(self, exchange: Exchange, error: Exception) -> None:
         if not isinstance(error, IngotError):
             log.error("a request failed", exc_info=error)
-        failure = as_server_error(error)
-        headers = _CHALLENGE if failure.code is Code.UNAUTHORIZED else _JSON
-        exchange.respond(failure.code.status, [_message(str(failure))], headers)
+        _refuse(exchange, as_server_error(error))
+
+
+class EventStream:
+    """An answer of server-sent events, one for each response; on the event loop's thread but for what `parts` takes."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange, self._begun, self._unread, self._flowing = exchange, False, 0, True
+        self.parts = Parts(lambda parts, outcome, final: exchange.post(partial(self._part, outcome)))
+        self.cancel: Cancel | None = None
+        exchange.cancel, exchange.flow = self._leave, self._flow
+
+    def end(self, outcome: Outcome) -> None:
+        """The last event, or what went wrong; a decoupled model has said everything before."""
+        if self.parts.too_slow:
+            self._exchange.abandon()
+        elif isinstance(outcome, ServerError) and not self._begun:
+            _refuse(self._exchange, outcome)
+        else:
+            if isinstance(outcome, ServerError) or not outcome.ports.decoupled:
+                self._write(outcome)
+            self._begin()
+            self._exchange.piece(b"")
+
+    def _part(self, outcome: Outcome) -> None:
+        self._write(outcome)
+        self._unread += 1
+        self._flow(self._flowing)
+
+    def _write(self, outcome: Outcome) -> None:
+        text = _message(str(outcome)) if isinstance(outcome, ServerError) else generate.encode(outcome)
+        self._begin()
+        self._exchange.piece(generate.event(text))
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._exchange.begin(200, generate.EVENT_STREAM)
+
+    def _flow(self, flowing: bool) -> None:
+        """More is taken from the model while the client reads."""
+        self._flowing = flowing
+        while flowing and self._unread:
+            self._unread -= 1
+            self.parts.taken()
+
+    def _leave(self) -> None:
+        self.parts.leave()
+        if self.cancel is not None:
+            self.cancel()
+
+
+def _refuse(exchange: Exchange, failure: ServerError) -> None:
+    headers = _CHALLENGE if failure.code is Code.UNAUTHORIZED else _JSON
+    exchange.respond(failure.code.status, [_message(str(failure))], headers)
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:

@@ -20,7 +20,7 @@ from ingot.server.drivers import Lines, OnLoop, Threads
 from ingot.server.instances import Instance, SessionInstance
 from ingot.server.latency import LatencyTable
 from ingot.server.mailbox import Mailbox
-from ingot.server.placement import places_of, targets_of, threads_each
+from ingot.server.placement import Policies, places_of, targets_of, threads_of
 from ingot.server.ports import Feeds, Ports, ports_of
 from ingot.server.request import BY_CONFIG, BY_NAME, Done, Request, invalid
 from ingot.server.scheduler import Cancel, Driver, Queue, Scheduler
@@ -90,11 +90,14 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class Placing:
-    """How models run: threads per instance (None: all cores, shared), the loop for quick models, or processes."""
+    """How models run: threads per instance (None: all cores, shared), the loop for quick models, or processes; cores of
+    host policies.
+    """
 
     threads: int | None = None
     loop: Mailbox | None = None
     processes: bool = False
+    policies: Policies = field(default_factory=dict)
 
 
 def load_engine_model(config: Config, version: int, engine: Engine, folder: Path, placing: Placing) -> EngineModel:
@@ -130,16 +133,15 @@ def _makers(
     config: Config, engine: Engine, placing: Placing
 ) -> tuple[Sequence[Callable[[], Instance]], tuple[Worker, ...]]:
     """What makes each instance, and the processes behind them, one for each device."""
-    places = places_of(config, targets_of(engine))
-    threads = placing.threads or threads_each(places)
+    places = places_of(config, targets_of(engine), placing.policies)
+    threads = {place: placing.threads or threads_of(place, places) for place in places}
     if not placing.processes:
-        if any(place.visible for place in places):
-            raise invalid(f"model '{config.name}': a MIG instance needs a process of its own (--process-per-model)")
-        return [partial(SessionInstance, engine, place.device, threads) for place in places], ()
+        if any(place.apart for place in places):
+            problem = "a MIG instance or a host policy needs a process of its own (--process-per-model)"
+            raise invalid(f"model '{config.name}': {problem}")
+        return [partial(SessionInstance, engine, place.device, threads[place]) for place in places], ()
     source = Path(engine.source)
-    workers = {
-        place: engine_worker(config.name, source, place.device, threads, place.visible) for place in set(places)
-    }
+    workers = {place: engine_worker(config.name, source, place, threads[place]) for place in threads}
     return [partial(ProcessInstance, workers[place]) for place in places], tuple(workers.values())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ingot.errors import ConfigError
 from ingot.server import logs
 from ingot.server.access import GROUPS, Access, Tls, read_keys
+from ingot.server.placement import Policies, read_policies
 from ingot.server.repository import Mode
 from ingot.server.wire import Limits
 
@@ -51,6 +52,7 @@ class Options:
     trace: Mapping[str, str] = field(default_factory=dict)
     grpc_address: str = ""
     metrics_address: str = ""
+    host_policies: Policies = field(default_factory=dict)
 
 
 # -- flags ------------------------------------------------------------------------------------------------------------
@@ -85,6 +87,10 @@ def _add_repository(group: Any) -> None:
         help="false: run models in the server's process",
     )  # fmt: skip
     add("--threads", type=int, help="threads of each instance (default: all cores)")
+    add(
+        "--host-policy", action="append", default=[], metavar="NAME,cpu-cores=0-3",
+        help="cores of the instance groups with this host_policy; or NAME,numa-node=0; repeatable",
+    )  # fmt: skip
     add("--cache-config", action="append", default=[], help="local,size=BYTES: response cache (64 MiB; 0: none)")
     add("--response-cache-byte-size", type=int, help="the same, as older servers spell it")
 
@@ -152,7 +158,7 @@ UNUSED = (
     "grpc-http2-max-pings-without-data", "grpc-http2-min-recv-ping-interval-without-data",
     "grpc-infer-allocation-pool-size", "grpc-infer-response-compression-level", "grpc-infer-thread-count",
     "grpc-keepalive-permit-without-calls", "grpc-keepalive-time", "grpc-keepalive-timeout", "grpc-max-connection-age",
-    "grpc-max-connection-age-grace", "grpc-max-response-pool-size", "host-policy", "http-thread-count",
+    "grpc-max-connection-age-grace", "grpc-max-response-pool-size", "http-thread-count",
     "metrics-config", "metrics-interval-ms", "min-supported-compute-capability", "model-load-gpu-limit",
     "model-load-retry-count", "model-load-thread-count", "pinned-memory-pool-byte-size", "repoagent-directory",
     "allow-cpu-metrics", "allow-gpu-metrics", "pool-buffers", "rate-limit", "strict-model-config",
@@ -191,6 +197,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         inflight=arguments.max_requests_in_flight, queue_size=arguments.max_queue_size,
         log_format=arguments.log_format, log_requests=arguments.log_requests, trace=_trace(arguments.trace_config),
         grpc_address=arguments.grpc_address or "", metrics_address=arguments.metrics_address or "",
+        host_policies=read_policies(arguments.host_policy),
     )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """`import triton_python_backend_utils as pb_utils`: what Triton's Python backend offers to a model.py.
 
-Only names that models use are here; the rest of Triton's module (business logic scripting, decoupled responses, custom
-metrics) raises an error that says so, instead of an AttributeError.
+Only names that models use are here; the rest of Triton's module (custom metrics, model control) raises an error that
+says so, instead of an AttributeError.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ingot.server.request import BY_CONFIG, BY_NUMPY, bytes_elements
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 _MISSING = {
     "MetricFamily": "custom metrics", "Metric": "custom metrics", "PreferredMemory": "a choice of memory",
     "TRITONSERVER_MEMORY_CPU": "a choice of memory", "TRITONSERVER_MEMORY_GPU": "a choice of memory",
@@ -99,12 +102,19 @@ class Tensor:
 
 
 class InferenceRequest:
-    """One request as a client sent it."""
+    """One request as a client sent it; or one of a model.py to another model, to be executed by `exec`."""
 
-    def __init__(self, inputs: Sequence[Tensor] = (), facts: Mapping[str, Any] | None = None, **named: Any) -> None:
-        if named:
-            raise TritonModelException("calling other models from a model.py is not supported; use an ensemble")
-        self._inputs, self._facts = list(inputs), dict(facts or {})
+    def __init__(
+        self, request_id: str = "", correlation_id: int | str = 0, inputs: Sequence[Tensor] = (),
+        requested_output_names: Sequence[str] = (), model_name: str = "", model_version: int = -1, flags: int = 0,
+        timeout: int = 0, parameters: Mapping[str, Any] | None = None, *, facts: Mapping[str, Any] | None = None,
+        sender: ResponseSender | None = None,
+    ) -> None:  # fmt: skip
+        self._inputs, self._sender, self._own = list(inputs), sender, facts is None
+        self._facts: dict[str, Any] = dict(facts) if facts is not None else {
+            "id": request_id, "sequence": correlation_id, "outputs": list(requested_output_names), "model": model_name,
+            "version": max(model_version, 0), "flags": flags, "timeout": timeout, "parameters": dict(parameters or {}),
+        }  # fmt: skip
 
     def inputs(self) -> list[Tensor]:
         """Input tensors."""
@@ -140,12 +150,32 @@ class InferenceRequest:
         return int(self._facts["timeout"])
 
     def is_cancelled(self) -> bool:
-        """Requests are cancelled while they wait, not while they run."""
-        return False
+        """Whether nobody listens any longer; known of decoupled models, once they have sent a response."""
+        return self._sender is not None and self._sender.is_cancelled()
 
-    def get_response_sender(self) -> Any:
-        """Decoupled models are not supported."""
-        raise TritonModelException("decoupled responses are not supported by this server")
+    def get_response_sender(self) -> ResponseSender:
+        """What answers this request of a decoupled model."""
+        if self._sender is None:
+            problem = "this model is not decoupled: model_transaction_policy { decoupled: true }"
+            raise TritonModelException(f"get_response_sender: {problem}")
+        return self._sender
+
+    def exec(self, decoupled: bool = False, execution_timeout: int = 0) -> InferenceResponse:
+        """Ask another model of this server and wait for its response; calls run one after the other."""
+        if not self._own or not self._facts["model"]:
+            raise TritonModelException("exec takes a request of your own: InferenceRequest(model_name=…, inputs=[…])")
+        if decoupled:
+            raise TritonModelException("calling a decoupled model from a model.py is not supported")
+        tensors = {tensor.name(): as_sent(tensor.as_numpy()) for tensor in self._inputs}
+        facts = {**self._facts, "timeout": execution_timeout or self._facts["timeout"]}
+        answer, outputs = _say({"call": facts}, tensors)
+        if "error" in answer:
+            return InferenceResponse(error=TritonError(answer["error"], answer["code"]))
+        return InferenceResponse([Tensor(name, array) for name, array in outputs.items()])
+
+    async def async_exec(self, decoupled: bool = False, execution_timeout: int = 0) -> InferenceResponse:
+        """The same for `async def execute`."""
+        return await asyncio.to_thread(self.exec, decoupled, execution_timeout)
 
 
 class InferenceResponse:
@@ -167,6 +197,51 @@ class InferenceResponse:
     def error(self) -> TritonError | None:
         """The error."""
         return self._error
+
+
+class Sent:
+    """What has become of a decoupled request: `over` once its last response is out, `abandoned` if it never will be."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.over, self.cancelled = number, threading.Event(), False
+        self.abandoned: TritonError | None = None
+
+
+class ResponseSender:
+    """Answers a request of a decoupled model, any number of times, from any thread."""
+
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        """One response; TRITONSERVER_RESPONSE_COMPLETE_FINAL with the last one, or alone. Waits for slow clients."""
+        final = bool(flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        if self._sent.over.is_set():
+            raise TritonModelException("send: the request's last response has been sent")
+        if response is None and not final:
+            raise TritonModelException("send takes a response, or TRITONSERVER_RESPONSE_COMPLETE_FINAL, or both")
+        if response is not None:
+            self._send(response, final)
+        if final:
+            self._sent.over.set()
+
+    def _send(self, response: InferenceResponse, final: bool) -> None:
+        error = response.error()
+        facts: dict[str, Any] = {"part": self._sent.number, "final": final}
+        facts |= {"error": error.message(), "code": error.code()} if error else {}
+        tensors = {} if error else {tensor.name(): as_sent(tensor.as_numpy()) for tensor in response.output_tensors()}
+        answer, _ = _say(facts, tensors)
+        self._sent.cancelled = self._sent.cancelled or answer.get("cancelled", True)
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody listens any longer; known once a response has been sent."""
+        return self._sent.cancelled
+
+    def __del__(self) -> None:
+        if not self._sent.over.is_set():
+            problem = "the model gave its response sender up without TRITONSERVER_RESPONSE_COMPLETE_FINAL"
+            self._sent.abandoned = TritonError(problem)
+            self._sent.over.set()
 
 
 class ModelConfig:
@@ -295,7 +370,31 @@ def deserialize_bytes_tensor(encoded: Any) -> Any:
     return bytes_elements("encoded", raw, count)
 
 
+# -- for the process that runs the model ------------------------------------------------------------------------------
+Ask = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Any]]]
 _folder = Path()
+_ask: Ask | None = None
+
+
+def connect(ask: Ask) -> None:
+    """Say how the front is spoken to while a model runs."""
+    global _ask
+    _ask = ask
+
+
+def _say(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    if _ask is None:
+        raise TritonModelException("other models can be called, and responses sent, while execute runs")
+    return _ask(facts, tensors)
+
+
+def as_sent(array: Any) -> Any:
+    """Text in whatever form becomes an object array of bytes."""
+    if array.dtype.kind not in "OUS":
+        return array
+    sent = np.empty(array.shape, object)
+    sent.ravel()[:] = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
+    return sent
 
 
 def get_model_dir() -> str:

@@ -1,12 +1,15 @@
-"""Where a model's instances run: KIND_CPU, KIND_GPU with its gpus, KIND_AUTO, and MIG instances by their name."""
+"""Where a model's instances run: KIND_CPU, KIND_GPU with its gpus, KIND_AUTO, MIG instances by their name, cores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ingot.engine import Engine
-from ingot.errors import IngotError
+from ingot.errors import ConfigError, IngotError
 from ingot.runtime.cpu import usable_threads
 from ingot.runtime.session import features
 from ingot.server.config import Config, enum_name
@@ -14,6 +17,9 @@ from ingot.server.request import invalid
 
 DEVICE = "device"  # the parameter of a configuration that names devices itself
 _GPU = "cuda"
+Policies = Mapping[str, tuple[int, ...]]  # cores by a host policy's name
+NO_POLICIES: Policies = {}
+log = logging.getLogger("ingot.server")
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,15 @@ class Place:
 
     device: str
     visible: str = ""
+    cores: tuple[int, ...] = ()  # what its process may run on; empty: all
+
+    @property
+    def apart(self) -> bool:
+        """Whether it takes a process of its own."""
+        return bool(self.visible or self.cores)
 
 
-def places_of(config: Config, targets: Sequence[str]) -> list[Place]:
+def places_of(config: Config, targets: Sequence[str], policies: Policies = NO_POLICIES) -> list[Place]:
     """A place for each instance of a model whose engine has variants for these targets; ServerError if none can be."""
     text = config.parameters[DEVICE].string_value if _names(config) else ""
     named = [_named(config, name) for name in text.split(",")] if text else []
@@ -37,7 +49,8 @@ def places_of(config: Config, targets: Sequence[str]) -> list[Place]:
             chosen = [Place(f"{_GPU}:{number}") for number in group.gpus] or [Place(_GPU)]
         else:
             chosen = [Place("cpu")]
-        places += [place for place in chosen for _ in range(count)]
+        cores = _cores(config, group.host_policy, policies)
+        places += [replace(place, cores=cores) for place in chosen for _ in range(count)]
     for place in places:
         _check(config, place, targets)
     return places or [Place("cpu")]
@@ -96,7 +109,55 @@ def targets_of(engine: Engine) -> list[str]:
     return list(dict.fromkeys(variant.target for variant in engine.variants))
 
 
-def threads_each(places: Sequence[Place]) -> int | None:
-    """Instances on the CPU share its cores: threads of several would wait for each other. None: all cores."""
-    count = sum(place.device == "cpu" for place in places)
-    return max(usable_threads() // count, 1) if count > 1 else None
+def threads_of(place: Place, places: Sequence[Place]) -> int | None:
+    """Instances on the CPU share their cores: threads of several would wait for each other. None: all cores."""
+    count = sum(other.device == "cpu" and other.cores == place.cores for other in places)
+    return max((len(place.cores) or usable_threads()) // count, 1) if count > 1 else None
+
+
+# -- cores ------------------------------------------------------------------------------------------------------------
+def read_policies(flags: Sequence[str]) -> Policies:
+    """What --host-policy says: cores by the policy's name. ConfigError for what is not understood or not here."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in flags:
+        name, _, setting = text.partition(",")
+        kind, _, value = setting.partition("=")
+        if not name or kind not in ("cpu-cores", "numa-node"):
+            raise ConfigError(f"--host-policy takes NAME,cpu-cores=0-3 or NAME,numa-node=0, not {text!r}")
+        cores = _listed(value if kind == "cpu-cores" else _cores_of_node(value), text)
+        missing = sorted(set(cores) - available_cores())
+        if missing:
+            here = ", ".join(map(str, sorted(available_cores())))
+            raise ConfigError(f"--host-policy {text}: core {missing[0]} is none of this process's ({here})")
+        found[name] = cores
+    return found
+
+
+def available_cores() -> set[int]:
+    """Cores that this process may use."""
+    return os.sched_getaffinity(0)
+
+
+def _cores_of_node(number: str) -> str:
+    try:
+        return Path(f"/sys/devices/system/node/node{int(number)}/cpulist").read_text().strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--host-policy: there is no NUMA node {number!r}") from error
+
+
+def _listed(text: str, flag: str) -> tuple[int, ...]:
+    """0-3,8 as numbers."""
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) < int(first):
+            raise ConfigError(f"--host-policy {flag}: {part!r} is no core and no range of cores")
+        cores |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cores))
+
+
+def _cores(config: Config, policy: str, policies: Policies) -> tuple[int, ...]:
+    if policy and policy not in policies:
+        problem = f"there is no --host-policy={policy},cpu-cores=0-3 or the like: any core may run it"
+        log.warning("model %s: no host policy '%s'; %s", config.name, policy, problem)
+    return policies.get(policy, ())

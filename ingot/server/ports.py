@@ -40,12 +40,16 @@ class Port:
 
 @dataclass(frozen=True)
 class Ports:
-    """All of a model; `max_rows` 0: the model does not batch, dims are whole shapes."""
+    """All of a model; `max_rows` 0: the model does not batch, dims are whole shapes.
+
+    `decoupled`: it answers a request any number of times.
+    """
 
     model: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     max_rows: int
+    decoupled: bool = False
 
     @cached_property
     def input_of(self) -> Mapping[str, Port]:

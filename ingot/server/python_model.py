@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import numpy as np
 from ingot.server import logs
 from ingot.server.batcher import Batcher
 from ingot.server.builder import sha256
-from ingot.server.config import Config, enum_name, instance_count, read_override, rules_of
+from ingot.server.config import Config, enum_name, read_override, rules_of
+from ingot.server.conversations import Conversation, Submit
 from ingot.server.drivers import Threads
 from ingot.server.instances import Instance
 from ingot.server.latency import LatencyTable
 from ingot.server.model import EngineModel, warm_up
-from ingot.server.ports import Feeds, PartlyRefused, Port, Ports, ports_of
+from ingot.server.placement import NO_POLICIES, Policies, places_of
+from ingot.server.ports import Dims, Feeds, PartlyRefused, Port, Ports, answer, ports_of
 from ingot.server.python_worker import ANSWERS, FACTS, tensor_name
-from ingot.server.request import BY_NUMPY, Array, Code, Request, ServerError, Tensor, invalid
+from ingot.server.request import BY_NUMPY, Array, Code, Outcome, Request, ServerError, Tensor, invalid
 from ingot.server.scheduler import Queue, Scheduler
 from ingot.server.schema import as_plain
 from ingot.server.sequences import SequenceBatcher
@@ -37,6 +40,13 @@ _STARTING_SECONDS = 600.0  # what a model does in `initialize` is its own busine
 @dataclass(frozen=True)
 class PythonPorts(Ports):
     """Tensors of a batch stay apart: each is named after its request's place in the batch."""
+
+    def check(self, request: Request) -> tuple[int, tuple[Dims, ...]]:
+        """As of any model; a decoupled one answers only those who take several responses."""
+        if self.decoupled and request.part is None:
+            problem = "doesn't support models with decoupled transaction policy; use a gRPC stream or generate_stream"
+            raise ServerError(Code.UNSUPPORTED, f"model '{self.model}': inference of one response {problem}")
+        return super().check(request)
 
     def gather(self, requests: Sequence[Request]) -> Feeds:
         """Every request's tensors, and what else is known of it."""
@@ -71,7 +81,23 @@ class PythonPorts(Ports):
             return ServerError(_code(fact["code"]), fact["error"], "BACKEND")
         names = [output.name for output in request.outputs] or [port.name for port in self.outputs]
         try:
-            return [self._made(self.output_of[name], results.get(tensor_name(number, name)), rows) for name in names]
+            return [
+                self._made(self.output_of[name], results.get(tensor_name(number, name)), rows)
+                for name in (() if self.decoupled else names)
+            ]
+        except ServerError as error:
+            return error
+
+    def respond(self, version: int, request: Request, fact: Mapping[str, Any], tensors: Mapping[str, Array]) -> Outcome:
+        """One response of several; its rows are the model's choice."""
+        if "error" in fact:
+            return ServerError(_code(fact["code"]), fact["error"], "BACKEND")
+        names = [output.name for output in request.outputs] or [port.name for port in self.outputs]
+        rows = next((len(data) for data in tensors.values() if data.ndim), 1)
+        try:
+            return answer(
+                request, version, [self._made(self.output_of[name], tensors.get(name), rows) for name in names], self
+            )
         except ServerError as error:
             return error
 
@@ -105,18 +131,24 @@ def _code(name: str) -> Code:
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
-def load_python_model(config: Config, version: int, folder: Path) -> EngineModel:
-    """A version made ready: configuration completed by the model, a process for each instance, warm-up."""
+def load_python_model(
+    config: Config, version: int, folder: Path, submit: Submit, policies: Policies = NO_POLICIES
+) -> EngineModel:
+    """A version made ready: configuration completed by the model, a process for each instance, warm-up.
+
+    `submit` asks other models of this server.
+    """
     file = _model_file(config, folder / str(version))
     config = _completed(config, file, version)
     ports = _ports(config, folder)
+    execute = partial(_executed, ports, version, submit)
     workers: list[Worker] = []
     instances: list[Instance] = []
     try:
-        for number in range(instance_count(config)):
-            workers.append(Worker(config.name, _command(config, file, version, number), _STARTING_SECONDS))
+        for number, place in enumerate(places_of(config, ["cpu"], policies)):
+            workers.append(Worker(config.name, _command(config, file, version, number), _STARTING_SECONDS, place))
             instances.append(ProcessInstance(workers[-1]))
-            warm_up(config, ports, _Alone(ports, instances[-1]), folder)
+            warm_up(config, ports, _Alone(ports, partial(execute, instances[-1])), folder)
     except BaseException:
         for instance in instances:
             instance.close()
@@ -127,25 +159,33 @@ def load_python_model(config: Config, version: int, folder: Path) -> EngineModel
     scheduler = Scheduler(
         ports, version, _queue(config, len(instances), latency), lambda made: Threads(made, instances), statistics,
         latency, ordered=config.dynamic_batching.preserve_ordering,
-        states=states_of(config, folder) if config.HasField("sequence_batching") else None,
+        states=states_of(config, folder) if config.HasField("sequence_batching") else None, execute=execute,
     )  # fmt: skip
     digests = {"file_sha256": sha256(file)}
     return EngineModel(version, config, ports, scheduler, statistics, tuple(workers), digests)
 
 
+def _executed(
+    ports: PythonPorts, version: int, submit: Submit, instance: Instance, feeds: Feeds, requests: Sequence[Request]
+) -> Mapping[str, Array]:
+    """A run of a process that may say something meanwhile."""
+    assert isinstance(instance, ProcessInstance)
+    return instance.run(feeds, Conversation(requests, submit, partial(ports.respond, version)))
+
+
 @dataclass(frozen=True)
 class _Alone:
-    """Runs feeds as a warm-up states them as one request."""
+    """Runs feeds as a warm-up states them as one request; the responses of a decoupled model are dropped."""
 
     ports: Ports
-    instance: Instance
+    execute: Callable[[Feeds, Sequence[Request]], Mapping[str, Array]]
 
     def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """One request; an error fails the load."""
         tensors = tuple(Tensor(name, self.ports.input_of[name].datatype, data) for name, data in feeds.items())
-        request = Request(self.ports.model, tensors, id="warm-up")
+        request = Request(self.ports.model, tensors, id="warm-up", part=lambda outcome, final: True)
         rows, _ = self.ports.check(request)
-        results = self.instance.run(self.ports.gather([request]))
+        results = self.execute(self.ports.gather([request]), [request])
         try:
             self.ports.split(results, [request], [rows])
         except PartlyRefused as refused:
@@ -163,7 +203,8 @@ def _ports(config: Config, folder: Path) -> PythonPorts:
         raise invalid(f"model '{config.name}': {problem}")
     if config.sequence_batching.state:
         raise invalid(f"model '{config.name}': a model.py keeps its own state; sequence_batching.state is for engines")
-    return PythonPorts(plain.model, plain.inputs, plain.outputs, plain.max_rows)
+    decoupled = config.model_transaction_policy.decoupled
+    return PythonPorts(plain.model, plain.inputs, plain.outputs, plain.max_rows, decoupled)
 
 
 def _queue(config: Config, instances: int, latency: LatencyTable) -> Queue:

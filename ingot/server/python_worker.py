@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import inspect
 import json
 import os
 import socket
@@ -16,7 +18,7 @@ import numpy as np
 
 from ingot.server import logs, pb_utils
 from ingot.server.request import Array, ServerError, invalid
-from ingot.server.worker import LONGEST_MESSAGE, serve_lines
+from ingot.server.worker import LONGEST_MESSAGE, Back, serve_lines
 
 FACTS, ANSWERS = "#requests", "#responses"  # object arrays of JSON, one element a request
 
@@ -29,22 +31,44 @@ def tensor_name(number: int, name: str) -> str:
 class PythonInstance:
     """A TritonPythonModel; each request is handed to it as it came, none is joined with another."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, decoupled: bool, back: Back) -> None:
+        self._model, self._decoupled, self._back = model, decoupled, back
 
     def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """One `execute`; the inputs are copies, because models keep what they were given."""
+        pb_utils.connect(self._back.ask)
         facts = [json.loads(item) for item in feeds[FACTS]]
-        requests = [pb_utils.InferenceRequest(_inputs(feeds, number), fact) for number, fact in enumerate(facts)]
-        return _packed(_checked(self._model.execute(requests), len(requests)))
+        if self._decoupled:
+            return self._run_decoupled(feeds, facts)
+        requests = [
+            pb_utils.InferenceRequest(inputs=_inputs(feeds, number), facts=fact) for number, fact in enumerate(facts)
+        ]
+        return _packed(_checked(self._executed(requests), len(requests)))
+
+    def _run_decoupled(self, feeds: Mapping[str, Array], facts: Sequence[Mapping[str, Any]]) -> Mapping[str, Array]:
+        """Until every request has had its last response, from whichever thread."""
+        sent = [pb_utils.Sent(number) for number in range(len(facts))]
+        requests = [
+            pb_utils.InferenceRequest(inputs=_inputs(feeds, number), facts=fact, sender=pb_utils.ResponseSender(one))
+            for number, (one, fact) in enumerate(zip(sent, facts, strict=True))
+        ]
+        try:
+            if self._executed(requests) is not None:
+                raise TypeError("execute of a decoupled model must return None: its senders answer")
+            requests.clear()  # a sender that nobody has any more is at its end
+            for one in sent:
+                one.over.wait()
+        finally:
+            for one in sent:
+                one.over.set()
+        return _packed([pb_utils.InferenceResponse(error=one.abandoned) for one in sent])
+
+    def _executed(self, requests: list[pb_utils.InferenceRequest]) -> Any:
+        returned = self._model.execute(requests)
+        return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
 
     def close(self) -> None:
         """Its line has ended; the process may be given another one."""
-
-    def finalize(self) -> None:
-        """The model's own end, where it has one."""
-        if hasattr(self._model, "finalize"):
-            self._model.finalize()
 
 
 def _inputs(feeds: Mapping[str, Array], number: int) -> list[pb_utils.Tensor]:
@@ -71,17 +95,8 @@ def _packed(responses: Sequence[pb_utils.InferenceResponse]) -> Mapping[str, Arr
         error = response.error()
         answers[number] = json.dumps({"error": error.message(), "code": error.code()} if error else {}).encode()
         for tensor in response.output_tensors() if error is None else ():
-            outputs[tensor_name(number, tensor.name())] = _as_sent(tensor.as_numpy())
+            outputs[tensor_name(number, tensor.name())] = pb_utils.as_sent(tensor.as_numpy())
     return outputs
-
-
-def _as_sent(array: Array) -> Array:
-    """Text in whatever form becomes an object array of bytes."""
-    if array.dtype.kind not in "OUS":
-        return array
-    sent = np.empty(array.shape, object)
-    sent.ravel()[:] = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
-    return sent
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -139,13 +154,16 @@ def serve(arguments: Mapping[str, str], control: socket.socket) -> None:
             config = completed(file, json.loads(arguments["model_config"]))
             control.send(b"config " + json.dumps(config).encode())
             return
-        instance = PythonInstance(loaded(file, {name: arguments[name] for name in arguments if name != "file"}))
+        model = loaded(file, {name: arguments[name] for name in arguments if name != "file"})
     except BaseException as error:  # noqa: BLE001 - whatever a model's file does, SystemExit too, is told to the front
         control.send(reason_of(error).encode()[:LONGEST_MESSAGE])
         return
     control.send(b"ready")
-    serve_lines(control, lambda: instance)
-    instance.finalize()
+    config = json.loads(arguments["model_config"])
+    decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
+    serve_lines(control, lambda back: PythonInstance(model, decoupled, back))
+    if hasattr(model, "finalize"):
+        model.finalize()
 
 
 def main(arguments: list[str]) -> None:

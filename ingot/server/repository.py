@@ -206,10 +206,10 @@ class Repository:
         return failures
 
     def close(self) -> None:
-        """Unload everything: ensembles before the models they use, then what is being loaded just now."""
+        """Unload everything: what may use other models before them, then what is being loaded just now."""
         with self._lock:
             self._closed = True
-        order = sorted(self.serving(), key=lambda servable: not servable.config.HasField("ensemble_scheduling"))
+        order = sorted(self.serving(), key=lambda servable: _distance_from_clients(servable.config))
         for name in dict.fromkeys([*(servable.config.name for servable in order), *self._slots.copy()]):
             self.unload(name)
 
@@ -278,6 +278,11 @@ def _fingerprint(path: Path, config_text: str) -> str:
         digest.update(f"{file.relative_to(path)} {status.st_size if file.is_file() else 0} ".encode())
         digest.update(f"{status.st_mtime_ns if file.is_file() else 0}\n".encode())
     return digest.hexdigest()
+
+
+def _distance_from_clients(config: Config) -> int:
+    """Ensembles use any model, a model.py may call others, an engine uses none."""
+    return 0 if config.HasField("ensemble_scheduling") else 1 if config.backend == "python" else 2
 
 
 def in_dependency_order(folders: Mapping[str, Folder]) -> list[str]:

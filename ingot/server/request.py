@@ -128,7 +128,11 @@ class SequencePlace:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One inference. `version` 0 lets the policy choose, `outputs` empty wants all; `priority` 0 is the default."""
+    """One inference. `version` 0 lets the policy choose, `outputs` empty wants all; `priority` 0 is the default.
+
+    `part` takes the responses of a decoupled model (outcome, whether it is the last) and returns whether anybody still
+    listens; `caller`: the model that waits for this request's answer.
+    """
 
     model: str
     inputs: tuple[Tensor, ...]
@@ -141,6 +145,8 @@ class Request:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     arrived: int = 0
     origin: Any = None  # tracing.Origin of a request that is traced or logged
+    part: Callable[[Any, bool], bool] | None = None
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

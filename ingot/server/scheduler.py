@@ -22,6 +22,7 @@ from ingot.server.statistics import Statistics, Timing
 log = logging.getLogger("ingot.server")
 clock = time.monotonic_ns
 Cancel = Callable[[], bool]
+Execute = Callable[[Instance, Feeds, Sequence[Request]], Mapping[str, Array]]
 
 
 class Closed(Exception):
@@ -74,10 +75,10 @@ class Scheduler:
 
     def __init__(
         self, ports: Ports, version: int, queue: Queue, drive: Callable[[Scheduler], Driver], statistics: Statistics,
-        latency: LatencyTable, ordered: bool = False, states: States | None = None,
+        latency: LatencyTable, ordered: bool = False, states: States | None = None, execute: Execute | None = None,
     ) -> None:  # fmt: skip
         self.ports, self._version, self._queue, self._statistics = ports, version, queue, statistics
-        self._latency, self._states = latency, states
+        self._latency, self._states, self._execute = latency, states, execute
         self.ready = threading.Condition(threading.Lock())
         self.closing = False
         self._order: _InOrder | None = _InOrder() if ordered else None
@@ -151,7 +152,10 @@ class Scheduler:
         try:
             feeds = self.gather(batch)
             gathered = clock()
-            results = instance.run(feeds)
+            if self._execute is None:
+                results = instance.run(feeds)
+            else:
+                results = self._execute(instance, feeds, [self._job(entry).request for entry in batch])
         except Exception as error:  # noqa: BLE001 - whatever a model raises is its requests' answer, not the server's end
             self.fail(batch, error)
         else:

@@ -13,6 +13,7 @@ from typing import Any
 from ingot import __version__
 from ingot.server import logs
 from ingot.server.config import Config, read_override
+from ingot.server.conversations import Waits
 from ingot.server.model import Servable
 from ingot.server.overrides import given_files
 from ingot.server.ports import Ports
@@ -50,6 +51,7 @@ class Service:
     log_requests: bool = False
     limit: int = 0  # requests in flight at once; 0: any number
     watching: bool = field(init=False, default=False)
+    _waits: Waits = field(default_factory=Waits)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     inflight: int = 0
 
@@ -76,7 +78,22 @@ class Service:
             raise
 
     def submit(self, request: Request, done: Done) -> Cancel:
-        """The same for requests of the server's own, an ensemble's steps: also while it drains."""
+        """The same for requests of the server's own, an ensemble's steps, a model's calls: also while it drains."""
+        if not request.caller:
+            return self._submit(request, done)
+        leave = self._waits.enter(request.caller, request.model)
+
+        def answered(outcome: Outcome) -> None:
+            leave()
+            done(outcome)
+
+        try:
+            return self._submit(request, answered)
+        except BaseException:
+            leave()
+            raise
+
+    def _submit(self, request: Request, done: Done) -> Cancel:
         for _ in range(_REPLACED_TRIES):
             servable = self.repository.find(request.model, request.version)
             try:
@@ -93,7 +110,7 @@ class Service:
         sampled = self.tracer.sampled(request.model, parent)
         if sampled is None and not self.log_requests:
             return request
-        identity = request.id or identity or os.urandom(8).hex()
+        identity = identity or request.id or os.urandom(8).hex()
         return replace(request, origin=Origin(protocol, identity, *(sampled or ())))
 
     def refused(self, protocol: str, identity: str, target: str, error: Exception) -> None:

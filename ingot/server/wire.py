@@ -23,6 +23,7 @@ from ingot.server.mailbox import Mailbox
 Handler = Callable[["Exchange"], None]
 _NOT_PLAIN = {b"expect", b"upgrade", b"transfer-encoding"}  # headers that change how the rest is to be read
 Part = bytes | bytearray | memoryview
+_BREAKS = set(b"\r\n\0")  # what a header's value cannot hold
 _SCRATCH = 64 << 10
 _COPIED = 16 << 10  # bytes up to which one write of a joined answer is cheaper than several parts
 _HEADS_KEPT, _LONGEST_HEAD = 1024, 1 << 10  # heads that are not parsed again, and bytes of the longest one
@@ -422,6 +423,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _head(self, exchange: Exchange, status: int, headers: Mapping[bytes, bytes], framing: bytes) -> bytes:
         lines = [b"%b: %b\r\n" % pair for pair in headers.items()]
+        identity = exchange.headers.get(b"x-request-id")
+        if identity is not None and not _BREAKS & set(identity):
+            lines.append(b"x-request-id: %b\r\n" % identity)
         if not exchange.keep_alive or self.front.closing:
             lines.append(b"connection: close\r\n")
         return b"".join((_STATUS_LINE.get(status) or b"HTTP/1.1 %d\r\n" % status, *lines, framing))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -23,9 +23,11 @@ from ingot.engine import Engine
 from ingot.errors import IngotError
 from ingot.server.arena import Arena
 from ingot.server.instances import Instance, SessionInstance
+from ingot.server.placement import Place
 from ingot.server.request import Array, Code, ServerError
 
 log = logging.getLogger("ingot.server")
+ANYWHERE = Place("cpu")
 LONGEST_MESSAGE = 1 << 17  # bytes of a message: names and shapes, never tensors
 
 
@@ -41,9 +43,9 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0, visible: str = ""
+        self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0, place: Place = ANYWHERE
     ) -> None:
-        self.name, self.generation, self.restarts, self._visible = name, 0, 0, visible
+        self.name, self.generation, self.restarts, self._place = name, 0, 0, place
         self._arguments, self._starting_seconds = arguments, starting_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -68,7 +70,7 @@ class Worker:
 
     def _start(self) -> None:
         self._end()
-        self._process, self._control = spawned(self._arguments, self._visible)
+        self._process, self._control = spawned(self._arguments, self._place)
         self.restarts += self.generation > 0
         self.generation += 1
         self._control.settimeout(self._starting_seconds)
@@ -99,24 +101,35 @@ class Worker:
             self._end()
 
 
-def spawned(arguments: Sequence[str], visible: str = "") -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A Python process of a module and words, and the line that controls it; `visible`: the one GPU it sees."""
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": visible} if visible else None
+def spawned(arguments: Sequence[str], place: Place = ANYWHERE) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A Python process of a module and words, and the line that controls it; it sees one GPU, has its cores."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": place.visible} if place.visible else None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", *arguments, str(theirs.fileno())]
         process = subprocess.Popen(  # a session of its own: Ctrl-C is for the front, which drains first
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=variables
         )
+    if place.cores:  # long before it has other threads
+        os.sched_setaffinity(process.pid, place.cores)
     return process, ours
 
 
-def engine_worker(name: str, engine: Path, device: str, threads: int | None, visible: str = "") -> Worker:
+def engine_worker(name: str, engine: Path, place: Place, threads: int | None) -> Worker:
     """The process of an engine."""
-    return Worker(name, ["ingot.server.worker", str(engine), device, str(threads or 0)], visible=visible)
+    return Worker(name, ["ingot.server.worker", str(engine), place.device, str(threads or 0)], place=place)
 
 
 Results = Mapping[str, Array] | ServerError
+Facts = Mapping[str, Any]
+
+
+class Hear(Protocol):
+    """Answers what a model says while it runs. `heard`: something has gone out because of it."""
+
+    heard: bool
+
+    def __call__(self, facts: Facts, tensors: Mapping[str, Array]) -> tuple[Facts, Mapping[str, Array]]: ...
 
 
 @dataclass(frozen=True)
@@ -135,17 +148,33 @@ class Line:
         except ConnectionError as error:
             raise Died from error
 
-    def receive(self) -> list[tuple[Results, int]]:
-        """(outputs or error, nanoseconds) of each run that was asked for; Died if the process ended first."""
+    def receive(self, hear: Hear | None = None) -> list[tuple[Results, int]]:
+        """(outputs or error, nanoseconds) of each run that was asked for; Died if the process ended first.
+
+        `hear` answers what the model says meanwhile.
+        """
+        answers = self._message()
+        while isinstance(answers, dict):
+            assert hear is not None
+            (said,) = self.outputs.read([answers["tensors"]], copy=True)
+            facts, tensors = hear(answers["facts"], said)
+            (entries,) = self.inputs.write([tensors])
+            try:
+                self.socket.sendall(orjson.dumps({"facts": facts, "tensors": entries}))
+            except ConnectionError as error:
+                raise Died from error
+            answers = self._message()
+        outputs = iter(self.outputs.read([item["outputs"] for item in answers if "outputs" in item], copy=True))
+        return [(next(outputs) if "outputs" in item else _error_of(item), item["ns"]) for item in answers]
+
+    def _message(self) -> Any:
         try:
             raw = self.socket.recv(LONGEST_MESSAGE)
         except ConnectionError as error:
             raise Died from error
         if not raw:
             raise Died
-        answers = orjson.loads(raw)
-        outputs = iter(self.outputs.read([item["outputs"] for item in answers if "outputs" in item], copy=True))
-        return [(next(outputs) if "outputs" in item else _error_of(item), item["ns"]) for item in answers]
+        return orjson.loads(raw)
 
     def close(self) -> None:
         """Give everything back."""
@@ -166,26 +195,26 @@ class ProcessInstance:
         self.line: Line | None = worker.line()
         self._last = self.line.generation
 
-    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """One run in the worker; tried once more if the worker dies during it."""
-        ((results, _),) = self.run_all([feeds])
+    def run(self, feeds: Mapping[str, Array], hear: Hear | None = None) -> Mapping[str, Array]:
+        """One run in the worker; tried once more if the worker dies during it, unless some of it is answered."""
+        try:
+            ((results, _),) = self._exchange([feeds], hear)
+        except Died:
+            log.error("model %s: its process died while it ran; starting it again", self._worker.name)
+            if hear is not None and hear.heard:
+                self.close()
+                reason = f"the process of model '{self._worker.name}' died between the responses of this request"
+                raise ServerError(Code.UNAVAILABLE, reason, "BACKEND") from None
+            ((results, _),) = self.run_again([feeds], hear)
         if isinstance(results, ServerError):
             raise results
         return results
 
-    def run_all(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Results, int]]:
-        """Several runs in one exchange."""
-        try:
-            return self._exchange(runs)
-        except Died:
-            log.error("model %s: its process died while it ran; starting it again", self._worker.name)
-        return self.run_again(runs)
-
-    def run_again(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Results, int]]:
+    def run_again(self, runs: Sequence[Mapping[str, Array]], hear: Hear | None = None) -> list[tuple[Results, int]]:
         """The second and last try, in a new process."""
         self.close()
         try:
-            return self._exchange(runs)
+            return self._exchange(runs, hear)
         except Died:
             self.close()
             reason = f"the process of model '{self._worker.name}' died twice while running this request"
@@ -198,10 +227,10 @@ class ProcessInstance:
             self._last = self.line.generation
         return self.line
 
-    def _exchange(self, runs: Sequence[Mapping[str, Array]]) -> list[tuple[Results, int]]:
+    def _exchange(self, runs: Sequence[Mapping[str, Array]], hear: Hear | None) -> list[tuple[Results, int]]:
         line = self.opened()
         line.send(runs)
-        return line.receive()
+        return line.receive(hear)
 
     def close(self) -> None:
         """Give up the line; idempotent."""
@@ -220,31 +249,62 @@ def serve(engine_path: str, device: str, threads: int | None, control: socket.so
         control.send(str(error).encode()[:LONGEST_MESSAGE])
         return
     control.send(b"ready")
-    serve_lines(control, lambda: SessionInstance(engine, device, threads))
+    serve_lines(control, lambda back: SessionInstance(engine, device, threads))
 
 
-def serve_lines(control: socket.socket, make: Callable[[], Instance]) -> None:
+def serve_lines(control: socket.socket, make: Callable[[Back], Instance]) -> None:
     """An instance and a thread for each line that the front sends; returns when the front is gone."""
     while True:
         data, handles, _, _ = socket.recv_fds(control, 16, 3)
         if not data:
             return
         line, inputs, outputs = handles
-        arguments = (make(), socket.socket(fileno=line), Arena(inputs), Arena(outputs))
-        threading.Thread(target=_serve_line, args=arguments, daemon=True).start()
+        back = Back(socket.socket(fileno=line), Arena(inputs), Arena(outputs))
+        threading.Thread(target=back.serve, args=(make(back),), daemon=True).start()
 
 
-def _serve_line(instance: Instance, line: socket.socket, inputs: Arena, outputs: Arena) -> None:
-    while raw := line.recv(LONGEST_MESSAGE):
-        answers = [_run(instance, feeds) for feeds in inputs.read(orjson.loads(raw), copy=False)]
-        good = [answer for answer in answers if "outputs" in answer]
-        for answer, entries in zip(good, outputs.write([answer["outputs"] for answer in good]), strict=True):
-            answer["outputs"] = entries
-        try:
-            line.sendall(orjson.dumps(answers))
-        except ConnectionError:  # the front gave the line up while this ran
-            break
-    instance.close()
+class Back:
+    """The worker's end of a line."""
+
+    def __init__(self, line: socket.socket, inputs: Arena, outputs: Arena) -> None:
+        self._line, self._inputs, self._outputs = line, inputs, outputs
+        self._speaking, self._running = threading.Lock(), False
+
+    def serve(self, instance: Instance) -> None:
+        """Run what the front sends until it gives the line up."""
+        while raw := self._line.recv(LONGEST_MESSAGE):
+            self._running = True
+            answers = [_run(instance, feeds) for feeds in self._inputs.read(orjson.loads(raw), copy=False)]
+            good = [answer for answer in answers if "outputs" in answer]
+            with self._speaking:
+                self._running = False
+                entries = self._outputs.write([answer["outputs"] for answer in good])
+                for answer, written in zip(good, entries, strict=True):
+                    answer["outputs"] = written
+                try:
+                    self._line.sendall(orjson.dumps(answers))
+                except ConnectionError:  # the front gave the line up while this ran
+                    break
+        instance.close()
+
+    def ask(self, facts: Facts, tensors: Mapping[str, Array]) -> tuple[Facts, Mapping[str, Array]]:
+        """Say something while a run is under way, and what the front answers; from any thread, one at a time.
+
+        What was read from the line before must have been copied. Died if no run is under way or the front is gone.
+        """
+        with self._speaking:
+            if not self._running:
+                raise Died
+            (entries,) = self._outputs.write([tensors])
+            try:
+                self._line.sendall(orjson.dumps({"facts": facts, "tensors": entries}))
+                raw = self._line.recv(LONGEST_MESSAGE)
+            except ConnectionError as error:
+                raise Died from error
+            if not raw:
+                raise Died
+            answer = orjson.loads(raw)
+            return answer["facts"], self._inputs.read([answer["tensors"]], copy=True)[0]
 
 
 def _run(instance: Instance, feeds: Mapping[str, Array]) -> dict[str, Any]:

@@ -125,9 +125,11 @@ def _histogram(results: Mapping[str, Mapping[str, Any]], name: str) -> Histogram
 
 
 def _counts(values: np.ndarray[Any, Any], low: float, high: float) -> tuple[int, ...]:
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
-    return tuple(np.histogram(values, _BINS, (low, high))[0].tolist())
+    """In equal bins; what lies outside is left out."""
+    within = values[(values >= low) & (values <= high)]
+    share = (within - low) / (high - low) if high > low else np.full(within.shape, 0.5)
+    places = (share * _BINS).astype(np.int64)  # np.histogram refuses narrow spans
+    return tuple(np.bincount(np.minimum(places, _BINS - 1), minlength=_BINS).tolist())
 
 
 def _print_layers(layers: Sequence[Layer], arguments: argparse.Namespace) -> int:

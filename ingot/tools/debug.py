@@ -6,6 +6,7 @@ import argparse
 import importlib
 
 _KINDS = {
+    "precision": ("ingot.tools.debug_precision", "the layers that break accuracy in a narrow precision"),
     "reduce": ("ingot.tools.debug_reduce", "the smallest part of a model that still fails"),
 }
 

@@ -17,7 +17,7 @@ from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, lower_bound, pack
 from ingot.plan.plan import MemoryPlan, Plan, Step
 from ingot.runtime.profiler import StepTime
-from ingot.tools import files
+from ingot.tools import files, html_precision
 from ingot.tools.html_drawing import graph_svg, memory_svg, step_colour
 from ingot.tools.html_style import STYLE
 from ingot.tools.inputs import make_feeds
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page; an engine of another machine is reported without times."""
     engine = ingot.Engine.load(arguments.engine).verified()
     figures = gather(engine, arguments.shapes, arguments.threads)
+    figures["precision"] = html_precision.found(arguments.engine, engine.details)
     files.write(arguments.output, page(Path(arguments.engine).name, engine, figures))
     print(files.json_text(_plain(figures)) if arguments.json else f"report written to {arguments.output}")
     return 0
@@ -85,7 +86,7 @@ def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "latency_us": figures["latency"], "note": figures["note"], "symbols": figures["symbols"],
         "steps": [vars(t) for t in figures["times"]], "memory": [m.bytes for m in plan.memory],
-        "memory_lower_bound": [m.lower_bound for m in plan.memory],
+        "memory_lower_bound": [m.lower_bound for m in plan.memory], "precision": figures.get("precision"),
     }  # fmt: skip
 
 
@@ -97,6 +98,7 @@ def page(name: str, engine: ingot.Engine, figures: Mapping[str, Any]) -> str:
         "<h2>Graph before and after fusion</h2>" + _graphs(engine, plan, figures["times"]),
         "<h2>Time per step</h2>" + _times(plan, figures),
         "<h2>Memory over time</h2>" + _memory(plan, figures["symbols"]),
+        html_precision.section(figures.get("precision")),
         "<h2>Evidence</h2>" + _evidence(engine.details.get("evidence") or []),
         "<h2>Notices</h2>" + _notices(engine.details.get("notices") or []),
     ]

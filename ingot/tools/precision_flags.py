@@ -90,8 +90,6 @@ def of_trtexec(flags: Mapping[str, str]) -> Asked:
     notes: list[str] = []
     allowed = _allowed(flags, notes.append)
     formats = tuple(name for name in ("int8", "int4") if name in allowed)
-    absent = [name for name in ("fp16", "fp8") if name in flags]
-    notes += [f"--{name}: a CPU has no arithmetic of that kind; layers stay in what else is allowed" for name in absent]
     rest = "bf16" if "bf16" in allowed else "fp32"
     rules = constraints.parse(
         flags.get("precisionConstraints", "none"), flags.get("layerPrecisions", ""), flags.get("layerOutputTypes", "")
@@ -99,8 +97,6 @@ def of_trtexec(flags: Mapping[str, str]) -> Asked:
     if not formats:
         return Asked(rest, None, tuple(notes))
     data = flags.get("calibrationData")
-    if data is None and "calib" not in flags:
-        notes.append("--int8 without --calib or --calibrationData: ranges are those of drawn inputs, for timing only")
     return Asked(rest, Request(formats, data, cache=flags.get("calib"), constraints=rules), tuple(notes))
 
 

@@ -16,8 +16,9 @@ import ingot
 from ingot.config import BuildConfig, Profile
 from ingot.engine import FORMAT
 from ingot.errors import ConfigError
+from ingot.precision import report as precision_report
 from ingot.report import last_log
-from ingot.tools import failures, files, latency, trtexec_report
+from ingot.tools import failures, files, latency, precision_flags, trtexec_report
 from ingot.tools.accuracy import gate
 from ingot.tools.build_engine import as_text, summarise
 from ingot.tools.inputs import make_feeds, pairs
@@ -92,14 +93,21 @@ def _engine(flags: Flags) -> ingot.Engine:
         raise ConfigError("give either --onnx=<file> or --loadEngine=<file>")
     if "loadEngine" in flags:
         return _loaded(flags["loadEngine"])
+    wanted = precision_flags.of_trtexec(flags)
     with build_progress() as progress:
-        engine = ingot.build(flags["onnx"], _config(flags), progress)
+        engine, precision, _ = precision_flags.build(flags["onnx"], _config(flags), wanted, progress)
+    for line in [*(f"[W] {note}" for note in wanted.notes), *(f"[I] {line}" for line in _found(precision))]:
+        print(line)
     target = Path(flags.get("saveEngine") or "")
     if "saveEngine" in flags:
         engine.save(target)
         print(f"[I] Engine written to {target}.")
     _report_build(engine, flags, target)
     return _loaded(str(target)) if "saveEngine" in flags else engine
+
+
+def _found(precision: Mapping[str, Any] | None) -> list[str]:
+    return [] if precision is None else precision_report.as_text(precision)
 
 
 def _loaded(path: str) -> ingot.Engine:
@@ -119,7 +127,6 @@ def _config(flags: Flags) -> BuildConfig:
         profiles=(profile or _default_profile(flags),) if profile or _dynamic(flags) else (),
         level=int(setting(flags, "builderOptimizationLevel")), timing_cache=cache, memory_limit=memory_limit(flags),
         timing_cache_only="errorOnTimingCacheMiss" in flags, exact="noTF32" in flags,
-        precision="bf16" if "bf16" in flags else "fp32",
     )  # fmt: skip
     return replace(config, **tolerance)
 

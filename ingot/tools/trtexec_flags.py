@@ -21,7 +21,7 @@ class Flag:
 
 
 _GPU = "concerns GPUs; nothing on the CPU"
-_WIDER = "engines are built in the model's own precision here"
+_NO_ARITHMETIC = "a CPU has no arithmetic of that kind; layers stay in float32, or what else is allowed"
 
 FLAGS: Mapping[str, Flag] = {
     # model and build
@@ -46,7 +46,7 @@ FLAGS: Mapping[str, Flag] = {
     "versionCompatible": Flag("", "an engine says which format it has; another one is refused in a sentence"),
     "sparsity": Flag("choice:disable,enable,force", "structured sparsity has no CPU kernel"),
     "noTF32": Flag(),
-    "stronglyTyped": Flag("", "always so: the model's types are kept"),
+    "stronglyTyped": Flag(),
     "tacticSources": Flag("text", "all CPU kernels are generated; there are no library tactics to switch"),
     "timingCacheFile": Flag("file"),
     "noBuilderCache": Flag(),
@@ -61,17 +61,17 @@ FLAGS: Mapping[str, Flag] = {
     "markDebug": Flag("text", "use `ingot compare --layers` to see tensors inside"),
     "skipInference": Flag(),
     "getPlanVersionOnly": Flag(),
-    "fp16": Flag("", _WIDER),
+    "fp16": Flag("", _NO_ARITHMETIC),
     "bf16": Flag(),
-    "int8": Flag("", "Q/DQ models run in integers without it; " + _WIDER),
-    "fp8": Flag("", _WIDER),
-    "int4": Flag("", _WIDER),
-    "best": Flag("", _WIDER + "; --bf16 allows products in bfloat16"),
-    "calib": Flag("file", _WIDER),
-    "calibrationData": Flag("file", _WIDER),
-    "layerPrecisions": Flag("text", _WIDER),
-    "layerOutputTypes": Flag("text", _WIDER),
-    "precisionConstraints": Flag("choice:none,obey,prefer", _WIDER),
+    "int8": Flag(),
+    "fp8": Flag("", _NO_ARITHMETIC),
+    "int4": Flag(),
+    "best": Flag(),
+    "calib": Flag("file"),
+    "calibrationData": Flag("file"),
+    "layerPrecisions": Flag("text"),
+    "layerOutputTypes": Flag("text"),
+    "precisionConstraints": Flag("choice:none,obey,prefer", default="none"),
     # inference
     "loadInputs": Flag("text"),
     "iterations": Flag("count", default="10"),

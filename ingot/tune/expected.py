@@ -17,7 +17,9 @@ ALIKE = 3e-2  # of the largest magnitude: what a kernel's results may differ by
 _COMPARED = 1 << 19  # elements of a result; of larger ones some items
 # Operators whose results' item i along axis 0 needs item i of the inputs alone (a Norm or Softmax along axis 0 does
 # not).
-_BY_ITEM = frozenset({"Conv", "ConvTranspose", "Pool", "Linear", "Attention", "Pointwise", "Norm", "Softmax"})
+_BY_ITEM = frozenset({
+    "Conv", "ConvTranspose", "Pool", "Linear", "QuantizedLinear", "Attention", "Pointwise", "Norm", "Softmax",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +86,12 @@ def _items(node: Node) -> Array | None:
     return None if wanted >= count else np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
 
 
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Linear": (1,), "QuantizedLinear": (1, 2, 3)}
+
+
 def _cut(node: Node, index: int, x: Array | None, items: Array) -> Array | None:
     """An input's items; what all items share stays as it is."""
     shape = node.output.shape
     shared = x is None or x.ndim != len(shape) or x.shape[0] != shape[0]
-    weights = index == 1 and node.op in ("Conv", "ConvTranspose", "Linear")
+    weights = index in _WEIGHTS.get(node.op, ())
     return x if x is None or shared or weights else x[items]

@@ -44,6 +44,7 @@ LEVELS = {
 }
 
 
+_ON_GPU = 3  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
 _CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
 
 
@@ -61,7 +62,7 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
         log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")
     level = LEVELS[config.level]
     if target.target != "cpu":  # a GPU's steps all cost microseconds, and its microseconds more
-        level = replace(level, worth=0.0)
+        level = replace(level, worth=0.0, candidates=_ON_GPU * level.candidates)
     lists = shortlists(module, estimates, level)
     try:
         _measure(lists, nodes, cache, target, config, log)

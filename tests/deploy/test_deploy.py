@@ -176,10 +176,32 @@ def test_compose() -> None:
             assert not source.startswith("./") or (DEPLOY / source).exists(), source
             assert source.startswith((".", "$")) or source in content["volumes"], source
         assert set(service.get("depends_on", [])) <= content["services"].keys()
-    targets = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0][
-        "targets"
-    ]
-    assert targets == ["ingot:8002"]
+
+
+def test_prometheus_scrapes_every_service_with_metrics() -> None:
+    """Names and ports as compose and the programs' own defaults have them."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    ours, gateway = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert ours["static_configs"] == [{"targets": ["ingot:8002"]}]
+    (lookup,) = gateway["dns_sd_configs"]
+    started = flags_of_release(services["gateway"]["command"])
+    assert lookup == {"names": ["gateway"], "type": "A", "port": started.metrics_port}
+    assert f":{started.metrics_port}/" in services["gateway"]["environment"]["INGOT_HEALTH_URL"]
+    console = flags_of_release(services["release"]["command"])
+    assert console.store == started.store and console.address == started.address == "0.0.0.0"
+    assert services["release"]["ports"] == [f"127.0.0.1:{console.port}:{console.port}"]
+    assert services["gateway"]["ports"] == [f"{started.port}:{started.port}"]
+
+
+def flags_of_release(words: list[str]) -> Any:
+    import argparse
+
+    from ingot.release.commands import VERBS
+
+    assert words[0] == "release"
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    VERBS[words[1]].arguments(parser)
+    return parser.parse_args(words[2:])
 
 
 # -- queries ----------------------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ def test_weights_are_no_inputs_whatever_the_ir_version(ir_version):
     model = load(with_weight(ir_version=ir_version))
     assert [value.name for value in model.graph.inputs] == ["x"]
     np.testing.assert_allclose(*result(model))
+    np.testing.assert_allclose(*result(load(model)))
 
 
 def test_weights_are_views_of_the_file(tmp_path):

@@ -53,6 +53,8 @@ def test_an_impossible_budget_leaves_everything_wide(bench: Bench) -> None:
     exact = mixed.prepare(MODEL, CONFIG, request(metric="snr", data=list(bench.trials.samples)))
     report = exact.best(budget.Budget("at least", 199.0, "199dB")).report
     assert report.chosen == {} and report.wide and report.heldout["decibels"] == 200.0
+    said = next(note for note in report.notes if note.startswith("no narrow choice keeps the budget 199dB"))
+    assert {name for name in PRODUCTS if name in said} == PRODUCTS, "the layers in the way"
     assert never.allows(1.0, 1.0)
 
 

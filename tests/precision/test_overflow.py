@@ -1,70 +1,13 @@
 """float16 that would overflow: observed on data, kept in float32, named with its range."""
 
 import numpy as np
-import onnx
-import onnx_ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import ingot
-from ingot.compiler import optimise
-from ingot.config import BuildConfig
-from ingot.importers import onnx as importer
-from ingot.ir import shapes
+from benchmarks.precision_overflow import halved, imported, layer_norm, measure, naively_cast, samples
 from ingot.ir.oracle import compile_model, trace_model
 from ingot.precision import overflow
 from ingot.report import BuildLog
-
-NODES = [
-    ("MatMul", ["x", "w"], "h"), ("ReduceMean", ["h", "last"], "mean"), ("Sub", ["h", "mean"], "centred"),
-    ("Pow", ["centred", "two"], "squares"), ("ReduceMean", ["squares", "last"], "variance"),
-    ("Add", ["variance", "epsilon"], "sum"), ("Sqrt", ["sum"], "deviation"), ("Div", ["centred", "deviation"], "norm"),
-    ("MatMul", ["norm", "v"], "y"),
-]  # fmt: skip
-
-
-def layer_norm() -> onnx.ModelProto:
-    """A product, a norm written out as exporters do, a product."""
-    rng = np.random.default_rng(0)
-    constants = {
-        "w": rng.standard_normal((64, 64)) * 40, "v": rng.standard_normal((64, 8)) / 8, "two": 2.0, "epsilon": 1e-5,
-    }  # fmt: skip
-    weights = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in constants.items()]
-    weights.append(numpy_helper.from_array(np.array([-1]), "last"))
-    nodes = [helper.make_node(op, inputs, [output], f"the_{output}") for op, inputs, output in NODES]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8])
-    graph = helper.make_graph(nodes, "layer_norm", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def imported() -> onnx_ir.Model:
-    model = importer.load(layer_norm())
-    shapes.infer(model)
-    return model
-
-
-def samples(scale: float) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(1)
-    return [{"x": (rng.standard_normal((4, 64)) * scale).astype(np.float32)} for _ in range(3)]
-
-
-def naively_cast(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Everything in float16, as converters do."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return model
-
-
-def halved(model: onnx_ir.Model, overflows: dict[str, overflow.Range], log: BuildLog) -> onnx_ir.Model:
-    """The model as a GPU computes it in float16."""
-    config = BuildConfig(target="cuda:sm_90", precision="fp16", overflows=overflows)
-    rewritten = optimise(model, config, log)
-    assert rewritten is not None
-    return rewritten
 
 
 @pytest.mark.parametrize(("scale", "kept"), [(2.0, []), (100.0, ["h"])])
@@ -111,3 +54,8 @@ def test_an_engine_for_a_gpu_says_what_it_keeps() -> None:
                          profiles=[ingot.Profile(x=(4, 64))])  # fmt: skip
     assert any(notice.startswith("kept in float32: the_h: h ranges from") for notice in engine.details["notices"])
     assert engine.details["config"]["overflows"].keys() == {"h"}
+
+
+def test_the_benchmark_says_so() -> None:
+    row = measure(100.0)
+    assert row.passed and row.naive_infinite[0] == "h" and row.kept[0].startswith("the_h: h ranges from")

@@ -151,6 +151,9 @@ class FakeDriver:
     def _cuMemcpyHtoD(self, target: int, source: int, size: int) -> None:
         ctypes.memmove(target, source, size)
 
+    def _cuMemsetD8Async(self, target: int, value: int, size: int, stream: int) -> None:
+        ctypes.memset(target, value, size)
+
     def _cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:
         ctypes.memmove(target, source, size)
 

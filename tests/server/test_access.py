@@ -112,6 +112,17 @@ def test_grpc_takes_the_same_keys(guarded: Server) -> None:
         assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize("key", [USER, "wrong"])
+def test_a_call_ends_with_its_id(guarded: Server, key: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{guarded.ports['grpc']}") as channel:
+        asked = message("inference.ModelReadyRequest")(name="scale").SerializeToString()
+        ready = channel.unary_unary("/inference.GRPCInferenceService/ModelReady").future(
+            asked, metadata=[("x-api-key", key), ("x-request-id", "seven")], timeout=20
+        )
+        assert (ready.exception(20) is None) == (key == USER)
+        assert ("x-request-id", "seven") in ready.trailing_metadata()
+
+
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many comparisons for the first key as for the last and for none."""
     counted: list[bool] = []

@@ -1,13 +1,15 @@
 """Where instances run, by what a configuration says, what an engine holds and what is here."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from ingot.errors import ConfigError
 from ingot.server import placement
 from ingot.server.app import BackgroundServer
 from ingot.server.config import read_config
-from ingot.server.placement import Place, places_of, threads_each, wants_gpu
+from ingot.server.placement import Place, available_cores, places_of, read_policies, threads_of, wants_gpu
 from ingot.server.request import ServerError
 from tests.server.conftest import options
 from tests.server.models import add_version, scale
@@ -74,8 +76,51 @@ def test_what_cannot_be(asked: object, targets: list[str], words: str) -> None:
 def test_instances_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "usable_threads", lambda: 8)
     cpu, gpu = Place("cpu"), Place("cuda")
-    assert threads_each([cpu]) is threads_each([gpu, gpu, cpu]) is None
-    assert [threads_each([cpu] * count) for count in (2, 3, 8, 20)] == [4, 2, 1, 1]
+    assert threads_of(cpu, [cpu]) is threads_of(cpu, [gpu, gpu, cpu]) is None
+    assert [threads_of(cpu, [cpu] * count) for count in (2, 3, 8, 20)] == [4, 2, 1, 1]
+    few = Place("cpu", cores=(0, 1, 2, 5))
+    assert threads_of(few, [cpu, few, few]) == 2 and threads_of(few, [few, cpu]) is None
+
+
+def test_host_policies(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(placement, "available_cores", lambda: set(range(8)))
+    policies = read_policies(["near,cpu-cores=0-2,5", "far,cpu-cores=7"])
+    assert policies == {"near": (0, 1, 2, 5), "far": (7,)}
+    asked = config('instance_group { count: 2 host_policy: "near" } instance_group { host_policy: "gone" }')
+    near = Place("cpu", cores=(0, 1, 2, 5))
+    assert places_of(asked, CPU, policies) == [near, near, Place("cpu")]
+    assert "no host policy 'gone'" in caplog.text and near.apart and not Place("cpu").apart
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("near", "takes NAME"), ("near,cores=1", "takes NAME"), (",cpu-cores=1", "takes NAME"),
+     ("a,cpu-cores=", "is no core"), ("a,cpu-cores=2-1", "is no core"), ("a,cpu-cores=0,x", "is no core"),
+     ("a,cpu-cores=0-4095", "is none of this process's"), ("a,numa-node=4096", "no NUMA node"),
+     ("a,numa-node=../x", "no NUMA node")],
+)  # fmt: skip
+def test_host_policies_that_are_refused(flag: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_policies([flag])
+
+
+def test_instances_keep_to_their_cores(tmp_path: Path, engine_cache: Path) -> None:
+    """Each group has a process on the cores of its policy, and keeps them when it is started again."""
+    first = min(available_cores())
+    text = 'name: "scale" max_batch_size: 4 instance_group { host_policy: "one" } instance_group {}'
+    add_version(tmp_path, "scale", 1, scale(2.0), config=text)
+    policies = {"one": (first,)}
+    with BackgroundServer(options(tmp_path, engine_cache, processes=True, host_policies=policies)) as server:
+        workers = server.repository.find("scale").workers
+        assert {len(os.sched_getaffinity(worker.pid)) for worker in workers} == {1, len(available_cores())}
+        (kept,) = [worker for worker in workers if os.sched_getaffinity(worker.pid) == {first}][:1]
+        kept.line(dead=kept.generation).close()
+        assert kept.generation == 2 and os.sched_getaffinity(kept.pid) == {first}
+    with (
+        pytest.raises(ServerError, match="needs a process of its own"),
+        BackgroundServer(options(tmp_path, engine_cache, processes=False, host_policies=policies)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("processes", [True, False])
@@ -96,5 +141,5 @@ def test_a_worker_sees_its_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(worker.subprocess, "Popen", lambda *_, **more: seen.append(more["env"]))
     for visible in ("MIG-x", ""):
-        worker.spawned(["nothing"], visible)[1].close()
+        worker.spawned(["nothing"], Place("cuda", visible))[1].close()
     assert seen[0]["CUDA_VISIBLE_DEVICES"] == "MIG-x" and "PATH" in seen[0] and seen[1] is None

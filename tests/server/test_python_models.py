@@ -223,8 +223,11 @@ def test_helpers() -> None:
     assert tensor.triton_dtype() == "TYPE_FP64" and tensor.is_cpu() and tensor.shape() == [3]
     with pytest.raises(pb_utils.TritonModelException, match="custom metrics"):
         _ = pb_utils.MetricFamily
-    with pytest.raises(pb_utils.TritonModelException, match="use an ensemble"):
-        pb_utils.InferenceRequest(model_name="other")
+    asked = pb_utils.InferenceRequest(model_name="other", inputs=[tensor])
+    with pytest.raises(pb_utils.TritonModelException, match="while execute runs"):
+        asked.exec()
+    with pytest.raises(pb_utils.TritonModelException, match="not decoupled"):
+        asked.get_response_sender()
     with pytest.raises(AttributeError):
         _ = pb_utils.unheard_of
 

@@ -118,6 +118,14 @@ def test_an_answer_in_pieces(running: Running) -> None:
     assert running.talk(b"GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n").endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize("path", ["/", "/pieces"])
+def test_an_answer_repeats_the_requests_id(running: Running, path: str) -> None:
+    named, unnamed = running.talk(post(b"", path, "X-Request-ID: seven, 8")), running.talk(post(b"", path))
+    assert b"\r\nx-request-id: seven, 8\r\n" in named and b"request-id" not in unnamed
+    folded = running.talk(b"GET / HTTP/1.1\r\nX-Request-Id: a\r\n b: c\r\n\r\n")
+    assert b"\r\n b: c" not in folded
+
+
 def test_expect_continue(running: Running) -> None:
     answer = running.talk(post(b"abc", "/", "Expect: 100-continue"))
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")

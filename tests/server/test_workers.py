@@ -71,7 +71,7 @@ X = Tensor("x", "FP32", np.array([[1, 2, 3, 4]], np.float32))
 def worker_of(server: Server, name: str) -> int:
     servable = server.repository.find(name)
     assert isinstance(servable, EngineModel)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (pid := servable.workers[0].pid) is None:  # between a death and its restart
         assert time.monotonic() < end
     assert pid != os.getpid()
@@ -94,7 +94,7 @@ def test_a_killed_process_starts_again_and_no_request_is_lost(server: Server) ->
 
 
 def test_killed_again_and_again_under_load(server: Server) -> None:
-    """Every request is answered once: rightly, or with a clear refusal if its process died twice."""
+    """Every request is answered once: rightly, or with a clear refusal if its process died twice or could not start."""
     answers, expected = Answers(), {}
 
     def ask(first: int) -> None:
@@ -114,7 +114,8 @@ def test_killed_again_and_again_under_load(server: Server) -> None:
     outcomes = answers.wait(160)
     good = [outcome for outcome in outcomes if isinstance(outcome, Response)]
     assert all(outcome.outputs[0].data[0, 0] == expected[outcome.id] for outcome in good)
-    assert all("died twice" in str(outcome) for outcome in outcomes if isinstance(outcome, ServerError))
+    refused = {str(outcome) for outcome in outcomes if isinstance(outcome, ServerError)}
+    assert all("died twice" in reason or "cannot start: it ended" in reason for reason in refused), refused
     assert len(outcomes) == 160 and len({outcome.id for outcome in good}) == len(good) > 0
 
 

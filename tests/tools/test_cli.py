@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 import ingot
 from ingot.cli import VERBS, main
+from tests.llm.checkpoints import write_family
 
 
 def test_overview(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +67,8 @@ def test_the_example_runs(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         for name in ("old", "new"):
             ingot.build("model.onnx", level=0, verify=False).save(f"{name}.engine")
         np.savez("samples.npz", x=np.ones((4, 3, 224, 224), np.float32))
+    if verb == "llm":
+        write_family(tmp_path / "FOLDER", "llama")
     assert main(shlex.split(VERBS[verb].example)[1:]) == 0
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 import ingot
 from ingot.cli import main
 from ingot.plan.assemble import Code
+from ingot.tools.compare_layers import _counts
 
 
 def test_all_runners_agree(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,3 +162,15 @@ def test_a_model_without_a_name_in_common_is_refused(
 ) -> None:
     assert main(["compare", str(digits), "--layers", "--against", str(tagger)]) == 1
     assert "is not a form of this model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, np.nextafter(1.0, 2)], [2.0, 2.0], [0.0, 5e-324], [9.2e18, 9.2e18], [1.0, 2.0, 2.0]]
+)
+def test_every_value_is_counted_however_narrow_the_span(values: list[float]) -> None:
+    assert sum(_counts(np.array(values), min(values), max(values))) == len(values)
+
+
+def test_counts_are_those_of_equal_bins() -> None:
+    values = np.random.default_rng(0).standard_normal(1000)
+    assert _counts(values, -1.0, 1.5) == tuple(np.histogram(values, 48, (-1.0, 1.5))[0])

@@ -247,11 +247,11 @@ def matmul_nbits(a: Array, b: Array, scales: Array, zeros: Array | None = None, 
                  accuracy_level: int = 0, weight_prepacked: int = 0) -> Array:  # fmt: skip
     """a[…,K] @ w[N,K]ᵀ, w stored in blocks of `bits`-bit integers with a scale (and zero point) each."""
     blocks = -(-K // block_size)
-    values = _unpacked(b.reshape(N, blocks, -1), bits).astype(np.float32)
+    values = unpacked(b.reshape(N, blocks, -1), bits).astype(np.float32)
     middle = np.full((N, blocks), 1 << (bits - 1), np.float32)
     if zeros is not None:
         packed = zeros.dtype == np.uint8
-        middle = (_unpacked(zeros.reshape(N, -1), bits)[:, :blocks] if packed else zeros).astype(np.float32)
+        middle = (unpacked(zeros.reshape(N, -1), bits)[:, :blocks] if packed else zeros).astype(np.float32)
         middle = middle.reshape(N, blocks)
     place = np.arange(blocks * block_size) // block_size if groups is None else groups
     flat = values.reshape(N, -1)
@@ -260,7 +260,7 @@ def matmul_nbits(a: Array, b: Array, scales: Array, zeros: Array | None = None, 
     return (product + (0 if bias is None else bias)).astype(a.dtype)
 
 
-def _unpacked(packed: Array, bits: int) -> Array:
+def unpacked(packed: Array, bits: int) -> Array:
     """Little-endian `bits`-bit integers along the last axis."""
     if bits == 8:
         return packed

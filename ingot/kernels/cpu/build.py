@@ -83,6 +83,7 @@ class KernelBuilder:
     functions: list[PhaseFunction] = field(default_factory=list)
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     temporaries: list[Extent] = field(default_factory=list)
+    counters: list[Extent] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
     handles: list[Handle] = field(default_factory=list)
     scratch_bytes: int = 0

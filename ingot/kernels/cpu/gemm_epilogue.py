@@ -65,16 +65,16 @@ def extras_of(node: Node, first: int = 2) -> list[Port]:
     return [port for port in node.inputs[first:] if port is not None]
 
 
-def can_finish(node: Node, sums: str) -> bool:
-    """Whether the node's epilogue has vector code for sums of a dtype."""
-    extras = extras_of(node)
+def can_finish(node: Node, sums: str, first: int = 2) -> bool:
+    """Whether the node's epilogue has vector code for sums of a dtype; its operands start at input `first`."""
+    extras = extras_of(node, first)
     dtypes = [sums, *(port.dtype for port in extras), node.output.dtype]
     return all(kind_of(port, node.output) for port in extras) and can_render(node.epilogue, dtypes)
 
 
-def epilogue_of(build: KernelBuilder, node: Node, sums: str, lanes: int) -> RowEpilogue:
-    """Claim the operands of the node's epilogue and its output."""
-    extras = tuple(_extra(build, node, index, lanes) for index in range(2, 2 + len(extras_of(node))))
+def epilogue_of(build: KernelBuilder, node: Node, sums: str, lanes: int, first: int = 2) -> RowEpilogue:
+    """Claim the operands of the node's epilogue, which start at input `first`, and its output."""
+    extras = tuple(_extra(build, node, index, lanes) for index in range(first, first + len(extras_of(node, first))))
     return RowEpilogue(node.epilogue, extras, sums, build.output(), node.output.dtype, node.output.shape[-1], lanes)
 
 

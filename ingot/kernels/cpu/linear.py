@@ -36,6 +36,12 @@ def weight_of(node: Node) -> Array:
     return weight
 
 
+def types_fit(node: Node) -> bool:
+    """Whether x and weights are of one type, both of bytes, or float32 by weights that are bfloat16 already."""
+    x, weight = node.dtype, node.input(1).dtype
+    return x == weight or (x in SHORT and weight in SHORT) or (x == "float32" and weight == "bfloat16")
+
+
 def zero_points(node: Node) -> tuple[int, int]:
     """(of x, of the weights)"""
     return int(node.attributes.get("x_zero_point", 0)), int(node.attributes.get("weight_zero_point", 0))
@@ -74,8 +80,7 @@ def _declaration(choose: Choose) -> Mapping[str, Any]:
         dot, weight = choose(node.dtype, isa), node.input(1)
         if dot is None or weight.constant is None or weight.constant.ndim != 2:
             return False
-        alike = weight.dtype == node.dtype or (weight.dtype in SHORT and node.dtype in SHORT)
-        return alike and (node.dtype in SHORT or not any(zero_points(node))) and can_finish(node, dot.result)
+        return types_fit(node) and (node.dtype in SHORT or not any(zero_points(node))) and can_finish(node, dot.result)
 
     def tiles(node: Node, isa: Isa) -> tuple[Tile, ...]:
         return tiles_for(rows_of(node), weight_of(node).shape[1], dot_of(node, isa).lanes, isa.registers)

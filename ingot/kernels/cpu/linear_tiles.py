@@ -33,7 +33,7 @@ from ingot.kernels.cpu.gemm_tiles import (
     release,
 )
 from ingot.kernels.cpu.isa import Isa
-from ingot.kernels.cpu.linear import rows_of, start_sums, weight_of, zero_points
+from ingot.kernels.cpu.linear import rows_of, start_sums, types_fit, weight_of, zero_points
 from ingot.kernels.cpu.llvm import Index, Value
 from ingot.kernels.cpu.tile_rows import TileRows, tile_rows
 from ingot.kernels.node import Node
@@ -54,9 +54,8 @@ def _declaration(dtypes: tuple[str, ...], feature: str, dot: TileDot) -> dict[st
         weight = node.input(1)
         if not isa.has(feature) or node.dtype not in dtypes or weight.constant is None or weight.constant.ndim != 2:
             return False
-        alike = weight.dtype == node.dtype or (weight.dtype in SHORT and node.dtype in SHORT)
         result = "int32" if node.dtype in SHORT else "float32"
-        return alike and (node.dtype in SHORT or not any(zero_points(node))) and can_finish(node, result)
+        return types_fit(node) and (node.dtype in SHORT or not any(zero_points(node))) and can_finish(node, result)
 
     def heights(node: Node, isa: Isa) -> tuple[int, ...]:
         rows = rows_of(node)

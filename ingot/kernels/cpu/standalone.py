@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
+from ingot.ir.ops_paged import STATEFUL
 from ingot.kernels import Candidate, with_layouts
 from ingot.kernels.cpu.build import PLACEHOLDER, Handle, KernelBuilder
 from ingot.kernels.cpu.compile import compile_object, kernel_name
@@ -93,6 +94,8 @@ class Standalone:
     def bind(self, inputs: Sequence[Array | None]) -> None:
         """Set the inputs; constant ones are ignored."""
         self._inputs = [self._physical(x, port) for x, port in zip(inputs, self.node.inputs, strict=False)]
+        if self.node.op in STATEFUL and self._inputs[0] is not None:  # a plan keeps the output where the input is
+            self.outputs[0][...] = self._inputs[0]
         pointers = [address_of(self._array(h)) for h in self.build.handles]
         extents = [evaluate(e, self.symbols) for e in self.build.extents]
         self._arguments = [*pointers, *extents, address_of(self._scratch)]

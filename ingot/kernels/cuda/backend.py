@@ -11,7 +11,7 @@ from ingot.errors import BuildError
 from ingot.kernels import Candidate
 from ingot.kernels.cpu.workers import WorkerPool
 from ingot.kernels.cuda.architecture import Architecture
-from ingot.kernels.cuda.build import NAME, CudaBuilder
+from ingot.kernels.cuda.build import NAME, CudaBuilder, Unit
 from ingot.kernels.cuda.compile import Cubin, overlaps
 from ingot.kernels.node import Node
 from ingot.kernels.target import Place
@@ -37,7 +37,7 @@ class CudaBackend:
     target: Architecture
     pool: WorkerPool
     log: BuildLog
-    _cubins: dict[str, tuple[Future[Cubin], str]] = field(default_factory=dict)
+    _cubins: dict[str, tuple[Future[Cubin], Unit, str]] = field(default_factory=dict)
 
     def generate(self, node: Node, candidate: Candidate) -> CudaBuilder:
         """The step's launches; what is not being compiled yet is now."""
@@ -48,7 +48,7 @@ class CudaBackend:
             if name not in self._cubins:
                 arguments = (call.unit, self.target.name)
                 job = self.pool.submit("ingot.kernels.cuda.compile:compile_unit", *arguments, limit=_LIMIT)
-                self._cubins[name] = (job, f"{candidate.label} of {', '.join(node.origins) or node.name}")
+                self._cubins[name] = (job, call.unit, f"{candidate.label} of {', '.join(node.origins) or node.name}")
         return build
 
     def calls(self, build: CudaBuilder, place: Place) -> list[Launch]:
@@ -69,9 +69,9 @@ class CudaBackend:
     def image(self) -> tuple[bytes, dict[str, int]]:
         """The code section."""
         codes = {}
-        for count, (name, (job, what)) in enumerate(self._cubins.items()):
+        for count, (name, (job, unit, what)) in enumerate(self._cubins.items()):
             made = _result(job, what)
-            codes[name] = Code(made.code, NAME, made.threads, made.shared, overlaps(self.target.capability))
+            codes[name] = Code(made.code, NAME, made.threads, made.shared, overlaps(unit, self.target.capability))
             self.log.advance(f"compile {self.target.name}", (count + 1) / len(self._cubins))
         return pack(codes), {}
 

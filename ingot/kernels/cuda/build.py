@@ -26,7 +26,7 @@ import numpy as np
 from ingot.errors import BuildError
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.node import Node
-from ingot.plan.extent import Extent
+from ingot.plan.extent import Extent, product
 
 TYPES = {
     "float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16", "bool": "i1",
@@ -41,13 +41,14 @@ NAME = "KERNEL"
 # Begins lines that are code only on architectures where a kernel may begin before the one before it has ended.
 OVERLAP = "#overlap "
 _ALIGNED = 16
+_FEW_BLOCKS = 4  # a processor: launches of more gain nothing by an early beginning, and each block pays for the wait
 
 
 @dataclass(frozen=True)
 class Handle:
-    """A pointer argument: an operand, a packed constant or a temporary, with its element type."""
+    """A pointer argument: an operand, a packed constant, a temporary or a counter, with its element type."""
 
-    kind: Literal["input", "output", "constant", "temporary"]
+    kind: Literal["input", "output", "constant", "temporary", "counter"]
     index: int
     dtype: str
 
@@ -67,6 +68,11 @@ class Unit:
     aligned: tuple[str, ...]
     warps: int
     stages: int
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it waits itself for the launch before, on architectures where it can."""
+        return OVERLAP in self.text
 
     def symbol(self, target: Architecture) -> str:
         """Content-addressed name."""
@@ -171,7 +177,11 @@ class FunctionBuilder:
         first, rest = self.lines[: self._independent], self.lines[self._independent :]
         overlap = [f"    {OVERLAP}gdc_wait()", f"    {OVERLAP}gdc_launch_dependents()"]
         define = ["", "", "@triton.jit", f"def {NAME}({', '.join(names)}):"]
-        text = "\n".join([*head, *self.imports, *define, *first, *overlap, *rest])
+        lines = [*head, *self.imports, *define, *first, *overlap, *rest]
+        blocks = product(grid)
+        if isinstance(blocks, int) and blocks > _FEW_BLOCKS * self.build.target.processors:
+            lines = [line for line in lines if OVERLAP not in line]
+        text = "\n".join(lines)
         unit = Unit(text + "\n", tuple(zip(names, types, strict=True)), aligned, self.warps, self.stages)
         return Call(unit, tuple(self.handles), tuple(self.extents), tuple(grid), copies)
 
@@ -185,6 +195,7 @@ class CudaBuilder:
     launches: list[Call] = field(default_factory=list)
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     temporaries: list[Extent] = field(default_factory=list)
+    counters: list[Extent] = field(default_factory=list)
     scratch_bytes: int = 0
 
     def input(self, index: int) -> Handle:
@@ -208,6 +219,11 @@ class CudaBuilder:
         """Device memory of `size` bytes that lives during this step."""
         self.temporaries.append(size)
         return Handle("temporary", len(self.temporaries) - 1, dtype)
+
+    def counter(self, size: Extent) -> Handle:
+        """Device memory of `size` bytes of int32 that are zero when a launch begins, and when it ends must be."""
+        self.counters.append(size)
+        return Handle("counter", len(self.counters) - 1, "int32")
 
     def function(self, warps: int = 4, stages: int = 2) -> FunctionBuilder:
         """A Triton function to write."""

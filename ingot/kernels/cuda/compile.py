@@ -48,9 +48,9 @@ def fingerprint() -> str:
     return sha.hexdigest()[:16]
 
 
-def overlaps(capability: int) -> bool:
-    """Whether kernels wait for each other themselves (programmatic dependent launch)."""
-    return capability >= _FIRST_OVERLAPPING
+def overlaps(unit: Unit, capability: int) -> bool:
+    """Whether the kernel waits itself for the launch before (programmatic dependent launch)."""
+    return unit.overlaps and capability >= _FIRST_OVERLAPPING
 
 
 def compile_unit(unit: Unit, name: str) -> Cubin:
@@ -72,7 +72,7 @@ def _compiled(unit: Unit, capability: int) -> Cubin:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = load(replace(unit, text=unit.text.replace(OVERLAP, "")) if overlaps(capability) else unit)
+    function = load(replace(unit, text=unit.text.replace(OVERLAP, "")) if overlaps(unit, capability) else unit)
     names = [name for name, _ in unit.signature]
     aligned = [i for i, (name, kind) in enumerate(unit.signature) if kind[0] == "*" or name in unit.aligned]
     source = ASTSource(fn=function, signature=dict(unit.signature), constexprs={},

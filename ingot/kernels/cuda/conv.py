@@ -14,6 +14,7 @@ from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import LAST, offset, strides_of, unravel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder
 from ingot.kernels.cuda.gemm import (
+    JOINS,
     SPLITS,
     TYPES,
     Load,
@@ -96,14 +97,14 @@ def conv_layouts(node: Node, few: bool) -> list[Ports]:
     return [Ports((layout, "", *extras), (LAST,)) for layout in ((LAST, "plain") if plain else (LAST,))]
 
 
-def _price(node: Node, target: Architecture, tile: str, split: int) -> float:
+def _price(node: Node, target: Architecture, tile: str, split: int, join: int) -> float:
     parsed = Tile.parse(tile)
     aligned = window_of(node).channels % parsed.depth == 0
-    return cost(_problem(node), parsed, split, target) * (1.0 if aligned else _SLOWER_GATHER)
+    return cost(_problem(node), parsed, split, target, bool(join)) * (1.0 if aligned else _SLOWER_GATHER)
 
 
-def _prune(node: Node, target: Architecture, tile: str, split: int) -> bool:
-    return split not in splits_for(_problem(node), Tile.parse(tile), target)
+def _prune(node: Node, target: Architecture, tile: str, split: int, join: int) -> bool:
+    return join > split - 1 or split not in splits_for(_problem(node), Tile.parse(tile), target)
 
 
 def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
@@ -115,13 +116,15 @@ def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
 
 @kernel("Conv", on="cuda", when=lambda node, target: conv_applies(node, TYPES) and not is_depthwise(node),
         layouts=lambda node, target: conv_layouts(node, few=True), cost=_price, prune=_prune,
-        space={"tile": _tiles, "split": SPLITS})  # fmt: skip
-def conv(build: CudaBuilder, node: Node, tile: str, split: int) -> None:
+        space={"tile": _tiles, "split": SPLITS, "join": JOINS})  # fmt: skip
+def conv(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
     """epilogue(Σ over taps and channels of x · w); the weights are stored [O, taps, C], zeros up to a whole step"""
     shape, window = Tile.parse(tile), window_of(node)
     packed = build.pack(pack_weights(node, shape.depth))
-    sides = Sides(_open_input(build, node, window), _open_weights(build, packed, window, shape), 2)
-    emit_product(build, _problem(node), shape, split, sides)
+    width = -(-window.taps * window.channels // shape.depth) * shape.depth
+    right = _open_weights(build, packed, window, shape)
+    sides = Sides(_open_input(build, node, window), right, 2, (packed, width))
+    emit_product(build, _problem(node), shape, split, sides, join)
 
 
 def pack_weights(node: Node, step: int) -> np.ndarray[Any, Any]:

@@ -15,12 +15,16 @@ from ingot.ir.expression import operands_of
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.render import NARROW, can_render, converted, render
+from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
 _GROUP = 8  # row tiles that share their columns in the second level of cache
+_LINE, _MOST_LINES, _FETCHING_BLOCKS = 128, 4096, 2  # bytes of a line of cache; lines a block, blocks a processor
 _FLOAT = 4  # bytes of a partial sum
 SPLITS = (1, 2, 4, 8, 16)
+JOINS = (0, 1)
+_JOINING = 110_000  # bytes of partial sums that one block reads a microsecond
 TYPES = (*NARROW, "float32", "int8")
 
 
@@ -117,7 +121,7 @@ def _tile_count(problem: Problem, tile: Tile) -> int:
 _EFFICIENCY = {2**15: 0.85, 2**14: 0.72, 2**13: 0.58, 2**12: 0.42, 2**11: 0.25, 2**10: 0.14, 2**9: 0.08}
 
 
-def cost(problem: Problem, tile: Tile, split: int, target: Architecture) -> float:
+def cost(problem: Problem, tile: Tile, split: int, target: Architecture, join: bool = False) -> float:
     """Microseconds: the slowest of tensor units, memory and the steps' latency, plus a second pass over split sums."""
     element = size_of(problem.dtype)
     rows, columns, depth = _number(problem.rows), _number(problem.columns), problem.depth or 256
@@ -132,7 +136,9 @@ def cost(problem: Problem, tile: Tile, split: int, target: Architecture) -> floa
     latency = 0.9 + steps * max(0.6 / (tile.stages - 1), 0.1)
     traffic = ((rows + columns) * depth + rows * columns) * element * _number(problem.batch, 1) + problem.extra_bytes
     time = max(waves * max(compute, feed, latency) + 0.6 * waves, traffic / (target.bandwidth * 800))
-    if split > 1:
+    if join:
+        time += 1.0 + (split + 1) * size * _FLOAT / _JOINING
+    elif split > 1:
         time += 2.0 + (split + 1) * rows * columns * _FLOAT / (target.bandwidth * 800)
     return time + target.pace.step
 
@@ -159,21 +165,26 @@ Open = Callable[[Site], Load]
 
 @dataclass(frozen=True)
 class Sides:
-    """How both sides are loaded; `extras` counts the inputs before the epilogue's; offsets of a result's element."""
+    """How both sides are loaded; `extras` counts the inputs before the epilogue's. `weights`: the right side, where it
+    is a constant stored [columns, width], and its width. `sizes`: columns of each output, where there are several."""
 
     left: Open
     right: Open
     extras: int
+    weights: tuple[Handle, int] | None = None
+    sizes: tuple[int, ...] = ()
 
 
-def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, sides: Sides) -> None:
-    """One launch, or two where the depth is split: sums of each part, then their sum and the epilogue."""
+def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, sides: Sides, join: int = 0) -> None:
+    """One launch, or two where the depth is split: sums of each part, then their sum and the epilogue. `join`: the
+    block of a tile that is the last to end does the latter instead of a second launch."""
     f = build.function(tile.warps, tile.stages)
     partial = None
     if split > 1:
         size = product((split, problem.batch, problem.rows, problem.columns, _FLOAT))
         partial = build.temporary(size, problem.accumulator)
     site = _open(f, problem, tile, split)
+    _fetch_weights(build, site, split, sides)
     _accumulate(build, site, split, sides)
     f.emit(f"inside = (rows < {f.extent(problem.rows)})[:, None] & (columns < {f.extent(problem.columns)})[None, :]")
     place = f"rows[:, None] * {f.extent(problem.pitch)} + columns[None, :]"
@@ -182,14 +193,29 @@ def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, s
         step = f.extent(problem.columns) if problem.grouped else whole
         f.emit(f"place = {place}" if problem.batch == 1 else f"place = batch * {step} + {place}")
         first = f" + batch * {step}" * problem.grouped
-        _finish(f, build, problem, "sums", f"columns[None, :]{first}", sides.extras)
+        _finish(f, build, problem, "sums", f"columns[None, :]{first}", sides)
     else:
-        f.emit(f"tl.store({f.pointer(partial)} + (part * {f.extent(problem.batch)} + batch) * {whole} + {place}, "
-               "sums, inside)")  # fmt: skip
+        f.emit(f"place = batch * {whole} + {place}\nstride = {f.extent(problem.batch)} * {whole}")
+        f.emit(f"tl.store({f.pointer(partial)} + part * stride + place, sums, inside)")
     tiles = product((ceil_div(problem.rows, tile.rows), ceil_div(problem.columns, tile.columns), problem.batch))
+    if partial is not None and join:
+        _join(f, build, problem, partial, build.counter(product((tiles, _FLOAT))), split, sides)
     f.launch(tiles, split)
-    if partial is not None:
-        _second_pass(build, problem, partial, split, sides.extras)
+    if partial is not None and not join:
+        _second_pass(build, problem, partial, split, sides)
+
+
+def _join(f: FunctionBuilder, build: CudaBuilder, problem: Problem, partial: Handle, counter: Handle, split: int,
+          sides: Sides) -> None:  # fmt: skip
+    """The last block of a tile adds all parts, in their order, and leaves the counter as it was."""
+    ticket = f"{f.pointer(counter)} + tl.program_id(0)"
+    f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({ticket}, 1, sem='acq_rel')")
+    with f.block(f"if ticket == {split - 1}:"):
+        f.emit(f"tl.store({ticket}, 0)")
+        f.emit(f"whole = tl.load({f.pointer(partial)} + place, inside, cache_modifier='.cg')")
+        with f.block(f"for other in tl.static_range(1, {split}):"):
+            f.emit(f"whole += tl.load({f.pointer(partial)} + other * stride + place, inside, cache_modifier='.cg')")
+        _finish(f, build, problem, "whole", "columns[None, :]", sides, "rows[:, None]")
 
 
 def _open(f: FunctionBuilder, problem: Problem, tile: Tile, split: int) -> Site:
@@ -214,11 +240,27 @@ def _open(f: FunctionBuilder, problem: Problem, tile: Tile, split: int) -> Site:
     return Site(f, tile, problem, "batch")
 
 
+def _fetch_weights(build: CudaBuilder, site: Site, split: int, sides: Sides) -> None:
+    """Few blocks begin before the launch before has ended: meanwhile their weights come into the cache."""
+    f, tile, problem = site.f, site.tile, site.problem
+    blocks = _tile_count(problem, tile) * split
+    if sides.weights is None or problem.grouped or blocks > build.target.processors * _FETCHING_BLOCKS:
+        return
+    handle, width = sides.weights
+    line = _LINE // size_of(problem.dtype)
+    share = -(-width // split)
+    lines = min(power_of_two(-(-share // line)), _MOST_LINES // tile.columns)
+    start = f"part * {share} + " * (split > 1)
+    places = f"tl.minimum({start}tl.arange(0, {lines}) * {line}, {width - 1})"
+    f.prefetch(f"{f.pointer(handle)} + columns_in[:, None] * {width} + {places}[None, :]")
+
+
 def _accumulate(build: CudaBuilder, site: Site, split: int, sides: Sides) -> None:
     f, tile, problem = site.f, site.tile, site.problem
     type = LANGUAGE[problem.accumulator]
     f.emit(f"sums = tl.zeros(({tile.rows}, {tile.columns}), {type})")
     left, right = sides.left(site), sides.right(site)
+    f.wait()
     steps = steps_of(f, problem, tile)
     if split > 1:
         f.emit(f"share = ({steps} + {split - 1}) // {split}")
@@ -242,15 +284,23 @@ def _precision(problem: Problem, target: Architecture) -> str:
     return f', input_precision="{"tf32" if target.precision == "tf32" else "tf32x3"}"' * (problem.dtype == "float32")
 
 
-def _finish(f: FunctionBuilder, build: CudaBuilder, problem: Problem, sums: str, columns: str, extras: int) -> None:
-    """The epilogue on a block of sums at `place`, stored where `inside`."""
-    node = build.node
+def _finish(f: FunctionBuilder, build: CudaBuilder, problem: Problem, sums: str, columns: str, sides: Sides,
+            rows: str = "rows[:, None]") -> None:  # fmt: skip
+    """The epilogue on a block of sums at `place`, stored where `inside`; each output takes its own columns."""
+    node, extras = build.node, sides.extras
     texts = [_extra(f, build, k, columns) if k - extras + 1 in operands_of(node.epilogue) else ""
              for k in range(extras, len(node.inputs))]  # fmt: skip
     dtypes = [problem.accumulator, *(node.input(k).dtype for k in range(extras, len(node.inputs)))]
     value = render(f, node.epilogue, [sums, *texts], dtypes)
     held = node.epilogue.dtype or problem.accumulator
-    f.emit(f"tl.store({f.pointer(build.output())} + place, {converted(value, held, node.output.dtype)}, inside)")
+    made = f.let(converted(value, held, node.output.dtype))
+    if not sides.sizes:
+        f.emit(f"tl.store({f.pointer(build.output())} + place, {made}, inside)")
+    start = 0
+    for index, size in enumerate(sides.sizes):
+        mine = f"inside & ({columns} >= {start}) & ({columns} < {start + size})"
+        f.emit(f"tl.store({f.pointer(build.output(index))} + {rows} * {size} + ({columns} - {start}), {made}, {mine})")
+        start += size
 
 
 def _extra(f: FunctionBuilder, build: CudaBuilder, index: int, columns: str) -> str:
@@ -264,10 +314,12 @@ def _extra(f: FunctionBuilder, build: CudaBuilder, index: int, columns: str) -> 
 
 
 def _columns_of(node: Node) -> Extent:
+    if node.op == "ParallelLinear":
+        return node.input(1).shape[1]
     return node.output.shape[1] if node.op == "Conv" else node.output.shape[-1]
 
 
-def _second_pass(build: CudaBuilder, problem: Problem, partial: Handle, split: int, extras: int) -> None:
+def _second_pass(build: CudaBuilder, problem: Problem, partial: Handle, split: int, sides: Sides) -> None:
     """The parts' sums and the epilogue, one element of the result after the other."""
     from ingot.kernels.cuda.pointwise import block_for
 
@@ -275,11 +327,11 @@ def _second_pass(build: CudaBuilder, problem: Problem, partial: Handle, split: i
     block = block_for(total, build.target.processors)
     f = build.function(warps=max(block // 256, 1))
     f.emit(f"place = tl.program_id(0) * {block} + tl.arange(0, {block})\ninside = place < {f.extent(total)}")
-    f.emit(f"columns = place % {f.extent(problem.columns)}")
+    f.emit(f"columns = place % {f.extent(problem.columns)}\nrows = place // {f.extent(problem.columns)}")
     f.emit(f"sums = tl.load({f.pointer(partial)} + place, inside)")
     with f.block(f"for part in tl.static_range(1, {split}):"):
         f.emit(f"sums += tl.load({f.pointer(partial)} + part * {f.extent(total)} + place, inside)")
-    _finish(f, build, problem, "sums", "columns", extras)
+    _finish(f, build, problem, "sums", "columns", sides, "rows")
     f.launch(ceil_div(total, block))
 
 

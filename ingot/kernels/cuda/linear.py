@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ingot.ir.expression import parse
 from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import broadcast_strides, offset, unravel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import (
+    JOINS,
     SPLITS,
     TYPES,
     Load,
@@ -52,31 +55,51 @@ def _linear_applies(node: Node, target: Any) -> bool:
     return epilogue_fits(node, 2, _problem(node).accumulator)
 
 
-def _price(node: Node, target: Architecture, tile: str, split: int) -> float:
-    return cost(_of(node), Tile.parse(tile), split, target)
+def _price(node: Node, target: Architecture, tile: str, split: int, join: int) -> float:
+    return cost(_of(node), Tile.parse(tile), split, target, bool(join))
 
 
 def _of(node: Node) -> Problem:
-    return _problem(node) if node.op == "Linear" else _batched(node)
+    return _batched(node) if node.op == "MatMul" else _problem(node)
 
 
-def _prune(node: Node, target: Architecture, tile: str, split: int) -> bool:
-    return split not in splits_for(_of(node), Tile.parse(tile), target)
+def _prune(node: Node, target: Architecture, tile: str, split: int, join: int) -> bool:
+    return join > split - 1 or split not in splits_for(_of(node), Tile.parse(tile), target)
 
 
 def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
     return tiles_for(_of(node), target)
 
 
-@kernel("Linear", on="cuda", when=_linear_applies, cost=_price, prune=_prune, space={"tile": _tiles, "split": SPLITS})
-def linear(build: CudaBuilder, node: Node, tile: str, split: int) -> None:
+_SPACE = {"tile": _tiles, "split": SPLITS, "join": JOINS}
+
+
+@kernel("Linear", on="cuda", when=_linear_applies, cost=_price, prune=_prune, space=_SPACE)
+def linear(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
     """epilogue(x[M, K] @ w[K, N]); the weights are stored [N, K]"""
+    _emit_linear(build, node, tile, split, join)
+
+
+def _parallel_applies(node: Node, target: Any) -> bool:
+    return node.input(1).constant is not None and _same_types(node) and node.dtype != "int8"
+
+
+@kernel("ParallelLinear", on="cuda", when=_parallel_applies, cost=_price, prune=_prune, space=_SPACE)
+def parallel_linear(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
+    """x[M, K] @ w[K, N] + bias[N], the columns divided among the outputs"""
+    text = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32"
+    build.node = replace(node, epilogue=parse(f"{text}; Cast $2 -> {node.dtype}"))
+    _emit_linear(build, build.node, tile, split, join, tuple(node.attributes["sizes"]))
+
+
+def _emit_linear(build: CudaBuilder, node: Node, tile: str, split: int, join: int,
+                 sizes: tuple[int, ...] = ()) -> None:  # fmt: skip
     problem, weight = _problem(node), node.input(1).constant
     assert weight is not None and problem.depth is not None
     packed = build.pack(np.ascontiguousarray(weight.T))
     strides = (problem.depth, 1)
     left, right = _opened(build.input(0), strides, "rows"), _opened(packed, strides, "columns")
-    emit_product(build, problem, Tile.parse(tile), split, Sides(left, right, 2))
+    emit_product(build, problem, Tile.parse(tile), split, Sides(left, right, 2, (packed, problem.depth), sizes), join)
 
 
 def _opened(handle: Handle, strides: tuple[Extent, Extent], axis: str, batch: str = "") -> Open:
@@ -117,15 +140,15 @@ def _matmul_applies(node: Node, target: Any) -> bool:
     return problem.depth is not None and problem.depth > 0 and epilogue_fits(node, 2, problem.accumulator)
 
 
-@kernel("MatMul", on="cuda", when=_matmul_applies, cost=_price, prune=_prune, space={"tile": _tiles, "split": SPLITS})
-def matmul(build: CudaBuilder, node: Node, tile: str, split: int) -> None:
+@kernel("MatMul", on="cuda", when=_matmul_applies, cost=_price, prune=_prune, space=_SPACE)
+def matmul(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
     """epilogue(a[…, M, K] @ b[…, K, N]) for every batch; broadcast ones stand still"""
     a, b = node.input(0), node.input(1)
     along_a = _matrix_strides(a, bool(node.attributes.get("transpose_a")))
     along_b = _matrix_strides(b, not node.attributes.get("transpose_b"))
     left = _with_batch(build, node, 0, along_a, "rows")
     right = _with_batch(build, node, 1, along_b, "columns")
-    emit_product(build, _batched(node), Tile.parse(tile), split, Sides(left, right, 2))
+    emit_product(build, _batched(node), Tile.parse(tile), split, Sides(left, right, 2), join)
 
 
 def _matrix_strides(port: Port, transposed: bool) -> tuple[Extent, Extent]:

@@ -12,7 +12,7 @@ from ingot.kernels import PLAIN, Ports, kernel
 from ingot.kernels.cuda.axes import LAST, Axis, broadcast_strides, memory_order, strides_of
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder
 from ingot.kernels.cuda.render import NARROW, REAL, can_render, converted, render
-from ingot.kernels.cuda.rows import Rows, Tile, open_tile, rows_of
+from ingot.kernels.cuda.rows import Rows, Shape, Tile, open_tile, power_of_two, rows_of
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent
 
@@ -42,6 +42,7 @@ KINDS = {
     "logsumexp": Kind("0", "tl.exp({0} - peak)", _ADD, "tl.sum", "tl.log({0}) + peak", True),
     "sumsquare": Kind("0", "{0} * {0}", _ADD, "tl.sum"),
 }
+_ACROSS, _AT_ONCE = 128, 16  # rows and columns of a tile of rows that lie side by side
 _INTEGERS = ("int32", "int64")
 _SHORT = ("int8", "uint8", "int16", "uint16", "bool")  # computed in int32, and what is too large for them wraps
 _KINDS_OF_SHORT = ("sum", "max", "min", "prod", "argmax", "argmin")
@@ -89,10 +90,16 @@ def _layouts(node: Node, target: Any) -> list[Ports]:
 def reduce(build: CudaBuilder, node: Node) -> None:
     """kind over the axes of x"""
     rows = _rows(node)
-    tile = open_tile(build, rows)
+    tile = open_tile(build, rows, None if rows.contiguous else _shape_across(rows))
     result = _extreme_index(build, node, tile) if node.attributes["kind"] in INDEX_KINDS else _sums(build, node, tile)
     _finish(build, node, tile, result)
     tile.launch()
+
+
+def _shape_across(rows: Rows) -> Shape:
+    """For rows that lie side by side: many of them, a few columns at a time."""
+    across = rows.kept[-1].size
+    return Shape(min(power_of_two(across), _ACROSS) if isinstance(across, int) else _ACROSS, _AT_ONCE, False)
 
 
 def _rows(node: Node) -> Rows:

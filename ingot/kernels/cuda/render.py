@@ -48,10 +48,10 @@ def _modulo(a: str, b: str, type: str, fmod: int) -> str:
 
 
 def _power(a: str, b: str, type: str) -> str:
-    """Of integers through float64, exact while the result has no more than 53 bits."""
+    """Of integers through float64, exact while the result has no more than 50 bits."""
     if type in REAL:
         return f"libdevice.pow({a}, {b})"
-    return f"libdevice.pow({a}.to(tl.float64), {b}.to(tl.float64)).to({LANGUAGE[type]})"
+    return f"libdevice.rint(libdevice.pow({a}.to(tl.float64), {b}.to(tl.float64))).to({LANGUAGE[type]})"
 
 
 def _shift(a: str, b: str, type: str, direction: str) -> str:
@@ -88,6 +88,7 @@ TABLE: dict[str, Write] = {
     "Where": _text("tl.where({0}, {1}, {2})"),
     "Clip": lambda x, low, high, type: _MINIMUM(_MAXIMUM(x, low, type), high, type),
 }  # fmt: skip
+_OF_NARROW = {"Erf": "erf", "Gelu": "gelu"}  # functions of cores.elementary where operands or the result have 16 bits
 _FLOATS_ONLY = frozenset({
     "Round", "Floor", "Ceil", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sigmoid", "Sin", "Cos", "Tan", "Asin",
     "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Softplus", "HardSwish", "Gelu", "GeluTanh",
@@ -121,10 +122,11 @@ def _writable(instruction: Instruction, types: Sequence[str]) -> bool:
 def render(f: FunctionBuilder, expression: Expression, operands: Sequence[str], dtypes: Sequence[str]) -> str:
     """A variable with the result, in the expression's dtype; operands are texts of values that broadcast."""
     results: list[str] = []
+    narrow = expression.dtype in NARROW
     for instruction, types in zip(expression.instructions, dtypes_of(expression, dtypes), strict=True):
         values = [_value(operand, operands, dtypes, results, expression, type)
                   for operand, type in zip(instruction.operands, types, strict=True)]  # fmt: skip
-        results.append(f.let(_instruction(instruction, values, types)))
+        results.append(f.let(_instruction(f, instruction, values, types, narrow)))
     return results[-1] if results else operands[0]
 
 
@@ -156,8 +158,11 @@ def literal(value: float, type: str) -> str:
     return f"tl.full((), {written}, {LANGUAGE[type]})"
 
 
-def _instruction(instruction: Instruction, values: Sequence[str], types: Sequence[str]) -> str:
+def _instruction(f: FunctionBuilder, instruction: Instruction, values: Sequence[str], types: Sequence[str],
+                 narrow: bool) -> str:  # fmt: skip
     dtype = instruction.dtype
+    if instruction.op in _OF_NARROW and wide(types[0]) == "float32" and (narrow or types[0] in NARROW):
+        return converted(f"{f.core('elementary', _OF_NARROW[instruction.op])}({values[0]})", "float32", dtype)
     if instruction.op == "Cast":
         return converted(values[0], wide(types[0]), dtype)
     if instruction.op == "Quantize":

@@ -42,8 +42,8 @@ class Standalone:
         self.context, self.build = context, generate(node, candidate, target)
         self.node = self.build.node
         self.cubins = cubins or [compile_unit(call.unit, target.name) for call in self.build.launches]
-        ahead = overlaps(target.capability)
-        codes = {str(i): Code(c.code, NAME, c.threads, c.shared, ahead) for i, c in enumerate(self.cubins)}
+        ahead = [overlaps(call.unit, target.capability) for call in self.build.launches]
+        codes = {str(i): Code(c.code, NAME, c.threads, c.shared, ahead[i]) for i, c in enumerate(self.cubins)}
         self._kernels, self._stream = cuda.Kernels(context, codes), context.stream()
         self._memory: dict[tuple[str, int, int], cuda.Allocation] = {}
         weakref.finalize(self, context.driver.raw("cuStreamDestroy"), self._stream)
@@ -87,6 +87,9 @@ class Standalone:
                 self._upload("constant", index, copy, array)
         for index, size in enumerate(self.build.temporaries):
             self._own("temporary", index, 0, evaluate(size, {}))
+        for index, size in enumerate(self.build.counters):
+            if ("counter", index, 0) not in self._memory:
+                self._upload("counter", index, 0, np.zeros(evaluate(size, {}), np.uint8))
         for index, port in enumerate(self.node.outputs):
             self._own("output", index, 0, int(evaluate(port.bytes, {})))
 

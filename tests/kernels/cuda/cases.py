@@ -84,6 +84,9 @@ def _products() -> Iterator[Case]:
             )
         yield Case(f"MatMul {dtype}", "MatMul", [(2, 3, 20, 40), (3, 40, 33)], straight, "", (), dtype)
         yield Case(f"MatMul transposed {dtype}", "MatMul", [(2, 40, 20), (2, 33, 40)], transposed, "", (), dtype)
+    for dtype in ("float32", "float16"):
+        yield Case(f"ParallelLinear {dtype}", "ParallelLinear", [(3, 17, 70), (70, 88), (88,)], {"sizes": (32, 40, 16)},
+                   "", (1, 2), dtype)  # fmt: skip
     yield Case(
         "Linear int8",
         "Linear",

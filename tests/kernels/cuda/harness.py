@@ -36,6 +36,9 @@ def interpreted(build: CudaBuilder, inputs: Sequence[Array | None], symbols: Map
     for index, size in enumerate(build.temporaries):
         held["temporary", index] = aligned_bytes(max(evaluate(size, symbols), 1))
         held["temporary", index][:] = POISON
+    for index, size in enumerate(build.counters):
+        held["counter", index] = aligned_bytes(evaluate(size, symbols))
+        held["counter", index][:] = 0
     for index, port in enumerate(node.outputs):
         held["output", index] = _empty(port, symbols)
 
@@ -45,6 +48,7 @@ def interpreted(build: CudaBuilder, inputs: Sequence[Array | None], symbols: Map
     for call in build.launches:
         values = [*(address(h) for h in call.handles), *(evaluate(e, symbols) for e in call.extents)]
         interpret.run(call.unit, [evaluate(e, symbols) for e in call.grid], values)
+    assert not any(held["counter", index].any() for index in range(len(build.counters))), "a counter was not reset"
     return [_logical(held["output", i], port) for i, port in enumerate(node.outputs)]
 
 

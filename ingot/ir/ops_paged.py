@@ -1,0 +1,115 @@
+"""CacheUpdate and PagedAttention: keys and values of many sequences in blocks of a pool that outlives the run.
+
+The pool of a layer is cache[blocks, 2, G, block_size * D]: keys of a block and group are [D, block_size], so that
+block_size keys are multiplied at once, values are [block_size, D]. A slot is block * block_size + offset. A token whose
+position is negative is padding: it is written nowhere, sees nothing and gives 0. Native code updates the pool where it
+is (`STATEFUL`): a plan keeps the output in the input's memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ingot.errors import GraphError
+from ingot.ir.elementwise import Array, cast, wide
+from ingot.ir.ops_table import Attribute, TensorType, narrowed, op
+
+STATEFUL = frozenset({"CacheUpdate"})
+
+
+def _update_type(cache: TensorType, projected: TensorType, *_: TensorType | None, heads: int, groups: int,
+                 epsilon: float) -> tuple[TensorType, TensorType]:  # fmt: skip
+    depth, width = depth_of(cache, projected.shape[-1], heads, groups), projected.shape[-1]
+    if depth * (heads + 2 * groups) != width or heads % groups:
+        raise GraphError(f"CacheUpdate: {width} columns are not {heads} + 2 x {groups} heads of {depth}")
+    return cache, TensorType(projected.dtype, (projected.shape[0], heads, depth))
+
+
+def depth_of(cache: TensorType, width: int | str, heads: int, groups: int) -> int:
+    """Elements of a head, of columns that hold queries, keys and values."""
+    if not isinstance(width, int) or cache.shape[1:3] != (2, groups):
+        raise GraphError(f"CacheUpdate: a pool {cache.shape} does not hold keys and values of {groups} groups")
+    return width // (heads + 2 * groups)
+
+
+@op("CacheUpdate", "cache projected positions slots cosine? sine? query_scale? key_scale?", _update_type,
+    heads=Attribute("int"), groups=Attribute("int"), epsilon=Attribute("float", 1e-6))  # fmt: skip
+def cache_update(cache: Array, projected_TN: Array, positions_T: Array, slots_T: Array, cosine_PR: Array | None,
+                 sine_PR: Array | None, query_scale: Array | None, key_scale: Array | None, *, heads: int, groups: int,
+                 epsilon: float) -> tuple[Array, Array]:  # fmt: skip
+    """(the pool with the tokens' keys and values at their slots, the queries [T, H, D])
+
+    projected: queries of H heads, keys and values of G. Queries and keys are normalised (rms, times a scale [D]) where
+    scales are given, then the first 2R elements of each head are rotated by the angles of the token's position.
+    """
+    tokens, width = projected_TN.shape
+    depth = width // (heads + 2 * groups)
+    all_THD = wide(projected_TN).reshape(tokens, heads + 2 * groups, depth)
+    query, key, value = np.split(all_THD, [heads, heads + groups], axis=1)
+    query, key = _normalised(query, query_scale, epsilon), _normalised(key, key_scale, epsilon)
+    query, key = (_rotated(x, positions_T, cosine_PR, sine_PR) for x in (query, key))
+    pool = cache.copy()
+    size = cache.shape[3] // depth
+    kept = (positions_T >= 0) & (slots_T >= 0)
+    block, offset = np.divmod(slots_T[kept], size)
+    keys, values = pool[:, 0].reshape(-1, groups, depth, size), pool[:, 1].reshape(-1, groups, size, depth)
+    keys[block, :, :, offset] = cast(key[kept], cache.dtype.name)
+    values[block, :, offset] = cast(value[kept], cache.dtype.name)
+    pool[:, 0], pool[:, 1] = keys.reshape(pool[:, 0].shape), values.reshape(pool[:, 1].shape)
+    return pool, narrowed(query, projected_TN.dtype.name)
+
+
+def _normalised(x_THD: Array, scale: Array | None, epsilon: float) -> Array:
+    if scale is None:
+        return x_THD
+    square = np.mean(x_THD * x_THD, axis=-1, keepdims=True)
+    return np.asarray(x_THD / np.sqrt(square + x_THD.dtype.type(epsilon)) * wide(scale))
+
+
+def _rotated(x_THD: Array, positions_T: Array, cosine_PR: Array | None, sine_PR: Array | None) -> Array:
+    """The halves (a, b) of the rotated elements become (a cos - b sin, b cos + a sin)."""
+    if cosine_PR is None or sine_PR is None:
+        return x_THD
+    place = np.clip(positions_T, 0, len(cosine_PR) - 1)
+    cosine, sine = (wide(table)[place][:, None] for table in (cosine_PR, sine_PR))
+    half = cosine.shape[-1]
+    a, b, rest = x_THD[..., :half], x_THD[..., half : 2 * half], x_THD[..., 2 * half :]
+    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], axis=-1)
+
+
+def _paged_type(query: TensorType, cache: TensorType, *_: TensorType, scale: float, window: int,
+                softcap: float) -> TensorType:  # fmt: skip
+    heads, depth, groups, line = query.shape[1], query.shape[2], cache.shape[2], cache.shape[3]
+    if not all(isinstance(size, int) for size in (heads, depth, groups, line)):
+        raise GraphError("PagedAttention: heads, groups, their size and that of blocks are fixed numbers")
+    if int(heads) % int(groups) or int(line) % int(depth):
+        raise GraphError(f"PagedAttention: a pool {cache.shape} does not fit queries {query.shape}")
+    return query
+
+
+@op("PagedAttention", "query cache positions owners tables", _paged_type, scale=Attribute("float"),
+    window=Attribute("int", 0), softcap=Attribute("float", 0.0))  # fmt: skip
+def paged_attention(query_THD: Array, cache: Array, positions_T: Array, owners_T: Array, tables_SW: Array, *,
+                    scale: float, window: int, softcap: float) -> Array:  # fmt: skip
+    """Attention of a token to the positions up to its own of its sequence, whose blocks are tables[owners[t]]
+
+    window: it sees that many positions, its own included; 0 all. softcap: as Attention's.
+    """
+    tokens, heads, depth = query_THD.shape
+    groups, size = cache.shape[2], cache.shape[3] // depth
+    result = np.zeros(query_THD.shape, wide(query_THD).dtype)
+    for t in range(tokens):
+        count = int(positions_T[t]) + 1
+        if count <= 0:
+            continue
+        first = max(count - window, 0) if window else 0
+        pool = wide(cache[tables_SW[owners_T[t]][: -(-count // size)]])
+        keys = pool[:, 0].reshape(-1, groups, depth, size).transpose(1, 0, 3, 2).reshape(groups, -1, depth)
+        values = pool[:, 1].reshape(-1, groups, size, depth).transpose(1, 0, 2, 3).reshape(groups, -1, depth)
+        query = wide(query_THD[t]).reshape(groups, heads // groups, depth)
+        scores = query @ keys[:, first:count].transpose(0, 2, 1) * query.dtype.type(scale)
+        scores = softcap * np.tanh(scores / softcap) if softcap else scores
+        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = powers / powers.sum(axis=-1, keepdims=True)
+        result[t] = (weights @ values[:, first:count]).reshape(heads, depth)
+    return narrowed(result, query_THD.dtype.name)

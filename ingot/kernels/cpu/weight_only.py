@@ -1,0 +1,135 @@
+"""QuantizedLinear: weights of four or eight bits stay so in memory; x is float32.
+
+Few rows wait for the weights' bytes, so that what is done with them matters little: x becomes integers of 15 bits, a
+scale for each block along K, and products are summed as integers. Many rows go through tile registers where there are
+any.
+"""
+
+from __future__ import annotations
+
+from math import lcm
+from typing import Any
+
+from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
+from ingot.kernels import kernel
+from ingot.kernels.cpu.build import KernelBuilder
+from ingot.kernels.cpu.gemm_epilogue import can_finish, epilogue_of
+from ingot.kernels.cpu.gemm_plan import GIGAHERTZ, known
+from ingot.kernels.cpu.gemm_tiles import ROUNDED, SPLIT, TileDot
+from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.cpu.linear import rows_of
+from ingot.kernels.cpu.tile_rows import tile_rows
+from ingot.kernels.cpu.weight_only_pack import digits_for, pack_words, weights_of
+from ingot.kernels.cpu.weight_only_product import TALLEST, multiply_rows, packed
+from ingot.kernels.cpu.weight_only_rows import integer_rows
+from ingot.kernels.cpu.weight_only_tiles import multiply_tiles
+from ingot.kernels.node import Node
+from ingot.plan.extent import Extent, product
+
+EXTRAS = 4  # the inputs before the epilogue's operands
+_VECTORS = (4, 2, 1)
+_BYTES_PER_MICROSECOND = 20_000
+_TILE_CYCLES, _UNPACK_CYCLES = 18, 26  # a product of tiles; 64 bytes of tiles made of weights
+
+
+def _applies(node: Node, isa: Isa) -> bool:
+    weight, scale, bits = node.input(1), node.input(2), node.attributes["bits"]
+    constants = [weight, scale, *([node.input(3)] if node.has_input(3) else [])]
+    if node.dtype != "float32" or bits not in (4, 8) or any(port.constant is None for port in constants):
+        return False
+    depth = weight.shape[0]
+    grouped = node.attributes["group"] >= depth or node.attributes["group"] % 8 == 0
+    return isa.triple.startswith("x86") and grouped and weight.elements != 0 and can_finish(node, "float32", EXTRAS)
+
+
+def _vectors(node: Node, isa: Isa) -> tuple[int, ...]:
+    columns = int(node.input(1).shape[1])
+    return tuple(v for v in _VECTORS if v == 1 or (v // 2) * isa.lanes < columns)
+
+
+def _streams(node: Node, isa: Isa) -> bool:
+    """Whether the kernel without tiles is worth having."""
+    return _applies(node, isa) and (isinstance(rows_of(node), int) or not isa.has("amx_bf16"))
+
+
+def _tiled(node: Node, isa: Isa) -> bool:
+    rows = rows_of(node)
+    return _applies(node, isa) and isa.has("amx_bf16") and (isinstance(rows, str) or rows > TALLEST)
+
+
+def _bytes(node: Node) -> float:
+    return float(node.input(1).shape[0] * node.input(1).shape[1]) * int(node.attributes["bits"]) / 8  # type: ignore[operator]
+
+
+def _stream_cost(node: Node, isa: Isa, vectors: int) -> float:
+    """Microseconds on one core."""
+    rows, (depth, columns) = known(rows_of(node)), node.input(1).shape
+    digits = digits_for(int(node.attributes["bits"]), isa)
+    tiles, height = -(-rows // TALLEST), min(rows, TALLEST)
+    words = float(depth * columns) / digits.count / isa.lanes  # type: ignore[operator]
+    products = digits.fields * (1 + height * 16 // digits.unit / 2)
+    cycles = tiles * words * (1 + products) * (1 + 0.05 * (4 - vectors))
+    return 1 + max(cycles / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
+
+
+def _tile_cost(dot: TileDot) -> Any:
+    def price(node: Node, isa: Isa, vectors: int) -> float:
+        rows, (depth, columns) = known(rows_of(node)), node.input(1).shape
+        steps, panels = -(-int(depth) // dot.depth), -(-int(columns) // 16)
+        unpacked = steps * panels * 16 * dot.parts * _UNPACK_CYCLES
+        cycles = unpacked + steps * panels * -(-rows // 16) * len(dot.products) * _TILE_CYCLES
+        prepared = rows * int(depth) * 4 / 30_000
+        odd = 1.1 if vectors == 1 else 1.0
+        return 2 + prepared + max(cycles * odd / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
+
+    return price
+
+
+def _declared(applies: Any, price: Any) -> dict[str, Any]:
+    return {"when": applies, "cost": price, "space": {"vectors": _vectors}}
+
+
+@kernel("QuantizedLinear", on="cpu", **_declared(_streams, _stream_cost), tolerance=SPLIT_ERROR)
+def weight_only(build: KernelBuilder, node: Node, vectors: int) -> None:
+    """x in integers of 15 bits, products in integers."""
+    _emit(build, node, vectors, None)
+
+
+@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(SPLIT)), tolerance=SPLIT_ERROR)
+def weight_only_split(build: KernelBuilder, node: Node, vectors: int) -> None:
+    """Many rows by tiles, x and weights in two bfloat16 parts each; few as in weight_only."""
+    _emit(build, node, vectors, SPLIT)
+
+
+@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(ROUNDED)), tolerance=BFLOAT16_ERROR)
+def weight_only_rounded(build: KernelBuilder, node: Node, vectors: int) -> None:
+    """Many rows by tiles, x and weights rounded to bfloat16; few as in weight_only."""
+    _emit(build, node, vectors, ROUNDED)
+
+
+def _emit(build: KernelBuilder, node: Node, vectors: int, dot: TileDot | None) -> None:
+    """Phases for few rows, for many, or for both where only the run knows how many there are."""
+    weights, rows = weights_of(node), rows_of(node)
+    digits = digits_for(weights.bits, build.isa)
+    words = pack_words(weights, digits, vectors * build.isa.lanes, lcm(weights.block, 32))
+    stored = packed(build, weights, build.pack(words), words.shape[1], vectors)
+    epilogue = epilogue_of(build, node, "float32", build.isa.lanes, EXTRAS)
+    if dot is None or isinstance(rows, str):
+        count, runs = (rows, 1) if dot is None else (_few(rows), _few(rows, 1))
+        most = rows if dot is None else f"min({rows},{TALLEST})"
+        integers = integer_rows(build, weights, digits, count, most)
+        multiply_rows(build, weights, digits, stored, integers, rows, epilogue, runs)
+    if dot is not None:
+        count, runs = (rows, 1) if isinstance(rows, int) else (_many(rows), _many(rows, 1))
+        x = tile_rows(build, 0, count, weights.depth, dot)
+        multiply_tiles(build, weights, digits, stored, dot, x, rows, epilogue, runs)
+
+
+def _few(rows: Extent, value: Extent | None = None) -> Extent:
+    """The rows (or `value`) where there are at most TALLEST of them, else 0."""
+    return product((rows if value is None else value, f"min(max({TALLEST + 1}-({rows}),0),1)"))
+
+
+def _many(rows: Extent, value: Extent | None = None) -> Extent:
+    """The rows (or `value`) where there are more than TALLEST of them, else 0."""
+    return product((rows if value is None else value, f"min(max(({rows})-{TALLEST},0),1)"))

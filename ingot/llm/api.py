@@ -1,0 +1,142 @@
+"""`ingot.LLM`: a model in this process, for scripts: texts in, texts out."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ingot.llm.batch import Runner
+from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.request import Event, Finish, Refused, Request, Sampling, TokenLogprob
+from ingot.llm.text import Text
+
+Prompt = str | Sequence[int]
+_NO_SAMPLING = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text and tokens, and why it ended ("stop", "length")."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class LLM:
+    """A model that answers; thread-safe, and a context manager.
+
+        with ingot.LLM("model.engine") as llm:
+            print(llm("Once upon a time", max_tokens=64))
+
+    Parameters of answers are those of `ingot.llm.request.Sampling`; without any the likeliest token is taken.
+    drafts: how many tokens are guessed at once, by `draft`, an engine of a smaller model, or from what was said before.
+    """
+
+    def __init__(
+        self, engine: str | Path | Runner, *, threads: int | None = None, blocks: int | None = None,
+        drafts: int = 0, draft: str | Path | Runner | None = None, text: Text | None = None,
+    ) -> None:  # fmt: skip
+        runner = _opened(engine, threads, blocks)
+        small = _opened(draft, threads, runner.blocks) if draft is not None else None
+        if text is None:
+            text = Text.from_files(getattr(runner, "files", {}), runner.vocabulary)
+        self.text = text
+        self.engine = Engine(runner, text, EngineOptions(drafts=drafts or (4 if small is not None else 0)), small)
+        self.engine.start()
+
+    def __call__(self, prompt: Prompt, **sampling: Any) -> str:
+        """The text of one answer."""
+        return self.generate([prompt], **sampling)[0].text
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None, **asked: Any) -> list[Answer]:
+        """One answer a prompt (or `n` after each other), computed together. Refused; IngotError where one fails."""
+        chosen = _sampling(sampling, asked)
+        waiting = [self._submit(Request(self._tokens(prompt), chosen)) for prompt in prompts]
+        return [answer for request, events in waiting for answer in _answers(request, events)]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> Answer:
+        """The answer to a conversation."""
+        return self.generate([self.text.chat(messages)], **asked)[0]
+
+    def stream(self, prompt: Prompt, **asked: Any) -> Iterator[str]:
+        """One answer's text, piece by piece; leaving the loop early cancels the rest."""
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        ticket = self.engine.submit(Request(self._tokens(prompt), _sampling(None, asked)), events.put)
+        try:
+            while True:
+                event = _checked(events.get())
+                if event.text:
+                    yield event.text
+                if event.finish:
+                    return
+        finally:
+            self.engine.cancel(ticket)
+
+    def _tokens(self, prompt: Prompt) -> Sequence[int]:
+        return self.text.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _submit(self, request: Request) -> tuple[Request, queue.SimpleQueue[Event]]:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.engine.submit(request, partial(events.put))
+        return request, events
+
+    def close(self) -> None:
+        """Cancel what runs, give memory and threads back; idempotent."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _opened(engine: str | Path | Runner, threads: int | None, blocks: int | None) -> Runner:
+    if not isinstance(engine, str | Path):
+        return engine
+    from ingot.llm.runner import open_runner
+
+    return open_runner(engine, threads=threads, blocks=blocks)
+
+
+def _sampling(sampling: Sampling | None, asked: Mapping[str, Any]) -> Sampling:
+    if sampling is not None and asked:
+        raise Refused("give either a Sampling or its fields")
+    try:
+        return sampling or (Sampling(**{"temperature": 0.0, **asked}) if asked else _NO_SAMPLING)
+    except TypeError as error:
+        raise Refused(f"no such parameter: {error}") from error
+
+
+def _answers(request: Request, events: queue.SimpleQueue[Event]) -> list[Answer]:
+    """The answers of a request, once all have ended."""
+    told: list[list[Event]] = [[] for _ in range(request.sampling.n)]
+    left = len(told)
+    while left:
+        event = _checked(events.get())
+        told[event.answer].append(event)
+        left -= event.finish is not None
+    return [_joined(request, each) for each in told]
+
+
+def _checked(event: Event) -> Event:
+    if event.finish in ("error", "cancelled"):
+        raise Refused(event.error or "the answer was cancelled: the model is being closed")
+    return event
+
+
+def _joined(request: Request, events: Sequence[Event]) -> Answer:
+    finish = events[-1].finish
+    assert finish is not None
+    return Answer(
+        "".join(event.text for event in events), tuple(token for event in events for token in event.tokens), finish,
+        tuple(found for event in events for found in event.logprobs), len(request.tokens), events[-1].cached,
+    )  # fmt: skip

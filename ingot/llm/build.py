@@ -1,0 +1,119 @@
+"""`build_llm(folder)`: from a checkpoint to an engine; kernels, tuner, memory plan and file are those of all models."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ingot import compiler
+from ingot.config import BuildConfig, Profile
+from ingot.engine import Engine
+from ingot.errors import BuildError, ConfigError
+from ingot.llm.decoder import Decoder
+from ingot.llm.formats import Format, format_of
+from ingot.llm.graph import BLOCK, graph_of
+from ingot.llm.models import decoder_of
+from ingot.llm.weights import Checkpoint, open_checkpoint
+from ingot.report import BuildLog
+
+Progress = Callable[[str, float], None]
+FORM = 1  # of details["llm"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user decides. context: tokens of prompt and answer together, None for the model's (at most 8192);
+    token_budget, sequence_budget: most tokens and sequences of one step; typical: tokens of the step to tune for;
+    level, variants: as `ingot.BuildConfig`'s."""
+
+    precision: str = "fp32"
+    context: int | None = None
+    token_budget: int = 512
+    sequence_budget: int = 64
+    typical: int = 1
+    level: int = 1
+    variants: tuple[str, ...] = ()
+    timing_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("token_budget", "sequence_budget", "typical"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context must be at least 1, not {self.context}")
+
+
+def build_llm(folder: str | Path, options: BuildOptions | None = None, progress: Progress | None = None) -> Engine:
+    """The engine of a Hugging Face style folder. ImportFailure names the tensor or key that does not fit."""
+    options, log = options or BuildOptions(), BuildLog(progress)
+    kept = format_of(options.precision)
+    with log.stage("import"):
+        checkpoint = open_checkpoint(folder)
+        decoder = decoder_of(checkpoint, options.context)
+        model = graph_of(decoder, kept, str(checkpoint.config.get("model_type")))
+    config = _config(decoder, options)
+    compiled = compiler.compile_variants(model, model, config, log)
+    if log.figures.get("host steps"):
+        raise BuildError("a step of a language model has no native form; " + "; ".join(map(str, log.notices)))
+    engine = compiler.package(model, compiled, config, log)
+    details = {**engine.details, "llm": described(checkpoint, decoder, kept, options), "evidence": []}
+    return Engine(engine.inputs, engine.outputs, engine.variants, details)
+
+
+def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
+    width, blocks = -(-decoder.context // BLOCK), options.sequence_budget * -(-decoder.context // BLOCK)
+    pool = (2, decoder.groups, BLOCK * decoder.depth)
+    typical = min(options.typical, options.token_budget)
+    profile = Profile(
+        **{
+            "token_ids": ((1,), (typical,), (options.token_budget,)),
+            "rows": ((1,), (1,), (options.token_budget,)),
+            "tables": ((1, width), (1, width), (options.sequence_budget, width)),
+            "cache.0": ((1, *pool), (min(blocks, width), *pool), (blocks, *pool)),
+        }
+    )
+    return BuildConfig(
+        profiles=[profile], level=options.level, variants=options.variants, verify=False,
+        precision="bf16" if options.precision == "bf16" else "fp32", timing_cache=options.timing_cache,
+    )  # fmt: skip
+
+
+def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: BuildOptions) -> dict[str, Any]:
+    """What a runner must know, as JSON."""
+    return {
+        "form": FORM,
+        "family": checkpoint.config.get("model_type"),
+        "vocabulary": decoder.vocabulary,
+        "layers": len(decoder.layers),
+        "groups": decoder.groups,
+        "depth": decoder.depth,
+        "block_size": BLOCK,
+        "context": decoder.context,
+        "token_budget": options.token_budget,
+        "sequence_budget": options.sequence_budget,
+        "format": asdict(kept),
+        "bos": _first(checkpoint.config.get("bos_token_id")),
+        "eos": sorted(_ends(checkpoint)),
+        "files": {name: _packed(data) for name, data in checkpoint.files().items()},
+    }
+
+
+def _first(value: Any) -> int | None:
+    return value[0] if isinstance(value, list) and value else value if isinstance(value, int) else None
+
+
+def _ends(checkpoint: Checkpoint) -> set[int]:
+    """Tokens that end an answer: generation_config.json's beside config.json's."""
+    found: set[int] = set()
+    for settings in (checkpoint.config, checkpoint.settings("generation_config.json")):
+        value: Any = settings.get("eos_token_id")
+        found.update(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+    return found
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 6)).decode()

@@ -1,0 +1,55 @@
+"""`ingot llm build FOLDER -o model.engine`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ingot.engine import Engine
+from ingot.llm.build import BuildOptions, build_llm
+from ingot.llm.formats import FORMATS
+from ingot.report import last_log
+from ingot.tools.progress import build_progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("folder", help="config.json, safetensors and tokenizer files, as Hugging Face lays them out")
+    parser.add_argument("-o", "--output", help="engine file to write (default: FOLDER.engine)")
+    parser.add_argument("--precision", default="fp32", choices=sorted(FORMATS), help="how weights are kept")
+    parser.add_argument("--context", type=int, help="tokens of prompt and answer together (default: the model's)")
+    parser.add_argument("--token-budget", type=int, default=512, help="most tokens in one step")
+    parser.add_argument("--sequence-budget", type=int, default=64, help="most sequences in one step")
+    parser.add_argument("--level", type=int, default=1, help="0 (nothing timed) to 5 (everything timed)")
+    parser.add_argument("--variants", default="", help="instruction sets to hold; default: this machine's best")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build, save, report."""
+    folder = Path(arguments.folder)
+    output = Path(arguments.output or folder.with_suffix(".engine"))
+    options = BuildOptions(
+        arguments.precision, arguments.context, arguments.token_budget, arguments.sequence_budget,
+        level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
+    )  # fmt: skip
+    with build_progress(arguments.quiet) as progress:
+        engine = build_llm(folder, options, progress)
+        engine.save(output)
+    print(as_text(engine, output))
+    return 0
+
+
+def as_text(engine: Engine, path: Path) -> str:
+    """The build report for people."""
+    facts, log = engine.details["llm"], last_log()
+    plan = engine.variants[0].plan
+    planned = max((m.bytes for m in plan.memory), default=0)
+    block = 2 * facts["layers"] * facts["groups"] * facts["depth"] * (4 if facts["format"]["cache"] == "float32" else 2)
+    return "\n".join([
+        f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {facts['family']}, {facts['layers']} layers, "
+        f"{facts['vocabulary']} tokens, context {facts['context']}",
+        f"memory: weights {len(engine.variants[0].weights) / 2**20:.1f} MiB, activations at {facts['token_budget']} "
+        f"tokens {planned / 2**20:.1f} MiB, keys and values {block / 2**10:.1f} KiB a token",
+        "time: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in log.seconds.items()),
+    ])  # fmt: skip

@@ -1,0 +1,100 @@
+"""What a family's file says of a model: a stack of decoder layers, described by data. `graph.py` turns it into a graph.
+
+Matrices are as checkpoints have them, [out, in] unless `transposed`; those that read the same input are given together
+and become one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """y = x @ weightᵀ + bias, of one or more weights [out, in] side by side; transposed: they are [in, out]."""
+
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """weight * normalised + bias; `offset` is added to the weight (Gemma's are kept as differences from 1)."""
+
+    weight: Array
+    bias: Array | None = None
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """A router [experts, in] that picks `chosen` experts per token, whose gates, ups and downs are given one by one.
+    normalised: the weights of the chosen add up to 1."""
+
+    router: Array
+    gates: tuple[Array, ...]
+    ups: tuple[Array, ...]
+    downs: tuple[Array, ...]
+    chosen: int
+    normalised: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer: attention, then a feed-forward network (gate: its gated form) or experts, each behind a norm.
+
+    after_attention, after_network: norms of what is added to the stream. window: positions that attention sees, 0 all.
+    rope: which of the decoder's tables.
+    """
+
+    before_attention: Scale
+    projection: Matrix
+    output: Matrix
+    before_network: Scale
+    up: Matrix | None = None
+    gate: Matrix | None = None
+    down: Matrix | None = None
+    experts: Experts | None = None
+    query_scale: Scale | None = None
+    key_scale: Scale | None = None
+    after_attention: Scale | None = None
+    after_network: Scale | None = None
+    window: int = 0
+    rope: str = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A whole model. `rope`: (cosine, sine) by name; `places`: learned positions; `scale`: of attention's scores."""
+
+    hidden: int
+    heads: int
+    groups: int
+    depth: int
+    context: int
+    embedding: Array
+    layers: Sequence[Layer]
+    final: Scale
+    head: Matrix
+    scale: float
+    norm: Literal["rms", "layer"] = "rms"
+    epsilon: float = 1e-5
+    activation: Activation = "silu"
+    embedding_scale: float = 1.0
+    places: Array | None = None
+    rope: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
+    softcap: float = 0.0
+    final_softcap: float = 0.0
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(self.embedding.shape[0])

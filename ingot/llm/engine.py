@@ -1,0 +1,398 @@
+"""The loop: many requests share a runner's steps. A step is: schedule, compute, record. What fails, fails alone."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ingot.errors import IngotError
+from ingot.llm.answers import Answer, Sink, Speaker, Spoken, Ticket, Voice
+from ingot.llm.batch import Floats, Runner
+from ingot.llm.cache import BlockPool
+from ingot.llm.counters import Counters
+from ingot.llm.guided import Grammars, Matcher
+from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, check
+from ingot.llm.sampling import Drawing, logprob_of
+from ingot.llm.scheduler import Limits, Scheduler, Share, Step, Tokens, batch_of
+from ingot.llm.speculation import Drafter, DraftModel, Gain, Ngrams
+from ingot.llm.text import Growing, Stops, Text
+from ingot.llm.turns import Turn, draw_all
+
+log = logging.getLogger("ingot.llm")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs.
+
+    drafts: at most so many tokens are proposed at once, 0 for none; from n-grams unless there is a draft model.
+    interval: seconds between tokens that chunks of prompts respect. requests: more at once are refused.
+    patience: seconds after which a step counts as hung.
+    """
+
+    drafts: int = 0
+    interval: float = 0.05
+    requests: int = 2048
+    patience: float = 60.0
+
+
+class Engine:
+    """Answers requests. `submit`, `cancel` from any thread; `start` runs the loop in one of its own, `step` here."""
+
+    def __init__(
+        self, runner: Runner, text: Text | None = None, options: EngineOptions | None = None,
+        draft: Runner | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.runner, self.text, self.options, self.clock = runner, text, options or EngineOptions(), clock
+        limits = Limits(runner.token_budget, runner.sequence_budget, self.options.interval)
+        self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size))
+        self.counters, self.fault = Counters(), ""
+        self.longest = min(runner.context, runner.blocks * runner.block_size)
+        self._speaker = Speaker()
+        self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
+        self._drafter: Drafter | None = None
+        if self.options.drafts:
+            self._drafter = DraftModel(draft) if draft is not None else Ngrams()
+        self._gain = Gain(self.options.drafts)
+        self._answers: dict[Tokens, Answer] = {}
+        self._tickets: set[Ticket] = set()
+        self._numbers = itertools.count()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake, self._began = threading.Event(), 0.0
+        self._masks = ThreadPoolExecutor(2, thread_name_prefix="ingot-llm-mask")
+        self._threads: list[threading.Thread] = []
+        self._closing = self._ended = False
+        self._lock = threading.Lock()
+
+    # -- from any thread ----------------------------------------------------------------------------------------------
+    def submit(self, request: Request, sink: Sink) -> Ticket:
+        """Take a request; `sink` is told of its answers until each has an event with `finish`. Refused, Overloaded."""
+        check(request, self.runner.vocabulary, self.longest)
+        asked = request.sampling
+        matchers = [self._matcher(asked.guide) for _ in range(asked.answers)]
+        room = self.longest - len(request.tokens)
+        ticket = Ticket(request, sink, self.clock(), min(asked.max_tokens or room, room))
+        ticket.left = ticket.untold = asked.answers
+        seed = asked.seed if asked.seed is not None else secrets.randbits(63)
+        ticket.voices = [self._voice(ticket, index, seed, matcher) for index, matcher in enumerate(matchers)]
+        self._admit(ticket)
+        self._post(partial(self._enter, ticket))
+        return ticket
+
+    def _matcher(self, guide: Guide | None) -> Matcher | None:
+        if guide is None:
+            return None
+        if self._grammars is None:
+            raise Refused("answers cannot be guided without a tokenizer")
+        return self._grammars.matcher(guide)
+
+    def _admit(self, ticket: Ticket) -> None:
+        with self._lock:
+            if self._closing or self.fault:
+                raise Overloaded(self.fault or "the engine is ending; ask another one")
+            if len(self._tickets) >= self.options.requests:
+                raise Overloaded(f"{len(self._tickets)} requests are being answered; ask again later")
+            self._tickets.add(ticket)
+
+    def _voice(self, ticket: Ticket, index: int, seed: int, matcher: Matcher | None) -> Voice:
+        asked, tokens = ticket.request.sampling, ticket.request.tokens
+        if asked.answers > asked.n:
+            asked = replace(asked, logprobs=asked.logprobs or 0)  # the likeliest are chosen by them
+        ends = asked.stop_tokens | (frozenset() if asked.ignore_eos else self.runner.eos)
+        drawing = Drawing(asked, seed + index * 0x51ED2701, np.asarray(tokens, np.int64), ends)
+        growing = Growing(self.text, tokens) if self.text is not None else None
+        stops = Stops(asked.stop, asked.include_stop)
+        return Voice(ticket, index, drawing, matcher, growing, stops, self._stopped)
+
+    def _stopped(self, voice: Voice) -> None:
+        self._post(partial(self._stop, voice))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Its answers end as they are, with finish "cancelled"; nothing if they have ended."""
+        self._post(partial(self._cancel, ticket))
+
+    @property
+    def health(self) -> str:
+        """What is wrong; empty if nothing is."""
+        if self._began and self.clock() - self._began > self.options.patience:
+            return f"a step has been running for {self.clock() - self._began:.0f} s"
+        return self.fault
+
+    @property
+    def open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._tickets)
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._posted.append(action)
+        self._wake.set()
+
+    # -- threads ------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Run the loop in a thread, and watch it in another."""
+        self._speaker.start()
+        for name, target in (("loop", self._run), ("watchdog", self._watch)):
+            self._threads.append(threading.Thread(target=target, name=f"ingot-llm-{name}", daemon=True))
+            self._threads[-1].start()
+
+    def _run(self) -> None:
+        while not self._ended and not self.fault:
+            self._wake.clear()
+            try:
+                busy = self.step()
+            except Exception as error:  # a fault of ours: nothing that is cached can be trusted any more
+                log.exception("the loop has ended")
+                self._give_up(f"the engine has failed: {type(error).__name__}: {error}")
+                return
+            if not busy and not self._posted and not self._ended:
+                self._wake.wait()
+
+    def _watch(self) -> None:
+        while not self._ended and not self.fault:
+            time.sleep(min(self.options.patience / 4, 1.0))
+            if not self.fault and (late := self.health):
+                self._give_up(f"the engine hangs: {late}")
+
+    def _give_up(self, fault: str) -> None:
+        """Every request fails, and none is taken any more."""
+        log.error("%s", fault)
+        with self._lock:
+            self.fault, failed, self._tickets = fault, self._tickets, set()
+        for ticket in failed:
+            for voice in ticket.voices:
+                self._speaker.say(Spoken(voice, finish="error", error=fault))
+
+    def close(self, patience: float = 0.0) -> None:
+        """Take no more, give what runs so many seconds to end, cancel the rest; idempotent."""
+        with self._lock:
+            self._closing = True
+        until = self.clock() + patience
+        while self._tickets and not self.fault and self._threads and self.clock() < until:
+            time.sleep(0.01)
+        self._post(self._end)
+        for thread in self._threads[:1]:
+            thread.join(self.options.patience)
+        if not self._threads:
+            self._obey()
+        self._speaker.close()
+        self._masks.shutdown(wait=False)
+        self.runner.close()
+
+    def _end(self) -> None:
+        for ticket in list(self._tickets):
+            self._cancel(ticket)
+        self._ended = True
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+    def step(self) -> bool:
+        """Schedule, compute, record; False if nothing is to be done."""
+        self._obey()
+        self._propose()
+        step = self.scheduler.schedule(self.clock())
+        if step.shares:
+            self._record(*self._compute(step))
+        elif not self.scheduler.idle and not step.preempted:
+            raise IngotError("requests wait that no empty cache can hold")
+        return not self.scheduler.idle
+
+    def _obey(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
+    def _enter(self, ticket: Ticket) -> None:
+        request = ticket.request
+        whole = request.sampling.prompt_logprobs is not None
+        sequence = Tokens(
+            next(self._numbers), list(request.tokens), len(request.tokens), request.priority, request.client,
+            request.salt, whole,
+        )  # fmt: skip
+        ticket.later = ticket.voices[1:]
+        for voice in ticket.voices:
+            if voice.matcher is not None:
+                voice.matcher.prepare(self._masks)
+        self._answers[sequence] = Answer(ticket.voices[0], sequence)
+        self.scheduler.add(sequence, self.clock())
+
+    def _propose(self) -> None:
+        """Drafts for the answers that have begun, as many as pay."""
+        if self._drafter is None:
+            return
+        answers = [self._answers[sequence] for sequence in self.scheduler.running if sequence.decoding]
+        count = self._gain.length(len(answers), self.scheduler.pace) if answers else 0
+        wanted = [(each.sequence, self.scheduler.reserve(each.sequence, min(count, each.left - 1))) for each in answers]
+        began = self.clock()
+        self._drafter.propose(wanted)
+        if count:
+            self._gain.proposing.observe(sum(most for _, most in wanted) or 1, self.clock() - began)
+        for answer in answers:
+            if answer.voice.matcher is not None:
+                answer.sequence.draft = answer.voice.matcher.allowed(answer.sequence.draft)
+
+    def _compute(self, step: Step) -> tuple[list[Share], Floats]:
+        """The shares that could be computed, and their rows; those that could not have failed."""
+        self._began = began = self.clock()
+        for share in step.shares:
+            self._entered(share, began)
+        try:
+            if step.copies:
+                self.runner.copy_blocks(step.copies)
+            shares, logits = list(step.shares), self.runner.step(batch_of(step.shares, self.runner.block_size))
+        except Exception as error:
+            log.exception("a step of %d sequences failed; they are computed one by one", len(step.shares))
+            shares, logits = self._apart(step, error)
+        finally:
+            self._began = 0.0
+        elapsed = self.clock() - began
+        self.scheduler.pace.observe(step.tokens, elapsed)
+        self.counters.step.observe(elapsed)
+        self.counters.steps += 1
+        return shares, logits
+
+    def _apart(self, step: Step, error: Exception) -> tuple[list[Share], Floats]:
+        """Each share alone: one that fails alone too is at fault, its request ends."""
+        self.counters.faults += 1
+        shares, rows = [], [np.zeros((0, self.runner.vocabulary), np.float32)]
+        for share in step.shares:
+            try:
+                self.runner.copy_blocks(step.copies)
+                rows.append(self.runner.step(batch_of([share], self.runner.block_size)))
+                shares.append(share)
+            except Exception as own:  # noqa: BLE001 - becomes the request's answer
+                self._fail(self._answers[share.sequence], f"the model failed on this request: {own}")
+        return shares, np.concatenate(rows)
+
+    def _entered(self, share: Share, now: float) -> None:
+        ticket = self._answers[share.sequence].ticket
+        if ticket.entered is None:
+            ticket.entered, ticket.cached = now, share.sequence.cached
+            self.counters.queued.observe(now - ticket.arrived)
+            self.counters.prompt_tokens += share.sequence.prompt
+
+    # -- what was computed --------------------------------------------------------------------------------------------
+    def _record(self, shares: Sequence[Share], logits: Floats) -> None:
+        """Draw, go on, tell."""
+        turns, row = list[Turn](), 0
+        for share in shares:
+            answer = self._answers[share.sequence]
+            self._note_prompt(answer, share, logits[row : row + share.rows])
+            row += share.rows
+            if share.draws:
+                first = row - 1 - share.drafts
+                turns.append(Turn(share, answer.voice, first))
+                turns += [Turn(share, voice, first) for voice in answer.ticket.later]
+            else:
+                self.scheduler.advance(share, [], self.clock())
+        draw_all(turns, logits)
+        self._go_on(turns)
+
+    def _note_prompt(self, answer: Answer, share: Share, logits: Floats) -> None:
+        """Log-probabilities of the prompt's own tokens."""
+        top = answer.ticket.request.sampling.prompt_logprobs
+        if top is None or not share.sequence.whole:
+            return
+        end = min(share.start + share.rows, share.sequence.prompt - 1)
+        for place in range(share.start, end):
+            token = share.sequence.tokens[place + 1]
+            answer.ticket.prompt_logprobs[place + 1] = logprob_of(logits[place - share.start], token, top)
+
+    def _go_on(self, turns: Sequence[Turn]) -> None:
+        """Sequences get their tokens; those that begin with the first one's logits become sequences of their own."""
+        now, leader = self.clock(), dict[Share, Tokens]()
+        for turn in turns:
+            if turn.share not in leader:
+                leader[turn.share] = sequence = turn.share.sequence
+                self.scheduler.advance(turn.share, turn.tokens, now)
+                self._count_drafts(turn.share.drafts, len(turn.tokens) - 1)
+            elif turn.tokens:
+                sequence = self.scheduler.fork(leader[turn.share], next(self._numbers), turn.tokens[-1])
+                turn.voice.ticket.later.remove(turn.voice)
+                self._answers[sequence] = Answer(turn.voice, sequence)
+            else:
+                continue  # its logits are the first one's: it fails with it
+            turn.answer = self._answers[sequence]
+        for turn in turns:
+            if turn.answer is not None:
+                self._tell(turn, turn.answer, now)
+
+    def _count_drafts(self, proposed: int, accepted: int) -> None:
+        if proposed and accepted >= 0:
+            self._gain.observe(proposed, accepted)
+            self.counters.proposed += proposed
+            self.counters.accepted += accepted
+
+    def _tell(self, turn: Turn, answer: Answer, now: float) -> None:
+        self._time(answer, len(turn.tokens), now)
+        if turn.fault:
+            self._fail(answer, turn.fault)
+            return
+        finish, stop = turn.end or (None, None)
+        logprobs = tuple(each.logprob for each in turn.drawn if each.logprob is not None)
+        if finish is not None:
+            self._close(answer, finish)
+        elif answer.voice.matcher is not None:
+            answer.voice.matcher.prepare(self._masks)
+        self._speaker.say(Spoken(answer.voice, tuple(turn.tokens), logprobs, finish, stop))
+
+    def _time(self, answer: Answer, tokens: int, now: float) -> None:
+        ticket = answer.ticket
+        self.counters.answer_tokens += tokens
+        if ticket.first is None:
+            ticket.first = now
+            self.counters.first_token.observe(now - ticket.arrived)
+        elif answer.last and tokens:
+            for _ in range(tokens):
+                self.counters.between_tokens.observe((now - answer.last) / tokens)
+        answer.last = now
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+    def _close(self, answer: Answer, finish: str) -> None:
+        """The sequence is no more."""
+        self.scheduler.end(answer.sequence)
+        if self._drafter is not None:
+            self._drafter.forget(answer.sequence)
+        del self._answers[answer.sequence]
+        self._count_end(answer.ticket, finish)
+
+    def _count_end(self, ticket: Ticket, finish: str) -> None:
+        ticket.left -= 1
+        self.counters.finished[finish] += 1
+        if ticket.left == 0:
+            self.counters.whole.observe(self.clock() - ticket.arrived)
+            with self._lock:
+                self._tickets.discard(ticket)
+
+    def _fail(self, answer: Answer, error: str) -> None:
+        log.warning("request failed: %s", error)
+        self._finish(answer, "error", error)
+
+    def _finish(self, answer: Answer, finish: Finish, error: str = "") -> None:
+        """End an answer before its end, and with the first one those that have not begun."""
+        self._close(answer, finish)
+        self._speaker.say(Spoken(answer.voice, finish=finish, error=error))
+        later, answer.ticket.later = answer.ticket.later, []
+        for voice in later:
+            self._count_end(answer.ticket, finish)
+            self._speaker.say(Spoken(voice, finish=finish, error=error))
+
+    def _cancel(self, ticket: Ticket) -> None:
+        for answer in self._of(ticket):
+            self._finish(answer, "cancelled")
+
+    def _stop(self, voice: Voice) -> None:
+        """The speaker has found a stop string: what is drawn after it is told to nobody."""
+        for answer in self._of(voice.ticket):
+            if answer.voice is voice:
+                self._close(answer, "stop")
+
+    def _of(self, ticket: Ticket) -> list[Answer]:
+        return [answer for answer in self._answers.values() if answer.ticket is ticket]

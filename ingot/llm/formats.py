@@ -1,0 +1,121 @@
+"""How an engine keeps a checkpoint's matrices: float32, bfloat16, or integers of eight or four bits with scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.errors import ConfigError
+from ingot.llm.decoder import Array, Matrix
+
+Weights = Mapping[str, Array | None]
+_ROWS = 128  # that are rounded at a time: they stay in a cache
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest magnitude, tried for four bits
+
+
+@dataclass(frozen=True)
+class Format:
+    """`bits` of a weight (32: float32, 16: bfloat16); `group` weights along the input share a scale (8 and 4 bits).
+    head_bits: of the last product; table: type of embeddings and experts; cache: of keys and values."""
+
+    name: str
+    bits: int
+    group: int = 0
+    head_bits: int = 0
+    table: str = "bfloat16"
+    cache: str = "bfloat16"
+
+    def linear(self, matrix: Matrix, head: bool = False) -> tuple[str, Weights, dict[str, Any]]:
+        """(operator, operands after x by name, attributes) of a product with the matrix."""
+        if self.bits > 8:
+            dtype = numpy_dtype("float32" if self.bits == 32 else "bfloat16")
+            return "Linear", {"weight": joined(matrix, dtype)}, {}
+        bits = self.head_bits if head else self.bits
+        weight_KN, scale_GN = integers(matrix, bits, self.group)
+        operands = {"weight": weight_KN, "scale": scale_GN, "zero": None}
+        return "QuantizedLinear", operands, {"bits": bits, "group": self.group}
+
+    def stack(self, weights: Sequence[Array]) -> Array:
+        """Weights [out, in] of experts as [expert, in, out]."""
+        return np.stack([np.asarray(weight, numpy_dtype(self.table)).T for weight in weights])
+
+    def rows(self, array: Array) -> Array:
+        """A table that rows are gathered from."""
+        return np.asarray(array, numpy_dtype(self.table))
+
+
+FORMATS = {
+    "fp32": Format("fp32", 32, table="float32", cache="float32"),
+    "bf16": Format("bf16", 16),
+    "int8": Format("int8", 8, 128, 8),
+    "int4": Format("int4", 4, 32, 8),
+}
+
+
+def format_of(name: str) -> Format:
+    """The format of a name; ConfigError for an unknown one."""
+    if name not in FORMATS:
+        raise ConfigError(f"precision {name!r} is not known for language models; use one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def joined(matrix: Matrix, dtype: np.dtype[Any]) -> Array:
+    """The weights side by side, [in, out]; a single one of the right type is not copied."""
+    parts = [np.asarray(w, dtype) if matrix.transposed else np.asarray(w, dtype).T for w in matrix.weights]
+    return parts[0] if len(parts) == 1 else np.concatenate([part.T for part in parts]).T
+
+
+def integers(matrix: Matrix, bits: int, group: int) -> tuple[Array, Array]:
+    """(weights [in, out] as int8, scales [groups, out]) of the weights side by side. A scale is exact in float16."""
+    parts = [weight.T if matrix.transposed else weight for weight in matrix.weights]
+    outputs, depth = sum(len(part) for part in parts), parts[0].shape[1]
+    whole, scales = np.empty((outputs, depth), np.int8), np.empty((outputs, -(-depth // group)), np.float32)
+    places = np.cumsum([0, *map(len, parts)])
+    jobs = [(part, start, min(start + _ROWS, len(part)), place)
+            for part, place in zip(parts, places, strict=False) for start in range(0, len(part), _ROWS)]  # fmt: skip
+
+    def do(job: tuple[Array, int, int, int]) -> None:
+        part, start, stop, place = job
+        found = rounded(np.asarray(part[start:stop], np.float32), bits, group)
+        whole[place + start : place + stop], scales[place + start : place + stop] = found
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(do, jobs))
+    return whole.T, scales.T
+
+
+def rounded(rows: Array, bits: int, group: int) -> tuple[Array, Array]:
+    """(integers, scales per group) of rows. With four bits the number of largest magnitude becomes the lowest integer,
+    which is one further from zero than the highest, or lies beyond it, where that errs less in the squares."""
+    count, depth = rows.shape
+    groups = -(-depth // group)
+    padded = np.zeros((count, groups * group), np.float32)
+    padded[:, :depth] = rows
+    blocks = padded.reshape(count, groups, group)
+    low = -(1 << (bits - 1))
+    place = np.abs(blocks).argmax(-1)[..., None]
+    extreme = np.take_along_axis(blocks, place, -1) / (low if bits < 8 else low + 1)
+    best = _half(extreme)
+    if bits < 8:
+        least = np.full(extreme.shape, np.inf, np.float32)
+        for share in _SHARES:
+            scale = _half(extreme * np.float32(share))
+            error = ((_to_integers(blocks, scale, low) * scale - blocks) ** 2).sum(-1, keepdims=True)
+            best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    whole = _to_integers(blocks, best, low).astype(np.int8)
+    return whole.reshape(count, -1)[:, :depth], best[..., 0]
+
+
+def _half(scale: Array) -> Array:
+    """The nearest float16 numbers, and 1 where that is 0."""
+    near = np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
+    return np.where(near == 0, np.float32(1), near)
+
+
+def _to_integers(blocks: Array, scale: Array, low: int) -> Array:
+    return np.clip(np.rint(blocks / scale), low, -low - 1)

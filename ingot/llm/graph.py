@@ -1,0 +1,263 @@
+"""A decoder as a graph over T tokens of S sequences: logits of R rows, keys and values in one pool per layer.
+
+Inputs, all int32: token_ids, positions, slots, owners [T], tables [S, W], rows [R]; then cache.0, cache.1 … [B, 2, G,
+block * depth]. A negative position marks padding. Output: logits [R, vocabulary], float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ingot.ir.graph import make_node, set_type
+from ingot.ir.ops_table import TensorType
+from ingot.llm.decoder import Activation, Decoder, Experts, Layer, Matrix, Scale
+from ingot.llm.formats import Format
+
+Array = np.ndarray[Any, Any]
+_ACTIVATIONS: dict[Activation, str] = {
+    "silu": "Sigmoid {0} -> float32; Mul {0} {1} -> float32",
+    "gelu": "Gelu {0} -> float32",
+    "gelu_tanh": "GeluTanh {0} -> float32",
+    "relu": "Relu {0} -> float32",
+}
+BLOCK = 16  # tokens
+
+
+@dataclass(eq=False)
+class Epilogue:
+    """An expression that grows by one instruction after the other, with its operands after %0."""
+
+    lines: list[str] = field(default_factory=list)
+    extras: list[ir.Value] = field(default_factory=list)
+
+    @property
+    def last(self) -> str:
+        """What the next instruction continues from."""
+        return f"${len(self.lines) - 1}" if self.lines else "%0"
+
+    def operand(self, value: ir.Value) -> str:
+        """The name of one more operand."""
+        self.extras.append(value)
+        return f"%{len(self.extras)}"
+
+    def then(self, op: str, *operands: str) -> None:
+        """op(what is there, operands)"""
+        self.lines.append(" ".join([op, self.last, *operands, "-> float32"]))
+
+    def activate(self, kind: Activation) -> None:
+        """The activation of what is there."""
+        before, after = self.last, f"${len(self.lines)}"
+        self.lines += [line.format(before, after).strip() for line in _ACTIVATIONS[kind].split(";")]
+
+    def cap(self, limit: float) -> None:
+        """limit * tanh(what is there / limit)"""
+        if limit:
+            self.then("Mul", repr(1 / limit))
+            self.then("Tanh")
+            self.then("Mul", repr(limit))
+
+    @property
+    def text(self) -> str:
+        """The expression."""
+        return "; ".join(self.lines)
+
+
+@dataclass(eq=False)
+class Writer:
+    """Adds nodes and constants to a graph; `format` says how matrices are kept."""
+
+    decoder: Decoder
+    format: Format
+    graph: ir.Graph
+
+    def constant(self, array: Array, name: str) -> ir.Value:
+        """An initializer; the array is not copied."""
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def add(self, op: str, inputs: Sequence[ir.Value | None], name: str, outputs: int = 1,
+            **attributes: Any) -> ir.Node:  # fmt: skip
+        """A canonical node at the end; its outputs are named after it."""
+        node = make_node(op, inputs, attributes, outputs=outputs, name=name)
+        self.graph.append(node)
+        for index, value in enumerate(node.outputs):
+            value.name = name if index == 0 else f"{name}.{index}"
+        return node
+
+    def value(self, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+        """The only output of a new node."""
+        return self.add(op, inputs, name, **attributes).outputs[0]
+
+    def linear(
+        self, x: ir.Value, matrix: Matrix, name: str, epilogue: Epilogue | None = None, head: bool = False
+    ) -> ir.Value:
+        """x @ matrix with its bias, then the epilogue's instructions."""
+        whole = Epilogue()
+        if matrix.biases:
+            bias = np.concatenate(matrix.biases).astype(np.float32)
+            whole.then("Add", whole.operand(self.constant(bias, f"{name}.bias")))
+        if epilogue is not None:
+            whole = _after(whole, epilogue)
+        op, weights, attributes = self.format.linear(matrix, head)
+        operands = [None if w is None else self.constant(w, f"{name}.{part}") for part, w in weights.items()]
+        return self.value(op, [x, *operands, *whole.extras], name, **attributes, epilogue=whole.text)
+
+    def norm(self, x: ir.Value, scale: Scale, name: str, residual: ir.Value | None = None) -> ir.Value:
+        """The decoder's norm of x, plus the residual."""
+        weight = scale.weight.astype(np.float32) + np.float32(scale.offset)
+        operands: list[ir.Value | None] = [x, self.constant(weight, f"{name}.scale")]
+        operands.append(None if scale.bias is None else self.constant(scale.bias.astype(np.float32), f"{name}.bias"))
+        text = "" if residual is None else "Add %0 %1 -> float32"
+        extras = [] if residual is None else [residual]
+        return self.value("Norm", [*operands, *extras], name, kind=self.decoder.norm, axis=1, groups=1,
+                          epsilon=self.decoder.epsilon, epilogue=text)  # fmt: skip
+
+
+def _after(first: Epilogue, second: Epilogue) -> Epilogue:
+    """The instructions of `first`, then those of `second` on its result."""
+    shift, operands = len(first.lines), len(first.extras)
+
+    def moved(word: str) -> str:
+        if word == "%0":
+            return first.last
+        if word[0] == "$":
+            return f"${int(word[1:]) + shift}"
+        return f"%{int(word[1:]) + operands}" if word[0] == "%" else word
+
+    lines = [" ".join(map(moved, line.split())) for line in second.lines]
+    return Epilogue([*first.lines, *lines], [*first.extras, *second.extras])
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The graph's inputs, and the rope tables as constants."""
+
+    token_ids: ir.Value
+    positions: ir.Value
+    slots: ir.Value
+    owners: ir.Value
+    tables: ir.Value
+    rows: ir.Value
+    caches: tuple[ir.Value, ...]
+    angles: dict[str, tuple[ir.Value, ir.Value]]
+
+
+def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
+    """The whole step as a model of canonical operators."""
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "ingot": 1}, name=name)
+    writer = Writer(decoder, kept, graph)
+    step = _inputs(writer)
+    stream = _embedded(writer, step)
+    for number, layer in enumerate(decoder.layers):
+        stream = _layer(writer, step, layer, number, stream)
+    picked = writer.value("Gather", [stream, step.rows], "picked", axis=0)
+    ending = Epilogue()
+    ending.cap(decoder.final_softcap)
+    logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending, head=True)
+    graph.outputs.append(logits)
+    return ir.Model(graph, ir_version=10)
+
+
+def _inputs(writer: Writer) -> Step:
+    decoder = writer.decoder
+    width = -(-decoder.context // BLOCK)
+
+    def given(name: str, dtype: str, *shape: int | str) -> ir.Value:
+        value = ir.Value(name=name)
+        set_type(value, TensorType(dtype, shape))
+        writer.graph.inputs.append(value)
+        return value
+
+    ids, positions, slots, owners = (
+        given(name, "int32", "T") for name in ("token_ids", "positions", "slots", "owners")
+    )
+    tables, rows = given("tables", "int32", "S", width), given("rows", "int32", "R")
+    pool = ("B", 2, decoder.groups, BLOCK * decoder.depth)
+    caches = tuple(given(f"cache.{n}", writer.format.cache, *pool) for n in range(len(decoder.layers)))
+    angles = {
+        kind: (writer.constant(cosine, f"rope.{kind}.cosine"), writer.constant(sine, f"rope.{kind}.sine"))
+        for kind, (cosine, sine) in decoder.rope.items()
+    }
+    return Step(ids, positions, slots, owners, tables, rows, caches, angles)
+
+
+def _embedded(writer: Writer, step: Step) -> ir.Value:
+    decoder = writer.decoder
+    table = writer.format.rows(decoder.embedding)
+    operands = [writer.value("Gather", [writer.constant(table, "embedding"), step.token_ids], "embedded", axis=0)]
+    chain = Epilogue()
+    if table.dtype != np.float32:
+        chain.then("Cast")
+    if decoder.embedding_scale != 1.0:
+        chain.then("Mul", repr(float(np.float32(decoder.embedding_scale))))
+    if decoder.places is not None:
+        places = writer.constant(decoder.places[: decoder.context].astype(np.float32), "places")
+        chain.then("Add", "%1")
+        operands.append(writer.value("Gather", [places, step.positions], "placed", axis=0))
+    return writer.value("Pointwise", operands, "stream", expression=chain.text) if chain.lines else operands[0]
+
+
+def _layer(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Value) -> ir.Value:
+    name = f"layers.{number}"
+    stream = _attention(writer, step, layer, number, stream)
+    x = writer.norm(stream, layer.before_network, f"{name}.network.norm")
+    if layer.experts is not None:
+        return _experts(writer, layer.experts, x, stream, f"{name}.experts")
+    network = Epilogue()
+    assert layer.up is not None and layer.down is not None
+    if layer.gate is None:
+        network.activate(writer.decoder.activation)
+        inner = writer.linear(x, layer.up, f"{name}.network.up", network)
+    else:
+        up = writer.linear(x, layer.up, f"{name}.network.up")
+        network.activate(writer.decoder.activation)
+        network.then("Mul", network.operand(up))
+        inner = writer.linear(x, layer.gate, f"{name}.network.gate", network)
+    return _joined(writer, inner, layer.down, layer.after_network, stream, f"{name}.network.down")
+
+
+def _joined(writer: Writer, x: ir.Value, matrix: Matrix, scale: Scale | None, stream: ir.Value, name: str) -> ir.Value:
+    """The stream plus x @ matrix, normalised first where there is a scale."""
+    if scale is not None:
+        return writer.norm(writer.linear(x, matrix, name), scale, f"{name}.norm", stream)
+    ending = Epilogue()
+    ending.then("Add", ending.operand(stream))
+    return writer.linear(x, matrix, name, ending)
+
+
+def _attention(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Value) -> ir.Value:
+    decoder, name = writer.decoder, f"layers.{number}.attention"
+    x = writer.norm(stream, layer.before_attention, f"{name}.norm")
+    projected = writer.linear(x, layer.projection, f"{name}.projection")
+    cosine, sine = step.angles[layer.rope] if decoder.rope else (None, None)
+    scales = [None if s is None else writer.constant(s.weight.astype(np.float32) + np.float32(s.offset), f"{name}.{n}")
+              for n, s in (("query_scale", layer.query_scale), ("key_scale", layer.key_scale))]  # fmt: skip
+    update = writer.add(
+        "CacheUpdate", [step.caches[number], projected, step.positions, step.slots, cosine, sine, *scales],
+        f"{name}.cache", outputs=2, heads=decoder.heads, groups=decoder.groups, epsilon=decoder.epsilon,
+    )  # fmt: skip
+    cache, query = update.outputs
+    seen = writer.value(
+        "PagedAttention", [query, cache, step.positions, step.owners, step.tables], name,
+        scale=decoder.scale, window=layer.window, softcap=decoder.softcap,
+    )  # fmt: skip
+    flat = writer.value("View", [seen], f"{name}.flat", shape=("T", decoder.heads * decoder.depth))
+    return _joined(writer, flat, layer.output, layer.after_attention, stream, f"{name}.output")
+
+
+def _experts(writer: Writer, experts: Experts, x: ir.Value, stream: ir.Value, name: str) -> ir.Value:
+    scores = writer.linear(x, Matrix((experts.router,)), f"{name}.scores")
+    stacks = [writer.constant(writer.format.stack(part), f"{name}.{which}")
+              for which, part in (("gate", experts.gates), ("up", experts.ups), ("down", experts.downs))]  # fmt: skip
+    activation = Epilogue()
+    activation.activate(writer.decoder.activation)
+    mixed = writer.value("Experts", [x, scores, *stacks], name, chosen=experts.chosen,
+                         normalised=int(experts.normalised), activation=activation.text)  # fmt: skip
+    return writer.value("Pointwise", [mixed, stream], f"{name}.stream", expression="Add %0 %1 -> float32")

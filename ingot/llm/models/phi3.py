@@ -1,0 +1,30 @@
+"""Phi-3: Llama's layers with queries, keys and values in one matrix, gate and up in another; long and short angles."""
+
+from __future__ import annotations
+
+from ingot.llm.decoder import Decoder, Layer, Matrix
+from ingot.llm.models.common import Sizes, decoder_with, matrix, scale, sizes_of, windows_of
+from ingot.llm.weights import Checkpoint
+
+
+def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
+    """The model of config.json's sizes."""
+    sizes = sizes_of(checkpoint, context)
+    windows = windows_of(checkpoint, sizes, lambda number: True)
+    return decoder_with(checkpoint, sizes, [layer(checkpoint, sizes, n, w) for n, w in enumerate(windows)])
+
+
+def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Layer:
+    """Layer `number`."""
+    at = f"model.layers.{number}"
+    both = checkpoint.take(f"{at}.mlp.gate_up_proj.weight", 2 * sizes.inner, sizes.hidden)
+    return Layer(
+        before_attention=scale(checkpoint, f"{at}.input_layernorm", sizes.hidden),
+        projection=matrix(checkpoint, sizes.hidden, (f"{at}.self_attn.qkv_proj", sizes.query + 2 * sizes.key)),
+        output=matrix(checkpoint, sizes.query, (f"{at}.self_attn.o_proj", sizes.hidden)),
+        before_network=scale(checkpoint, f"{at}.post_attention_layernorm", sizes.hidden),
+        gate=Matrix((both[: sizes.inner],)),
+        up=Matrix((both[sizes.inner :],)),
+        down=matrix(checkpoint, sizes.inner, (f"{at}.mlp.down_proj", sizes.hidden)),
+        window=window,
+    )

@@ -1,0 +1,55 @@
+"""Qwen 2 and 3, Qwen3-MoE: Llama's layers; 2 with biases, 3 with normalised queries and keys, MoE with experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ingot.llm.decoder import Decoder, Experts, Layer
+from ingot.llm.models.common import Sizes, attention, decoder_with, gated, scale, sizes_of, windows_of
+from ingot.llm.weights import Checkpoint
+
+
+def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
+    """The model of config.json's sizes."""
+    sizes, config = sizes_of(checkpoint, context), checkpoint.config
+    first = int(config.get("max_window_layers") or 0)
+    slides = bool(config.get("use_sliding_window"))
+    windows = windows_of(checkpoint, sizes, lambda number: slides and number >= first)
+    return decoder_with(checkpoint, sizes, [layer(checkpoint, sizes, n, w) for n, w in enumerate(windows)])
+
+
+def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Layer:
+    """Layer `number`."""
+    at = f"model.layers.{number}"
+    scales: dict[str, Any] = {}
+    if checkpoint.config["model_type"] != "qwen2":
+        scales = {f"{kind}_scale": scale(checkpoint, f"{at}.self_attn.{kind[0]}_norm", sizes.depth)
+                  for kind in ("query", "key")}  # fmt: skip
+    return Layer(
+        before_attention=scale(checkpoint, f"{at}.input_layernorm", sizes.hidden),
+        **attention(checkpoint, sizes, f"{at}.self_attn"), **scales,
+        before_network=scale(checkpoint, f"{at}.post_attention_layernorm", sizes.hidden),
+        **network(checkpoint, sizes, number, f"{at}.mlp"),
+        window=window,
+    )  # fmt: skip
+
+
+def network(checkpoint: Checkpoint, sizes: Sizes, number: int, at: str) -> dict[str, Any]:
+    """The feed-forward part: one network, or experts in the layers that config.json gives them to."""
+    config = checkpoint.config
+    count, step = (
+        config.get("num_experts") or config.get("num_local_experts"),
+        int(config.get("decoder_sparse_step") or 1),
+    )
+    if not count or number in (config.get("mlp_only_layers") or ()) or (number + 1) % step:
+        return gated(checkpoint, sizes, at)
+    inner = checkpoint.number("moe_intermediate_size")
+
+    def parts(name: str, *shape: int) -> tuple[Any, ...]:
+        return tuple(checkpoint.take(f"{at}.experts.{e}.{name}.weight", *shape) for e in range(int(count)))
+
+    return {"experts": Experts(
+        checkpoint.take(f"{at}.gate.weight", int(count), sizes.hidden), parts("gate_proj", inner, sizes.hidden),
+        parts("up_proj", inner, sizes.hidden), parts("down_proj", sizes.hidden, inner),
+        checkpoint.number("num_experts_per_tok"), bool(config.get("norm_topk_prob")),
+    )}  # fmt: skip

@@ -1,0 +1,185 @@
+"""Answers as OpenAI's clients read them: whole, or piece by piece."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingot.llm.answers import Ticket
+from ingot.llm.openai import Asked, Model
+from ingot.llm.request import Event, TokenLogprob
+from ingot.llm.tools import Call
+
+
+@dataclass
+class Choice:
+    """One answer so far; `told` characters of its text went out as content."""
+
+    index: int
+    text: str = ""
+    tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+    stop: str | int | None = None
+    told: int = 0
+
+
+@dataclass
+class Reply:
+    """The reply to one HTTP request, of all its prompts' answers."""
+
+    model: Model
+    asked: Asked
+    tickets: list[Ticket] = field(default_factory=list)
+    choices: dict[int, Choice] = field(default_factory=dict)
+    error: str = ""
+    cached: dict[int, int] = field(default_factory=dict)
+    identity: str = field(default_factory=lambda: secrets.token_hex(16))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def count(self) -> int:
+        """Choices that there will be."""
+        return sum(request.sampling.n for request in self.asked.requests)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every answer has ended."""
+        return len(self.choices) == self.count and all(choice.finish for choice in self.choices.values())
+
+    def take(self, prompt: int, event: Event) -> Choice:
+        """News of an answer to the prompt of this number."""
+        index = prompt * self.asked.requests[0].sampling.n + event.answer
+        choice = self.choices.setdefault(index, Choice(index))
+        choice.text += event.text
+        choice.tokens += len(event.tokens)
+        choice.logprobs += event.logprobs
+        choice.finish, choice.stop = event.finish, event.stop
+        self.error = self.error or event.error
+        self.cached[prompt] = event.cached
+        return choice
+
+    # -- whole --------------------------------------------------------------------------------------------------------
+    def body(self) -> dict[str, Any]:
+        """The reply at its end."""
+        choices = [self._chosen(self.choices[index]) for index in sorted(self.choices)]
+        return {**self._head(), "choices": choices, "usage": self.usage()}
+
+    def _head(self, piece: bool = False) -> dict[str, Any]:
+        kind = "chat.completion" + ".chunk" * piece if self.asked.chat else "text_completion"
+        prefix = "chatcmpl" if self.asked.chat else "cmpl"
+        return {
+            "id": f"{prefix}-{self.identity}", "object": kind, "created": self.created, "model": self.model.name,
+            "system_fingerprint": None,
+        }  # fmt: skip
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompts and of the answers."""
+        prompts = sum(len(request.tokens) for request in self.asked.requests)
+        answers = sum(choice.tokens for choice in self.choices.values())
+        return {
+            "prompt_tokens": prompts, "completion_tokens": answers, "total_tokens": prompts + answers,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
+        }  # fmt: skip
+
+    def _chosen(self, choice: Choice) -> dict[str, Any]:
+        common: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish, "stop_reason": choice.stop}
+        if not self.asked.chat:
+            prompt = choice.index // self.asked.requests[0].sampling.n
+            echo = self.asked.echo[prompt] if self.asked.echo else ""
+            return {**common, "text": echo + choice.text, "logprobs": self._completion_logprobs(choice, prompt, echo)}
+        content, calls = self._calls(choice)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message["tool_calls"] = [call.as_json() for call in calls]
+            message["content"] = content or None
+            common["finish_reason"] = "tool_calls"
+        return {**common, "message": message, "logprobs": self._chat_logprobs(choice.logprobs)}
+
+    def _calls(self, choice: Choice) -> tuple[str, list[Call]]:
+        return self.asked.tools.calls(choice.text) if self.asked.tools is not None else (choice.text, [])
+
+    # -- in pieces ----------------------------------------------------------------------------------------------------
+    def pieces(self, choice: Choice, event: Event) -> Iterator[dict[str, Any]]:
+        """What a stream says of this news."""
+        if self.asked.chat:
+            yield from self._chat_pieces(choice, event)
+            return
+        echo = self._echo(choice) if choice.text == event.text and choice.tokens == len(event.tokens) else ""
+        yield self._piece(choice, event, {"text": echo + event.text, "logprobs": self._streamed_logprobs(event)})
+
+    def _echo(self, choice: Choice) -> str:
+        return self.asked.echo[choice.index // self.asked.requests[0].sampling.n] if self.asked.echo else ""
+
+    def _chat_pieces(self, choice: Choice, event: Event) -> Iterator[dict[str, Any]]:
+        if choice.tokens == len(event.tokens):
+            yield self._piece(choice, None, {"delta": {"role": "assistant", "content": ""}, "logprobs": None})
+        end = len(choice.text) if self.asked.tools is None else self.asked.tools.held(choice.text)
+        calls: list[Call] = []
+        if event.finish:
+            content, calls = self._calls(choice)
+            end = max(len(content), choice.told) if calls else len(choice.text)
+        delta: dict[str, Any] = {"content": choice.text[choice.told : end]} if end > choice.told else {}
+        choice.told = max(end, choice.told)
+        if calls:
+            delta["tool_calls"] = [call.as_json(index) for index, call in enumerate(calls)]
+        if delta or event.finish or event.logprobs:
+            logprobs = self._chat_logprobs(list(event.logprobs)) if event.logprobs else None
+            piece = self._piece(choice, event, {"delta": delta, "logprobs": logprobs})
+            if calls:
+                piece["choices"][0]["finish_reason"] = "tool_calls"
+            yield piece
+
+    def _piece(self, choice: Choice, event: Event | None, body: dict[str, Any]) -> dict[str, Any]:
+        finish = event.finish if event is not None else None
+        stop = choice.stop if finish else None
+        one = {"index": choice.index, **body, "finish_reason": finish, "stop_reason": stop}
+        usage = {"usage": None} if self.asked.usage else {}
+        return {**self._head(piece=True), "choices": [one], **usage}
+
+    def last_piece(self) -> dict[str, Any]:
+        """The usage, where it was asked for."""
+        return {**self._head(piece=True), "choices": [], "usage": self.usage()}
+
+    # -- log-probabilities --------------------------------------------------------------------------------------------
+    def _word(self, token: int) -> str:
+        return self.model.text.decode([token], special=True)
+
+    def _chat_logprobs(self, found: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self.asked.top_logprobs is None:
+            return None
+        return {"content": [self._chat_logprob(each) for each in found], "refusal": None}
+
+    def _chat_logprob(self, found: TokenLogprob) -> dict[str, Any]:
+        top = [self._token_logprob(token, logprob) for token, logprob in found.top]
+        return {**self._token_logprob(found.token, found.logprob), "top_logprobs": top}
+
+    def _token_logprob(self, token: int, logprob: float) -> dict[str, Any]:
+        word = self._word(token)
+        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+
+    def _streamed_logprobs(self, event: Event) -> dict[str, Any] | None:
+        return None if self.asked.top_logprobs is None else self._listed(list(event.logprobs), 0)
+
+    def _completion_logprobs(self, choice: Choice, prompt: int, echo: str) -> dict[str, Any] | None:
+        if self.asked.top_logprobs is None:
+            return None
+        if not echo:
+            return self._listed(choice.logprobs, 0)
+        known = self.tickets[prompt].prompt_logprobs
+        first = [TokenLogprob(self.asked.requests[prompt].tokens[0], float("nan"))]
+        return self._listed([*first, *(known[place] for place in sorted(known)), *choice.logprobs], 0)
+
+    def _listed(self, found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+        words, offsets = [self._word(each.token) for each in found], []
+        for word in words:
+            offsets.append(offset)
+            offset += len(word)
+        return {
+            "tokens": words, "text_offset": offsets,
+            "token_logprobs": [each.logprob if each.logprob == each.logprob else None for each in found],
+            "top_logprobs": [{self._word(token): value for token, value in each.top} or None for each in found],
+        }  # fmt: skip

@@ -1,0 +1,158 @@
+"""Running an engine of a language model: steps are padded to a few sizes, keys and values stay in pools."""
+
+from __future__ import annotations
+
+import base64
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype, size_of
+from ingot.engine import Engine
+from ingot.errors import DeviceError, EngineError, InputError
+from ingot.llm.batch import Batch, Floats, Integers
+from ingot.runtime.buffers import aligned_bytes
+from ingot.runtime.session import Session
+
+_FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_SHARE = 4  # of the free memory, one part is for keys and values unless the user says how many blocks
+
+
+def open_runner(engine: Engine | str | Path, threads: int | None = None, blocks: int | None = None) -> EngineRunner:
+    """A runner for an engine file of `ingot llm build`. blocks: of keys and values; None: as many as all sequences can
+    fill, in at most a quarter of the memory that is free."""
+    return EngineRunner(engine if isinstance(engine, Engine) else Engine.load(engine), threads, blocks)
+
+
+class EngineRunner:
+    """A `Runner` (ingot/llm/batch.py) on a session. One step at a time."""
+
+    def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None) -> None:
+        facts = engine.details.get("llm")
+        if not isinstance(facts, Mapping) or facts.get("form") != 1:
+            raise EngineError(f"{engine.source} is no language model of this Ingot; make one with `ingot llm build`")
+        self.facts: Mapping[str, Any] = facts
+        self.engine, self.session = engine, Session(engine, threads=threads)
+        self.vocabulary, self.context = int(facts["vocabulary"]), int(facts["context"])
+        self.block_size = int(facts["block_size"])
+        self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
+        self.bos: int | None = facts["bos"]
+        self.eos = frozenset(map(int, facts["eos"]))
+        self.width = -(-self.context // self.block_size)
+        self.blocks = blocks or self._affordable()
+        self._pools = [self._pool() for _ in range(int(facts["layers"]))]
+        self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
+        self._check_memory()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What lay beside the checkpoint: tokenizer.json, tokenizer_config.json, …"""
+        return {name: zlib.decompress(base64.b64decode(text)) for name, text in self.facts["files"].items()}
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes planned: weights (mapped), activations at the token budget, keys and values."""
+        planned = max((m.bytes for m in self.session.plan.memory), default=0)
+        scratch = self.session.plan.scratch * self.session.threads
+        kept = sum(pool.nbytes for pool in self._pools)
+        return {"weights": len(self.session.variant.weights), "activations": planned + scratch, "cache": kept}
+
+    def step(self, batch: Batch) -> Floats:
+        """Logits [R, vocabulary] of the batch's rows."""
+        tokens, rows = len(batch.token_ids), len(batch.rows)
+        self._check(batch, tokens)
+        if not rows and not tokens:
+            return np.zeros((0, self.vocabulary), np.float32)
+        wide, tall = self._padded(tokens), self._padded(max(rows, 1))
+        count, width = batch.tables.shape
+        self._tables[:count, :width] = batch.tables
+        feeds: dict[str, Any] = {
+            "token_ids": _filled(batch.token_ids, wide, 0),
+            "positions": _filled(batch.positions, wide, -1),
+            "slots": _filled(batch.slots, wide, -1),
+            "owners": _filled(np.repeat(np.arange(count), np.diff(batch.starts)), wide, 0),
+            "tables": self._tables,
+            "rows": _filled(batch.rows, tall, 0),
+        }
+        feeds |= {f"cache.{number}": pool for number, pool in enumerate(self._pools)}
+        logits: Floats = self.session.run(feeds)["logits"]
+        return logits[:rows]
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the keys and values of block a into block b, for every (a, b)."""
+        for source, target in pairs:
+            for pool in self._pools:
+                pool[target] = pool[source]
+
+    def close(self) -> None:
+        """Stop the session's threads; idempotent."""
+        self.session.close()
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+    def _block_bytes(self) -> int:
+        facts = self.facts
+        line = 2 * int(facts["groups"]) * self.block_size * int(facts["depth"]) * size_of(facts["format"]["cache"])
+        return line * int(facts["layers"])
+
+    def _affordable(self) -> int:
+        wanted = self.sequence_budget * self.width
+        return max(min(wanted, free_memory() // _SHARE // self._block_bytes()), 1)
+
+    def _pool(self) -> Any:
+        facts = self.facts
+        shape = (self.blocks, 2, int(facts["groups"]), self.block_size * int(facts["depth"]))
+        dtype = numpy_dtype(facts["format"]["cache"])
+        return aligned_bytes(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+    def _check_memory(self) -> None:
+        needed, free = self.memory["cache"] + self.memory["activations"], free_memory()
+        if needed > free:
+            raise DeviceError(
+                f"{self.blocks} blocks of {self.block_size} tokens and the activations need {needed / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free; use fewer blocks, or an engine with a smaller token budget"
+            )
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+    def _padded(self, size: int) -> int:
+        return next((n for n in _FEW if size <= n <= self.token_budget), self.token_budget)
+
+    def _check(self, batch: Batch, tokens: int) -> None:
+        count, width = batch.tables.shape
+        if tokens > self.token_budget or count > self.sequence_budget or len(batch.rows) > self.token_budget:
+            raise InputError(
+                f"a step takes {self.token_budget} tokens of {self.sequence_budget} sequences, this batch has {tokens} "
+                f"of {count} and {len(batch.rows)} rows"
+            )
+        if width > self.width:
+            raise InputError(f"the engine's context is {self.width} blocks, a table has {width}")
+        if len(batch.starts) != count + 1 or batch.starts[-1] != tokens:
+            raise InputError(f"starts {batch.starts.tolist()} do not part {tokens} tokens into {count} sequences")
+        self._within("token_ids", batch.token_ids, self.vocabulary)
+        self._within("positions", batch.positions, self.context)
+        self._within("slots", batch.slots, self.blocks * self.block_size)
+        self._within("tables", batch.tables, self.blocks)
+        self._within("rows", batch.rows, tokens)
+
+    def _within(self, name: str, numbers: Integers, stop: int) -> None:
+        """Anything else would be read or written outside the pools."""
+        if numbers.size and not (int(numbers.min()) >= 0 and int(numbers.max()) < stop):
+            raise InputError(f"{name} must be within 0 and {stop - 1}, found {numbers.min()} to {numbers.max()}")
+
+
+def _filled(values: Any, size: int, rest: int) -> Integers:
+    filled = np.full(size, rest, np.int32)
+    filled[: len(values)] = values
+    return filled
+
+
+def free_memory() -> int:
+    """Bytes the system could give now."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,357 @@
+"""Which tokens the next step computes. No phases: what a sequence has computed chases what it knows, under one budget.
+
+Pure: the clock is passed in, nothing waits. Order: priority, then the client that was served least (Sheng et al.,
+Fairness in Serving Large Language Models, 2024), then arrival.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ingot.llm.batch import Batch
+from ingot.llm.cache import BlockPool, block_keys
+from ingot.llm.pace import Pace
+
+
+class Place(enum.Enum):
+    """Where a sequence is."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclass(eq=False, slots=True)
+class Tokens:
+    """One sequence: what it knows (prompt, answer, proposed `draft`), what is computed, and the blocks that hold it.
+
+    `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache.
+    """
+
+    identity: int
+    tokens: list[int]
+    prompt: int
+    priority: int = 0
+    client: str = ""
+    salt: bytes = b""
+    whole: bool = False
+    arrival: float = 0.0
+    computed: int = 0
+    cached: int = 0
+    draft: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    place: Place = Place.WAITING
+    last: float = -math.inf
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Who goes first: the smaller one."""
+        return self.priority, self.arrival, self.identity
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the last token alone is to be computed."""
+        return len(self.tokens) - self.computed == 1 and self.computed >= self.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`count` tokens of a sequence from `start` on, the last `drafts` of them proposed; logits of the last `rows`.
+
+    draws: whether the last logits are those of a token to come, and not of a prompt's middle.
+    """
+
+    sequence: Tokens
+    start: int
+    count: int
+    rows: int
+    drafts: int
+    draws: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step computes; `copies`: blocks that are copied before, because another sequence reads them too."""
+
+    shares: tuple[Share, ...]
+    copies: tuple[tuple[int, int], ...] = ()
+    preempted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return sum(share.count for share in self.shares)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may hold. interval: seconds in which an answer that has begun should get its next token;
+    least_chunk: tokens of prompts that a step takes however late it is, so that they end."""
+
+    tokens: int
+    sequences: int
+    interval: float = 0.05
+    least_chunk: int = 16
+
+
+class Scheduler:
+    """Sequences between their arrival and their end. Not thread-safe: one loop owns it."""
+
+    def __init__(self, limits: Limits, pool: BlockPool) -> None:
+        self.limits, self.pool, self.pace = limits, pool, Pace()
+        self.running: list[Tokens] = []
+        self.waiting = 0
+        self.preemptions = 0
+        self._queues: dict[tuple[int, str], list[tuple[tuple[int, float, int], Tokens]]] = {}
+        self._served: defaultdict[str, float] = defaultdict(float)
+
+    # -- in and out ---------------------------------------------------------------------------------------------------
+    def add(self, sequence: Tokens, now: float) -> None:
+        """A sequence arrives. A client that comes back does not catch up on what it did not ask for."""
+        if self.idle:
+            self._served.clear()
+        sequence.arrival = now
+        clients = {client for _, client in self._queues} | {each.client for each in self.running}
+        if sequence.client not in clients:
+            least = min((self._served[client] for client in clients), default=0.0)
+            self._served[sequence.client] = max(self._served[sequence.client], least)
+        self._enqueue(sequence)
+
+    def fork(self, parent: Tokens, identity: int, token: int) -> Tokens:
+        """Another sequence, whose last token is this one: it owns the same blocks, until one of the two writes."""
+        child = Tokens(
+            identity, [*parent.tokens[:-1], token], parent.prompt, parent.priority, parent.client, parent.salt,
+            arrival=parent.arrival, computed=parent.computed, cached=parent.cached, blocks=list(parent.blocks),
+            keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
+        )  # fmt: skip
+        self.pool.acquire(child.blocks)
+        self.running.append(child)
+        return child
+
+    def reserve(self, sequence: Tokens, drafts: int) -> int:
+        """Blocks for so many drafts, as far as free ones suffice; returns how many drafts have a place."""
+        size, first = self.pool.size, sequence.computed // self.pool.size
+        if first < len(sequence.blocks) and self.pool.shared(sequence.blocks[first]):
+            return 0  # it is copied by the next step, not before
+        fresh = -(-(len(sequence.tokens) + drafts) // size) - len(sequence.blocks)
+        sequence.blocks += [self.pool.allocate() for _ in range(min(fresh, self.pool.free))]
+        return max(min(drafts, len(sequence.blocks) * size - len(sequence.tokens)), 0)
+
+    def end(self, sequence: Tokens) -> None:
+        """It wants no more, wherever it is; idempotent."""
+        if sequence.place is Place.RUNNING:
+            self.running.remove(sequence)
+            self._release(sequence)
+        elif sequence.place is Place.WAITING:
+            self.waiting -= 1
+        sequence.place = Place.ENDED
+
+    def advance(self, share: Share, drawn: Sequence[int], now: float) -> None:
+        """The share was computed; `drawn` are the tokens that follow it, of which all but the last were its drafts."""
+        sequence = share.sequence
+        sequence.draft = []
+        sequence.tokens += drawn
+        sequence.computed = len(sequence.tokens) - 1 if drawn else share.start + share.count
+        if drawn:
+            sequence.last = now
+        self._served[sequence.client] += share.count
+        self._publish(sequence, share.start)
+
+    def check_integrity(self) -> None:
+        """CacheCorrupt unless every block is owned by exactly the sequences that name it."""
+        self.pool.check_integrity([sequence.blocks for sequence in self.running])
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits or runs."""
+        return not self.running and not self.waiting
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+    def schedule(self, now: float) -> Step:
+        """The next step: answers first, then prompts that have begun, then those that wait; empty if there is none."""
+        making = _Making(self.limits.tokens, self.limits.sequences)
+        order = sorted(self.running, key=_rank)
+        answers = [sequence for sequence in order if sequence.decoding]
+        for sequence in sorted(answers, key=lambda each: each.last):
+            self._take(making, sequence, 1 + len(sequence.draft))
+        if making.shares:
+            making.tokens = min(making.tokens, self._chunk(making, now))
+        for sequence in order:
+            if not sequence.decoding:
+                self._take(making, sequence, len(sequence.tokens) - sequence.computed)
+        if not making.preempted:
+            self._admit(making)
+        self.preemptions += making.preempted
+        return Step(tuple(making.shares), tuple(making.copies), making.preempted)
+
+    def _chunk(self, making: _Making, now: float) -> int:
+        """Tokens of prompts beside answers: what keeps the earliest answer's next token in time."""
+        latest = min(share.sequence.last for share in making.shares) + self.limits.interval
+        within = self.pace.tokens_within(latest - now)
+        if within is None:
+            return making.tokens
+        planned = sum(share.count for share in making.shares)
+        return max(within - planned, self.limits.least_chunk)
+
+    def _take(self, making: _Making, sequence: Tokens, wanted: int) -> bool:
+        """Plan up to `wanted` tokens of a running sequence, if there is room and it has or gets the blocks."""
+        count = min(wanted, making.tokens)
+        if count < 1 or making.sequences < 1 or sequence.place is not Place.RUNNING:
+            return False
+        if sequence.draft and not self._provide(making, sequence, sequence.computed + count):
+            count = 1  # nobody is sent away for the sake of a guess
+        while not self._provide(making, sequence, sequence.computed + count):
+            victim = max((each for each in self.running if each not in making.planned), key=_rank)
+            if victim is sequence and (making.shares or len(self.running) > 1):
+                return False  # others go on, and give blocks back when they end
+            self._preempt(victim)
+            making.preempted += 1
+            if victim is sequence:
+                return False
+        making.add(sequence, count)
+        return True
+
+    def _provide(self, making: _Making, sequence: Tokens, length: int) -> bool:
+        """Blocks of its own for everything from what is computed to `length`; False: nothing was changed."""
+        size = self.pool.size
+        first, fresh = sequence.computed // size, -(-length // size) - len(sequence.blocks)
+        copied = first < len(sequence.blocks) and self.pool.shared(sequence.blocks[first])
+        if self.pool.free < max(fresh, 0) + copied:
+            return False
+        if copied:
+            old, sequence.blocks[first] = sequence.blocks[first], self.pool.allocate()
+            making.copies.append((old, sequence.blocks[first]))
+            self.pool.release([old])
+        sequence.blocks += [self.pool.allocate() for _ in range(fresh)]
+        return True
+
+    def _preempt(self, sequence: Tokens) -> None:
+        """It gives its blocks back and waits; what it knows is computed again, as far as the cache has lost it."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.computed, sequence.draft = 0, []
+        self._enqueue(sequence)
+
+    def _admit(self, making: _Making) -> None:
+        while making.tokens > 0 and making.sequences > 0 and len(self.running) < self.limits.sequences:
+            sequence = self._first()
+            if sequence is None or not self._enter(sequence, any(making.shares)):
+                return
+            heapq.heappop(self._queues[sequence.priority, sequence.client])
+            self.waiting -= 1
+            sequence.place = Place.RUNNING
+            self.running.append(sequence)
+            self._take(making, sequence, len(sequence.tokens) - sequence.computed)
+
+    def _enter(self, sequence: Tokens, busy: bool) -> bool:
+        """Give it all blocks of what it knows, its known prefix computed, if there are enough and some to spare."""
+        size, length = self.pool.size, len(sequence.tokens)
+        found: list[int] = []
+        if not sequence.whole:
+            sequence.keys = block_keys(sequence.tokens, size, sequence.salt, sequence.keys)
+            found = self.pool.match(sequence.keys[: (length - 1) // size])  # the last token's logits are wanted
+        spare = self.pool.blocks // 64 if busy or self.running else 0
+        fresh = -(-length // size) - len(found)
+        if self.pool.free < fresh + self.pool.idle(found) + spare:
+            return False
+        self.pool.acquire(found)
+        self.pool.asked += length
+        self.pool.found += len(found) * size
+        sequence.blocks = found + [self.pool.allocate() for _ in range(fresh)]
+        sequence.computed = len(found) * size
+        sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
+        return True
+
+    # -- queues and blocks --------------------------------------------------------------------------------------------
+    def _enqueue(self, sequence: Tokens) -> None:
+        sequence.place = Place.WAITING
+        self.waiting += 1
+        heapq.heappush(self._queues.setdefault((sequence.priority, sequence.client), []), (sequence.rank, sequence))
+
+    def _first(self) -> Tokens | None:
+        """Who is to enter next."""
+        best = min(self._heads(), default=None)
+        return None if best is None else self._queues[best[0], best[2]][0][1]
+
+    def _heads(self) -> Iterator[tuple[int, float, str]]:
+        for (priority, client), queue in list(self._queues.items()):
+            while queue and queue[0][1].place is not Place.WAITING:
+                heapq.heappop(queue)
+            if queue:
+                yield priority, self._served[client], client
+            else:
+                del self._queues[priority, client]
+
+    def _release(self, sequence: Tokens) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+
+    def _publish(self, sequence: Tokens, start: int) -> None:
+        """Make the blocks that became full and computed findable."""
+        full = sequence.computed // self.pool.size
+        if full > len(sequence.keys):
+            known = sequence.tokens[: full * self.pool.size]
+            sequence.keys = block_keys(known, self.pool.size, sequence.salt, sequence.keys)
+        for index in range(start // self.pool.size, full):
+            self.pool.publish(sequence.blocks[index], sequence.keys[index])
+
+
+@dataclass
+class _Making:
+    """A step in the making: room that is left, and what is planned."""
+
+    tokens: int
+    sequences: int
+    shares: list[Share] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    planned: set[Tokens] = field(default_factory=set)
+    preempted: int = 0
+
+    def add(self, sequence: Tokens, count: int) -> None:
+        """Plan the next `count` tokens of a sequence."""
+        missing = len(sequence.tokens) - sequence.computed
+        drafts, draws = max(count - missing, 0), count >= missing
+        rows = 1 + drafts if draws else 0
+        if sequence.whole and sequence.computed < sequence.prompt:
+            rows = count
+        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, draws))
+        self.planned.add(sequence)
+        self.tokens -= count
+        self.sequences -= 1
+
+
+def _rank(sequence: Tokens) -> tuple[int, float, int]:
+    return sequence.rank
+
+
+# -- for the runner ---------------------------------------------------------------------------------------------------
+def batch_of(shares: Sequence[Share], size: int) -> Batch:
+    """What a runner is given for a step."""
+    counts = np.array([share.count for share in shares], np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    firsts = np.array([share.start for share in shares], np.int32)
+    owner = np.repeat(np.arange(len(shares)), counts)
+    positions = (np.arange(starts[-1]) - starts[owner] + firsts[owner]).astype(np.int32)
+    tables = np.zeros((len(shares), max(len(share.sequence.blocks) for share in shares)), np.int32)
+    for row, share in enumerate(shares):
+        tables[row, : len(share.sequence.blocks)] = share.sequence.blocks
+    tokens = [token for share in shares for token in _tokens_of(share)]
+    rows = [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)]
+    return Batch(
+        np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
+        firsts + counts, tables, np.concatenate(rows).astype(np.int32),
+    )  # fmt: skip
+
+
+def _tokens_of(share: Share) -> list[int]:
+    tokens, end = share.sequence.tokens, share.start + share.count
+    drafts = share.sequence.draft[max(share.start - len(tokens), 0) : max(end - len(tokens), 0)]
+    return tokens[share.start : end] + drafts

@@ -1,0 +1,137 @@
+"""Between text and tokens: a tokenizer, text that grows token by token, stop strings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingot.errors import EngineError
+from ingot.llm.chat import ChatTemplate
+from ingot.llm.request import Refused
+
+_LEFT = 6  # tokens of the prompt before an answer: whether its first one begins with a space depends on them
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
+_SPLIT = 3  # replacement characters at the end that later tokens may still make one character
+_PENDING = 64  # tokens after which even those are given out
+
+
+@dataclass(frozen=True)
+class Text:
+    """A model's tokenizer and, if it has one, its chat template."""
+
+    tokenizer: Any
+    source: str
+    template: ChatTemplate | None = None
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], vocabulary: int) -> Text:
+        """From what lies beside a checkpoint: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
+        import tokenizers
+
+        if "tokenizer.json" not in files:
+            raise EngineError("this engine holds no tokenizer.json; build it again from a folder that has one")
+        source = files["tokenizer.json"].decode()
+        tokenizer = tokenizers.Tokenizer.from_str(source)
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= vocabulary:
+            raise EngineError(
+                f"the tokenizer is another model's: it has token {largest}, the model has {vocabulary} tokens"
+            )
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        beside = files.get("chat_template.jinja")
+        written = beside.decode() if beside is not None else config.get("chat_template")
+        return cls(tokenizer, source, ChatTemplate.from_config(written, config) if written else None)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Tokens of a text; `special`: with what the tokenizer puts before and after it."""
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise Refused("the text holds half a surrogate pair: it is no UTF-8") from error
+
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """Text of tokens; `special` ones only where asked for."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not special))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> list[int]:
+        """Tokens of a conversation as the model was taught it; Refused if it has no template."""
+        if self.template is None:
+            raise Refused("this model has no chat template; name one with --chat-template FILE, or ask for completions")
+        return self.encode(self.template.render(messages, **more), special=False)
+
+
+@dataclass
+class Growing:
+    """The text of tokens that come one by one: only what later tokens cannot change is given out."""
+
+    text: Text
+    context: Sequence[int] = ()
+    _tokens: list[int] = field(default_factory=list)
+    _start: int = 0
+    _read: int = 0
+    _given: int = 0
+
+    def __post_init__(self) -> None:
+        self._tokens = list(self.context[-_LEFT:])
+        self._read = len(self._tokens)
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """What these tokens make certain."""
+        self._tokens += tokens
+        return self._grown(len(self._tokens) - self._read > _PENDING)
+
+    def end(self) -> str:
+        """What was held back."""
+        return self._grown(True)
+
+    def _grown(self, certain: bool) -> str:
+        before = self.text.decode(self._tokens[self._start : self._read])
+        after = self.text.decode(self._tokens[self._start :])
+        held = 0 if certain else min(len(after) - len(after.rstrip(_REPLACED)), _SPLIT)
+        grown = after[len(before) + self._given : len(after) - held]
+        if held:
+            self._given += len(grown)
+        else:
+            self._start, self._read, self._given = self._read, len(self._tokens), 0
+        return grown
+
+
+@dataclass
+class Stops:
+    """Stop strings in a growing text: text that may be the beginning of one is held back."""
+
+    stops: Sequence[str]
+    include: bool = False
+    found: str | None = None
+    _held: str = ""
+
+    def add(self, text: str) -> str:
+        """What may be given out; once a stop string is found, everything before it, and `found` is set."""
+        if not self.stops:
+            return text
+        held = self._held + text
+        places = [(place, stop) for stop in self.stops if (place := held.find(stop)) >= 0]
+        if places:
+            place, self.found = min(places, key=lambda pair: (pair[0], -len(pair[1])))
+            self._held = ""
+            return held[: place + len(self.found)] if self.include else held[:place]
+        kept = max(_overlap(held, stop) for stop in self.stops)
+        self._held = held[len(held) - kept :]
+        return held[: len(held) - kept]
+
+    def end(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins."""
+    start = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
+    while start >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start = text.find(stop[0], start + 1)
+    return 0

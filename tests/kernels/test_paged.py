@@ -1,0 +1,113 @@
+"""CacheUpdate and PagedAttention against their meanings: drawn heads, groups, sizes, lengths, windows, paddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.harness import check, node_of
+
+Array = np.ndarray[Any, Any]
+BLOCK = 16
+FORMATS = {"float32": (np.float32, 1e-4), "bfloat16": (ml_dtypes.bfloat16, 2e-2)}
+
+
+def drawn(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def pool_of(rng: np.random.Generator, blocks: int, groups: int, depth: int, dtype: Any) -> Array:
+    return drawn(rng, blocks, 2, groups, BLOCK * depth).astype(dtype)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**31), st.sampled_from([(1, 1), (4, 2), (6, 1)]), st.sampled_from([8, 24, 64]), st.integers(0, 6),
+    st.booleans(), st.booleans(), st.sampled_from(["float32", "bfloat16"]),
+)  # fmt: skip
+def test_cache_update(seed: int, heads: tuple[int, int], depth: int, tokens: int, turned: bool, normalised: bool,
+                      kept: str) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    count, groups = heads
+    dtype, tolerance = FORMATS[kept]
+    half = depth // 2 if seed % 2 else depth // 4
+    angles = rng.random((20, half)).astype(np.float32)
+    places = rng.permutation(5 * BLOCK)[:tokens].astype(np.int32)
+    positions = rng.integers(-1, 20, tokens).astype(np.int32)
+    inputs = [
+        pool_of(rng, 5, groups, depth, dtype), drawn(rng, tokens, (count + 2 * groups) * depth), positions, places,
+        np.cos(angles) if turned else None, np.sin(angles) if turned else None,
+        drawn(rng, depth) if normalised else None, drawn(rng, depth) if normalised else None,
+    ]  # fmt: skip
+    node, expected = node_of("CacheUpdate", inputs, {"heads": count, "groups": groups, "epsilon": 1e-6}, constants=(4,))
+    check(node, inputs, expected, rtol=tolerance, atol=tolerance)
+
+
+def sequences(rng: np.random.Generator, lengths: list[tuple[int, int]]) -> tuple[Array, Array, Array]:
+    """positions, owners and tables of sequences of (context, tokens in this step); one padding token at the end."""
+    positions = [np.arange(context - tokens, context) for context, tokens in lengths]
+    owners = [np.full(tokens, number) for number, (_, tokens) in enumerate(lengths)]
+    width = max(-(-context // BLOCK) for context, _ in lengths)
+    blocks = rng.permutation(len(lengths) * width).reshape(len(lengths), width)
+    whole = np.concatenate([*positions, [-1]]), np.concatenate([*owners, [0]]), blocks
+    return tuple(x.astype(np.int32) for x in whole)  # type: ignore[return-value]
+
+
+@settings(max_examples=14, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**31), st.sampled_from([(1, 1), (4, 2), (3, 1), (20, 1)]), st.sampled_from([8, 24, 64, 80]),
+    st.lists(st.sampled_from([(1, 1), (16, 1), (17, 5), (40, 40), (300, 1), (150, 18)]), min_size=1, max_size=4),
+    st.sampled_from([0, 1, 20, 200]), st.sampled_from([0.0, 5.0]), st.sampled_from(["float32", "bfloat16"]),
+)  # fmt: skip
+def test_paged_attention(seed: int, heads: tuple[int, int], depth: int, lengths: list[tuple[int, int]], window: int,
+                         softcap: float, kept: str) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    positions, owners, tables = sequences(rng, lengths)
+    pool = pool_of(rng, tables.size, heads[1], depth, FORMATS[kept][0])
+    forget_what_is_not_there(pool, lengths, tables, depth)
+    query = drawn(rng, len(positions), heads[0], depth)
+    inputs = [query, pool, positions, owners, tables]
+    attributes = {"scale": depth**-0.5, "window": window, "softcap": softcap}
+    node, expected = node_of("PagedAttention", inputs, attributes)
+    assert np.isfinite(expected[0]).all() and not expected[0][-1].any()
+    if depth % 16 == 0 or kept == "float32":
+        check(node, inputs, expected, rtol=1e-3, atol=1e-4)
+
+
+def forget_what_is_not_there(pool: Array, lengths: list[tuple[int, int]], tables: Array, depth: int) -> None:
+    """NaN where no token has been: a kernel that reads it there is found out."""
+    used = np.zeros((len(pool), BLOCK), bool)
+    for number, (context, _) in enumerate(lengths):
+        places = np.arange(context)
+        used[tables[number][places // BLOCK], places % BLOCK] = True
+    groups = pool.shape[2]
+    keys, values = pool[:, 0].reshape(-1, groups, depth, BLOCK), pool[:, 1].reshape(-1, groups, BLOCK, depth)
+    pool[:, 0] = np.where(used[:, None, None, :], keys, np.nan).reshape(pool[:, 0].shape)
+    pool[:, 1] = np.where(used[:, None, :, None], values, np.nan).reshape(pool[:, 1].shape)
+
+
+def test_a_row_does_not_depend_on_its_company() -> None:
+    """Bit for bit: a prompt in one piece, token by token, and beside another sequence."""
+    from ingot.kernels import candidates
+    from ingot.kernels.cpu.standalone import Standalone
+    from tests.kernels.harness import isas
+
+    rng = np.random.default_rng(3)
+    positions, owners, tables = sequences(rng, [(150, 150), (33, 1)])
+    pool, query = pool_of(rng, tables.size, 2, 64, np.float32), drawn(rng, len(positions), 8, 64)
+
+    def run(rows: slice) -> Array:
+        inputs = [np.ascontiguousarray(x[rows]) for x in (query, positions, owners)]
+        feeds = [inputs[0], pool, inputs[1], inputs[2], tables]
+        node, _ = node_of("PagedAttention", feeds, {"scale": 0.125})
+        candidate = next(candidates(node, "cpu", isas()[0]))
+        return Standalone(node, candidate, isas()[0], level=1)(*feeds)[0]
+
+    together = run(slice(0, 151))
+    assert np.array_equal(together[149:150], run(slice(149, 150)))
+    assert np.array_equal(together[37:90], run(slice(37, 90)))
+    assert np.array_equal(together[150:151], run(slice(150, 151)))

@@ -1,0 +1,132 @@
+"""A runner without weights: its logits are a function of the tokens that it finds in the blocks, so that a block in
+two owners, a lost copy or a wrong slot changes the answer or fails at once."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ingot.llm.batch import Batch, Floats
+
+
+@dataclass
+class FakeRunner:
+    """`memory`: of how many last tokens the logits are a function (None: of all). `broken`: tokens that make a step
+    raise; `poisoned`: tokens after which logits are NaN; `drafting`: two sequences may write one token to one slot."""
+
+    vocabulary: int = 50
+    block_size: int = 4
+    blocks: int = 64
+    token_budget: int = 64
+    sequence_budget: int = 16
+    context: int = 128
+    eos: frozenset[int] = frozenset()
+    memory: int | None = None
+    broken: frozenset[int] = frozenset()
+    poisoned: frozenset[int] = frozenset()
+    drafting: bool = False
+    steps: int = 0
+    closed: bool = False
+    shapes: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kept_tokens = np.full(self.blocks * self.block_size, -1, np.int32)
+        self.kept_positions = np.full(self.blocks * self.block_size, -1, np.int32)
+
+    def logits_of(self, context: Any) -> Floats:
+        """What follows these tokens."""
+        context = np.asarray(context, np.int32)
+        seen = context if self.memory is None else context[-self.memory :]
+        seed = zlib.crc32(seen.tobytes())
+        logits = (np.random.default_rng(seed).standard_normal(self.vocabulary) * 3).astype(np.float32)
+        return logits * np.float32("nan") if int(context[-1]) in self.poisoned else logits
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """What an answer of so many tokens must be."""
+        known = list(prompt)
+        for _ in range(count):
+            known.append(int(self.logits_of(known).argmax()))
+        return known[len(prompt) :]
+
+    def step(self, batch: Batch) -> Floats:
+        self.steps += 1
+        tokens, sequences = len(batch.token_ids), len(batch.lengths)
+        assert 0 < tokens <= self.token_budget and sequences <= self.sequence_budget
+        written = set(zip(batch.slots.tolist(), batch.token_ids.tolist(), batch.positions.tolist(), strict=True))
+        assert len(set(batch.slots.tolist())) == len(written), "two tokens in one slot"
+        assert self.drafting or len(written) == tokens, "one token twice"
+        self.shapes.append((tokens, sequences))
+        self.kept_tokens[batch.slots], self.kept_positions[batch.slots] = batch.token_ids, batch.positions
+        if self.broken & set(batch.token_ids.tolist()):
+            raise RuntimeError("the device is lost")
+        owner = np.repeat(np.arange(sequences), np.diff(batch.starts))
+        rows = [self._row(batch, int(row), int(owner[row])) for row in batch.rows]
+        return np.stack(rows) if rows else np.zeros((0, self.vocabulary), np.float32)
+
+    def _row(self, batch: Batch, row: int, sequence: int) -> Floats:
+        places = np.arange(batch.positions[row] + 1)
+        assert len(places) <= batch.lengths[sequence]
+        slots = batch.tables[sequence, places // self.block_size] * self.block_size + places % self.block_size
+        assert (self.kept_positions[slots] == places).all(), "a block that is not this sequence's"
+        return self.logits_of(self.kept_tokens[slots])
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            for kept in (self.kept_tokens, self.kept_positions):
+                table = kept.reshape(self.blocks, self.block_size)
+                table[target] = table[source]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+# -- text and engines -------------------------------------------------------------------------------------------------
+END = 256  # the token after those of the 256 bytes
+VOCABULARY = 257
+
+
+def byte_tokenizer() -> dict[str, bytes]:
+    """tokenizer.json of a tokenizer whose tokens are bytes, and one that ends."""
+    import tokenizers
+
+    letters = _byte_letters()
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={letter: byte for byte, letter in letters.items()} | {"<end>": END}, merges=[])
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    return {"tokenizer.json": tokenizer.to_str().encode()}
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's letters of bytes: those that can be printed stand for themselves."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
+@dataclass
+class Writer(FakeRunner):
+    """A runner that continues every text with `song`, byte by byte, whatever was asked; then it ends."""
+
+    vocabulary: int = VOCABULARY
+    eos: frozenset[int] = frozenset({END})
+    song: bytes = b"la la la, and so on."
+    blocks: int = 256
+    context: int = 512
+    prompt_end: int = ord("\n")
+
+    def logits_of(self, context: Any) -> Floats:
+        tokens = [int(token) for token in context]
+        if self.poisoned & set(tokens):
+            return np.full(self.vocabulary, np.nan, np.float32)
+        begun = len(tokens) - 1 - tokens[::-1].index(self.prompt_end) if self.prompt_end in tokens else len(tokens) - 1
+        written = len(tokens) - 1 - begun
+        logits = (np.random.default_rng(len(tokens)).standard_normal(self.vocabulary)).astype(np.float32)
+        logits[self.song[written] if written < len(self.song) else END] = 20.0
+        return logits

@@ -1,0 +1,382 @@
+"""The loop over fakes: what a request is told is what it would be told alone, and what fails, fails alone."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.request import Event, Guide, Overloaded, Refused, Request, Sampling
+from ingot.llm.text import Text
+from tests.llm.fakes import END, VOCABULARY, FakeRunner, Writer, byte_tokenizer
+
+TEXT = Text.from_files(byte_tokenizer(), VOCABULARY)
+
+
+def greedy(**asked: Any) -> Sampling:
+    return Sampling(**{"temperature": 0, **asked})
+
+
+def run(engine: Engine, *requests: Request) -> list[list[Event]]:
+    """The events of each request, all submitted at once."""
+    told = [list[Event]() for _ in requests]
+    for request, events in zip(requests, told, strict=True):
+        engine.submit(request, events.append)
+    while engine.step() or engine._posted:
+        engine.scheduler.check_integrity()
+    engine.scheduler.pool.check_integrity([])
+    assert engine.open == 0
+    return told
+
+
+def tokens(events: Sequence[Event], answer: int = 0) -> list[int]:
+    return [token for event in events if event.answer == answer for token in event.tokens]
+
+
+def text(events: Sequence[Event], answer: int = 0) -> str:
+    return "".join(event.text for event in events if event.answer == answer)
+
+
+def finish(events: Sequence[Event], answer: int = 0) -> str | None:
+    finishes = [event.finish for event in events if event.answer == answer and event.finish]
+    assert len(finishes) == 1, "each answer ends once"
+    return finishes[0]
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+def test_batched_is_single() -> None:
+    runner = FakeRunner(blocks=24, token_budget=24)
+    requests = [Request([place % 7 for place in range(3 + 5 * one)], greedy(max_tokens=9)) for one in range(6)]
+    for request, events in zip(requests, run(Engine(runner), *requests), strict=True):
+        assert tokens(events) == runner.greedy(request.tokens, 9) and finish(events) == "length"
+    assert max(sequences for _, sequences in runner.shapes) > 2, "they shared steps"
+
+
+prompts = st.tuples(st.integers(0, 2), st.integers(1, 25), st.integers(1, 15), st.integers(1, 3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(prompts, min_size=1, max_size=6), st.integers(12, 30), st.integers(4, 40),
+    st.sampled_from(["", "ngrams", "model"]), st.booleans(),
+)  # fmt: skip
+def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
+    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, drafts: str, sampled: bool
+) -> None:
+    """What is drawn, with seeds too, is what a request alone on an endless machine draws."""
+
+    def requests() -> list[Request]:
+        return [
+            Request(
+                [first * 5 + place % 3 for place in range(length)],
+                Sampling(temperature=1.5 if sampled else 0, seed=number, max_tokens=answer, n=count, top_p=0.9),
+            )
+            for number, (first, length, answer, count) in enumerate(drawn)
+        ]
+
+    def runner(**more: int) -> FakeRunner:
+        return FakeRunner(vocabulary=13, memory=2 if drafts else None, **more)
+
+    alone = [run(Engine(runner()), request)[0] for request in requests()]
+    small = runner(blocks=blocks, token_budget=budget, sequence_budget=4)
+    draft = runner(blocks=blocks, drafting=True) if drafts == "model" else None
+    engine = Engine(small, options=EngineOptions(drafts=3 if drafts else 0), draft=draft)
+    together = run(engine, *requests())
+    for request, one, other in zip(requests(), alone, together, strict=True):
+        for answer in range(request.sampling.n):
+            assert tokens(one, answer) == tokens(other, answer)
+            assert finish(one, answer) == finish(other, answer) == "length"
+
+
+def test_drafts_save_steps() -> None:
+    plain, guessing = FakeRunner(memory=1, vocabulary=6), FakeRunner(memory=1, vocabulary=6)
+    request = Request([0, 1, 2, 3, 4, 5], greedy(max_tokens=80))
+    one = run(Engine(plain), request)[0]
+    engine = Engine(guessing, options=EngineOptions(drafts=4), clock=lambda: guessing.steps * 0.001)
+    other = run(engine, request)[0]
+    assert tokens(one) == tokens(other)
+    assert guessing.steps < plain.steps / 2, "a cycle is guessed"
+    assert engine.counters.accepted > engine.counters.proposed / 2
+
+
+def test_answers_of_one_request() -> None:
+    runner = FakeRunner()
+    events = run(Engine(runner), Request([1, 2, 3, 4, 5], Sampling(n=4, seed=3, max_tokens=6)))[0]
+    answers = [tuple(tokens(events, answer)) for answer in range(4)]
+    assert len(set(answers)) == 4 and all(finish(events, answer) == "length" for answer in range(4))
+    assert sum(count for count, _ in runner.shapes) == 5 + 4 * 5, "the prompt was computed once"
+
+
+def test_best_of() -> None:
+    everything = Request([1, 2, 3], Sampling(n=5, seed=3, max_tokens=6, logprobs=0))
+    events = run(Engine(FakeRunner()), everything)[0]
+    likelihood = [sum(p.logprob for e in events if e.answer == answer for p in e.logprobs) for answer in range(5)]
+    best = tokens(events, int(np.argmax(likelihood)))
+    found = run(Engine(FakeRunner()), Request([1, 2, 3], Sampling(best_of=5, seed=3, max_tokens=6)))[0]
+    assert tokens(found) == best and {event.answer for event in found} == {0}
+    assert not any(event.logprobs for event in found)
+
+
+def test_logprobs_of_prompts() -> None:
+    runner = FakeRunner(token_budget=4)
+    engine = Engine(runner)
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6]
+    run(engine, Request(prompt, greedy(max_tokens=1)))
+    ticket = engine.submit(Request(prompt, greedy(max_tokens=1, prompt_logprobs=2)), lambda event: None)
+    while engine.step():
+        pass
+    assert sorted(ticket.prompt_logprobs) == list(range(1, 8)), "though the prompt was in the cache"
+    for place, found in ticket.prompt_logprobs.items():
+        logits = runner.logits_of(prompt[:place])
+        expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        assert found.token == prompt[place] and found.logprob == pytest.approx(expected[prompt[place]], abs=1e-5)
+
+
+def test_prefixes_are_counted() -> None:
+    engine = Engine(FakeRunner())
+    prompt = list(range(20))
+    events = [run(engine, Request(prompt, greedy(max_tokens=3)))[0] for _ in range(2)]
+    assert tokens(events[0]) == tokens(events[1])
+    assert [each[-1].cached for each in events] == [0, 16]
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+def sing(song: str | bytes = "la la la, and so on.", prompt: str = "Sing\n", **asked: Any) -> list[Event]:
+    runner = Writer(song=song.encode() if isinstance(song, str) else song)
+    return run(Engine(runner, TEXT), Request(TEXT.encode(prompt), greedy(**asked)))[0]
+
+
+def test_text_ends_with_the_end_token() -> None:
+    events = sing()
+    assert text(events) == "la la la, and so on." and finish(events) == "stop"
+    assert tokens(events)[-1] == END and events[-1].stop == END
+
+
+def test_characters_of_several_bytes_come_whole() -> None:
+    events = sing("naïve 🦙 – fin")
+    assert text(events) == "naïve 🦙 – fin"
+    assert not any("\N{REPLACEMENT CHARACTER}" in event.text for event in events)
+    broken = sing(b"ab\xff\xfecd\xe2\x82")
+    assert text(broken) == "ab\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}cd\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("stop", "include", "expected"),
+    [
+        ((", and",), False, "la la la"),
+        ((", and",), True, "la la la, and"),
+        (("nothing", "la,"), False, "la la "),
+        (("so on.x",), False, "la la la, and so on."),
+    ],
+)
+def test_stop_strings(stop: tuple[str, ...], include: bool, expected: str) -> None:
+    events = sing(stop=stop, include_stop=include)
+    assert text(events) == expected and finish(events) == "stop"
+    if expected != "la la la, and so on.":
+        assert events[-1].stop in stop
+
+
+def test_stop_tokens_and_eos() -> None:
+    events = sing(stop_tokens=frozenset({ord(",")}))
+    assert text(events) == "la la la" and finish(events) == "stop" and events[-1].stop == ord(",")
+    ignored = sing(song="ab", ignore_eos=True, max_tokens=6)
+    assert len(tokens(ignored)) == 6 and finish(ignored) == "length"
+    late = sing(song="ab", min_tokens=5)
+    assert tokens(late)[2] != END and len(tokens(late)) == 6
+
+
+def test_the_window_ends_an_answer() -> None:
+    runner = FakeRunner(context=20)
+    events = run(Engine(runner), Request([1] * 15, greedy()))[0]
+    assert len(tokens(events)) == 5 and finish(events) == "length"
+
+
+# -- guided -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_guided_answers(drafts: int) -> None:
+    import json
+    import re
+
+    schema = {
+        "type": "object", "properties": {"name": {"enum": ["llama", "alpaca"]}, "age": {"type": "integer"}},
+        "required": ["name", "age"], "additionalProperties": False,
+    }  # fmt: skip
+    engine = Engine(Writer(), TEXT, EngineOptions(drafts=drafts))
+    prompt = TEXT.encode("Who?\n")
+    guides = [
+        Guide("json_schema", json.dumps(schema)), Guide("regex", "[a-c]{3}-[0-9]{2}"), Guide("choice", '["yes", "no"]'),
+        Guide("grammar", 'start: "<" /[xyz]+/ ">"'),
+    ]  # fmt: skip
+    requests = [Request(prompt, Sampling(seed=one, guide=guide, max_tokens=60)) for one, guide in enumerate(guides)]
+    found = run(engine, *requests, Request(prompt, greedy()))
+    answer = json.loads(text(found[0]))
+    assert answer["name"] in ("llama", "alpaca") and isinstance(answer["age"], int)
+    assert re.fullmatch("[a-c]{3}-[0-9]{2}", text(found[1])) and finish(found[1]) == "stop"
+    assert text(found[2]) in ("yes", "no")
+    assert re.fullmatch("<[xyz]+>?", text(found[3]))
+    assert text(found[4]) == "la la la, and so on.", "the others are not guided"
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (Guide("json_schema", '{"allOf": [{"type": "string"}, {"type": "integer"}]}'), "Unsatisfiable"),
+        (Guide("json_schema", "{"), "cannot be used"),
+        (Guide("regex", "[a"), "invalid regex"),
+        (Guide("grammar", "start: unheard"), "unheard"),
+    ],
+)
+def test_guides_that_cannot_be_met(guide: Guide, message: str) -> None:
+    engine = Engine(Writer(), TEXT)
+    with pytest.raises(Refused, match=message):
+        engine.submit(Request([1], Sampling(guide=guide)), lambda event: None)
+    assert engine.open == 0
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request([]), "the prompt is empty"),
+        (Request([1] * 128), "the prompt has 128 tokens; the window holds 128"),
+        (Request([1, 50]), "token 50 is none of this model: they are 0 to 49"),
+        (Request([-1]), "token -1"),
+        (Request([1], Sampling(logit_bias={99: 1.0})), "token 99"),
+        (Request([1], Sampling(guide=Guide("json_object"))), "without a tokenizer"),
+    ],
+)
+def test_refusals(request_: Request, message: str) -> None:
+    engine = Engine(FakeRunner())
+    with pytest.raises(Refused, match=message):
+        engine.submit(request_, lambda event: None)
+    assert engine.open == 0
+
+
+def test_too_many_requests() -> None:
+    engine = Engine(FakeRunner(), options=EngineOptions(requests=1))
+    engine.submit(Request([1]), lambda event: None)
+    with pytest.raises(Overloaded, match="ask again later"):
+        engine.submit(Request([1]), lambda event: None)
+
+
+def test_logits_that_are_no_numbers_end_their_request_alone() -> None:
+    runner = FakeRunner(poisoned=frozenset({49}))
+    good, bad = Request([1, 2, 3], greedy(max_tokens=5)), Request([1, 2, 49], greedy(max_tokens=5, n=3))
+    told = run(Engine(runner), good, bad)
+    assert tokens(told[0]) == runner.greedy([1, 2, 3], 5)
+    assert [finish(told[1], answer) for answer in range(3)] == ["error"] * 3
+    assert "no numbers" in told[1][-1].error
+
+
+def test_a_failing_step_ends_those_at_fault() -> None:
+    runner = FakeRunner(broken=frozenset({49}))
+    good, bad = Request([1, 2, 3], greedy(max_tokens=5)), Request([1, 49], greedy(max_tokens=5))
+    engine = Engine(runner)
+    told = run(engine, good, bad)
+    assert tokens(told[0]) == runner.greedy([1, 2, 3], 5)
+    assert finish(told[1]) == "error" and "the device is lost" in told[1][-1].error
+    assert engine.counters.faults == 1
+
+
+def test_cancelled_requests_end_at_once() -> None:
+    engine = Engine(FakeRunner(sequence_budget=1))
+    told = [list[Event](), list[Event](), list[Event]()]
+    tickets = [engine.submit(Request([1, 2, 3], greedy(max_tokens=9)), events.append) for events in told]
+    engine.step()
+    engine.cancel(tickets[0])
+    engine.cancel(tickets[2])
+    engine.cancel(tickets[2])
+    while engine.step():
+        pass
+    assert [finish(events) for events in told] == ["cancelled", "length", "cancelled"] and engine.open == 0
+    engine.scheduler.check_integrity()
+
+
+def test_a_client_that_fails_is_cancelled() -> None:
+    engine = Engine(FakeRunner())
+
+    def vanish(event: Event) -> None:
+        raise ConnectionError("gone")
+
+    engine.submit(Request([1, 2, 3], greedy(max_tokens=100)), vanish)
+    for _ in range(4):
+        engine.step()
+    assert engine.open == 0 and engine.scheduler.idle
+
+
+def test_more_requests_than_blocks() -> None:
+    """Out of blocks: some wait, some give way, all end as if alone."""
+    runner = FakeRunner(blocks=8, context=32, sequence_budget=8)
+    engine = Engine(runner)
+    requests = [Request([one, 2, 3, 4, 5, 6], greedy(max_tokens=20)) for one in range(8)]
+    for request, events in zip(requests, run(engine, *requests), strict=True):
+        assert tokens(events) == runner.greedy(request.tokens, 20)
+    assert engine.scheduler.preemptions
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+def wait_for(engine: Engine, *requests: Request, start: bool = False) -> list[list[Event]]:
+    told, ended = [list[Event]() for _ in requests], [threading.Event() for _ in requests]
+
+    def sink(place: int, event: Event) -> None:
+        told[place].append(event)
+        if event.finish:
+            ended[place].set()
+
+    for place, request in enumerate(requests):
+        engine.submit(request, lambda event, place=place: sink(place, event))  # type: ignore[misc]
+    if start:
+        engine.start()
+    assert all(each.wait(60) for each in ended)
+    return told
+
+
+def test_a_running_engine() -> None:
+    runner = Writer()
+    engine = Engine(runner, TEXT)
+    engine.start()
+    told = wait_for(engine, *[Request(TEXT.encode("Sing\n"), greedy(stop=("so",))) for _ in range(5)])
+    assert [text(events) for events in told] == ["la la la, and "] * 5
+    engine.close(patience=10)
+    assert runner.closed and engine.open == 0
+    with pytest.raises(Overloaded, match="ending"):
+        engine.submit(Request([1]), lambda event: None)
+
+
+def test_a_fault_of_ours_fails_everybody_and_says_so() -> None:
+    engine = Engine(FakeRunner())
+    engine.scheduler.schedule = None  # type: ignore[assignment]
+    told = wait_for(engine, Request([1]), start=True)
+    assert told[0][-1].finish == "error" and "the engine has failed" in engine.health
+    with pytest.raises(Overloaded, match="has failed"):
+        engine.submit(Request([1]), lambda event: None)
+    engine.close()
+
+
+def test_a_hanging_step_is_noticed() -> None:
+    release = threading.Event()
+
+    class Hanging(FakeRunner):
+        def step(self, batch: Any) -> Any:
+            release.wait(60)
+            return super().step(batch)
+
+    engine = Engine(Hanging(), options=EngineOptions(patience=0.2))
+    engine.start()
+    told = wait_for(engine, Request([1], greedy(max_tokens=2)))
+    assert "hangs" in told[0][-1].error and engine.health
+    release.set()
+    engine.close()
+
+
+def test_closing_cancels_what_runs() -> None:
+    engine = Engine(FakeRunner(blocks=256, context=1000))
+    told = list[Event]()
+    engine.start()
+    engine.submit(Request([1], greedy(max_tokens=900)), told.append)
+    engine.close()
+    assert finish(told) in ("cancelled", "length") and engine.open == 0

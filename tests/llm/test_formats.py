@@ -1,0 +1,67 @@
+"""Weights in fewer bits: what is kept, how far it is from the checkpoint's, and engines made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ingot.errors import ConfigError
+from ingot.llm.build import BuildOptions, build_llm
+from ingot.llm.decoder import Matrix
+from ingot.llm.formats import FORMATS, format_of, integers, joined, rounded
+from ingot.llm.runner import EngineRunner
+from tests.llm.checkpoints import LOGITS, TOKENS, write_family
+from tests.llm.test_families import batch_of
+
+
+@pytest.mark.parametrize(("bits", "group", "within"), [(8, 128, 0.52), (8, 32, 0.52), (4, 32, 2.6), (4, 16, 2.6)])
+def test_integers_are_near(bits: int, group: int, within: float) -> None:
+    """Within half a step; with four bits the scale may be a fifth too small, and one side has an integer less."""
+    rows = np.random.default_rng(0).standard_normal((50, 172)).astype(np.float32)
+    rows[3] = 0
+    whole, scales = rounded(rows, bits, group)
+    assert whole.min() >= -(1 << (bits - 1)) and whole.max() < 1 << (bits - 1)
+    assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
+    steps = np.repeat(scales, group, 1)[:, :172]
+    assert (np.abs(whole * steps - rows) <= np.abs(steps) * within).all()
+    assert not (whole[3] * steps[3]).any()
+
+
+def test_matrices_side_by_side() -> None:
+    rng = np.random.default_rng(1)
+    parts = tuple(rng.standard_normal((n, 64)).astype(np.float32) for n in (130, 7))
+    whole, scales = integers(Matrix(parts), 8, 32)
+    assert whole.shape == (64, 137) and scales.shape == (2, 137)
+    expected = np.concatenate(parts).T
+    assert np.abs(whole * np.repeat(scales, 32, 0) - expected).max() < 0.02
+    turned, _ = integers(Matrix(tuple(part.T for part in parts), transposed=True), 8, 32)
+    assert np.array_equal(turned, whole)
+    assert np.array_equal(joined(Matrix(parts), np.dtype(np.float32)), expected)
+    narrow = parts[0].astype(ml_dtypes.bfloat16)
+    assert np.shares_memory(joined(Matrix((narrow,)), narrow.dtype), narrow)
+
+
+@pytest.mark.parametrize(("name", "within"), [("bf16", 0.06), ("int8", 0.06), ("int4", 0.5)])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_engines_of_fewer_bits(name: str, within: float, family: str, tmp_path: Path) -> None:
+    """Relative to the spread of the logits."""
+    folder = write_family(tmp_path, family)
+    options = BuildOptions(precision=name, context=64, token_budget=48, sequence_budget=2, level=0)
+    runner = EngineRunner(build_llm(folder, options), threads=1)
+    with np.load(LOGITS) as known:
+        expected = known[family]
+    found = runner.step(batch_of(runner, [(0, 0, TOKENS)]))
+    assert np.sqrt(np.mean((found - expected) ** 2)) < within * expected.std()
+    for place, token in enumerate(TOKENS[:4]):
+        one = runner.step(batch_of(runner, [(1, place, TOKENS[place : place + 1])]))
+        assert np.abs(one - found[place]).max() < 0.1 * expected.std(), token
+    runner.close()
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match="int3"):
+        format_of("int3")
+    assert {"fp32", "bf16", "int8", "int4"} <= FORMATS.keys()
