@@ -70,7 +70,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
     with log.stage("optimise"):
         fixed = fixed_symbols(source, config)
         model = shapes.specialize(source, fixed) if fixed else source.clone()
-        result = passes.run(model)
+        result = passes.run(model, quantized_weights=config.target == "cpu")
         for refused in result.rejections:
             log.note("not fused", refused.node, refused.reason)
         reasons = {r.node: f"{r.reason}; {r.remedy}" if r.remedy else r.reason for r in result.remaining}
