@@ -9,7 +9,7 @@ from collections.abc import Sequence
 # command -> (module with add_arguments and run, summary, example)
 COMMANDS = {
     "build": ("ingot.llm.commands_build", "make an engine of a checkpoint", "ingot llm build FOLDER -o model.engine"),
-    "generate": ("ingot.llm.commands_generate", "continue a text", 'ingot llm generate model.engine "Once upon a time"'),
+    "generate": ("ingot.llm.commands_generate", "continue a text", 'ingot llm generate model.engine "Once"'),
     "serve": ("ingot.llm.commands_serve", "answer OpenAI's clients", "ingot llm serve model.engine --port 8000"),
 }
 

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Hashable
 
 _NEW = 0.2  # weight of the latest execution
+_CHANGE = 0.2  # share by which one execution may differ; what goes beyond is the machine's doing, not the model's
 _RELAX = 0.98
 _DEVIATIONS = 2.0
 _DEARER = 1.25  # a row of a larger batch costs at most so many times what it costs in a smaller one
@@ -40,9 +41,9 @@ class LatencyTable:
         self._ran.add(shape)
         self._estimates.pop(shape, None)
         if rows in known:
-            spread = self._spread.get(shape, 0.0)
-            self._spread[shape] = spread + _NEW * (abs(ns - known[rows]) / known[rows] - spread)
-            known[rows] += _NEW * (ns - known[rows])
+            spread, change = self._spread.get(shape, 0.0), min(max(ns / known[rows] - 1, -_CHANGE), _CHANGE)
+            self._spread[shape] = spread + _NEW * (abs(change) - spread)
+            known[rows] *= 1 + _NEW * change
         elif rows in cold:
             del cold[rows]
             known[rows] = max(ns, 1)

@@ -18,8 +18,19 @@ def test_the_first_run_of_a_size_does_not_count() -> None:
     assert table("s", 4) == 9000 and not table.warm("s", 4)
     table.observe("s", 4, 1000)
     assert table("s", 4) == 1000 and table.warm("s", 4)
-    table.observe("s", 4, 2000)
-    assert table("s", 4) == 1200
+    table.observe("s", 4, 1100)
+    assert table("s", 4) == 1020
+
+
+def test_a_stall_says_little_and_a_change_is_followed() -> None:
+    table = LatencyTable()
+    for ns in (1000, 1000, 90_000):
+        table.observe("s", 1, ns)
+    assert table("s", 1) == 1040 and table.bound("s", 1) < 1150
+    for wanted in (3000, 1000):
+        for _ in range(40):
+            table.observe("s", 1, wanted)
+        assert abs(table("s", 1) - wanted) < 30 and table.bound("s", 1) < 1.1 * wanted
 
 
 def test_an_estimate_that_refuses_all_requests_is_lowered() -> None:
@@ -38,7 +49,7 @@ def test_the_bound_grows_with_the_deviation_and_shrinks_again() -> None:
     assert table.bound("s", 1) == 1000
     for ns in (1500, 500) * 20:
         table.observe("s", 1, ns)
-    assert 1.5 * table("s", 1) < table.bound("s", 1) < 3 * table("s", 1)
+    assert 900 < table("s", 1) < 1100 and table.bound("s", 1) > 1.3 * table("s", 1)
     for _ in range(50):
         table.observe("s", 1, 1000)
     assert table.bound("s", 1) < 1100
