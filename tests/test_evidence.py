@@ -12,6 +12,8 @@ import ingot
 from ingot import evidence, kernels
 from ingot.config import BuildConfig
 from ingot.errors import VerificationFailed
+from ingot.importers import onnx as onnx_importer
+from ingot.ir.oracle import compile_model
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.llvm import Value
 from ingot.kernels.node import Node
@@ -105,3 +107,31 @@ def test_models_that_quantize_on_the_way_may_differ_by_steps(dtype: str) -> None
     found = evidence.compare("y", a, b, {}, BuildConfig(), steps=True)
     assert found.passed
     assert not evidence.compare("y", a, b[::-1], {}, BuildConfig(), steps=True).passed
+
+
+@pytest.mark.parametrize(("apart", "good"), [(0.2, True), (0.4, False), (np.nan, False)])
+def test_roundings_drawn_anew_may_differ_as_much_as_they_disturb(apart: float, good: bool) -> None:
+    random = np.random.default_rng(0)
+    wanted = random.normal(size=1000).astype(np.float32)
+    mine, unrounded = (wanted + np.float32(d) * random.uniform(-1, 1, 1000).astype(np.float32) for d in (apart, 0.2))
+    found = evidence.compare("y", mine, wanted, {}, BuildConfig(), steps=True)
+    assert not found.passed
+    judged = evidence.within_rounding(found, mine, wanted, unrounded, BuildConfig())
+    assert judged.passed is good
+    strict = evidence.within_rounding(found, mine, wanted, unrounded, BuildConfig(rtol=1e-3))
+    assert not strict.passed
+
+
+def test_a_model_without_its_roundings() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        quantized (float[N] x) => (float[N] y, float[N] z)
+        <float scale = {1.0}, uint8 zero = {3}> {
+            q = QuantizeLinear(x, scale, zero)
+            d = DequantizeLinear(q, scale, zero)
+            y = Neg(d)
+            z = DequantizeLinear(q, scale, zero)
+        }""")
+    x = np.array([0.4, 1.6, -9.0], np.float32)
+    found = compile_model(evidence.without_rounding(onnx_importer.load(proto)))({"x": x})
+    np.testing.assert_array_equal(found["y"], -x)
+    np.testing.assert_array_equal(found["z"], [0, 2, -3])  # an output keeps its name, and so its meaning

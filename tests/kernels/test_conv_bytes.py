@@ -17,6 +17,8 @@ FORMS = {
     "pictures": STEMS["pictures"],
     "far from the zero point": Bytes(Case((1, 70, 9, 9), 24, (3, 3), pads=(1, 1, 1, 1)), **FAR),
     "one position": Bytes(Case((1, 40, 1, 1), 24, (1, 1)), ("int8", "int8"), (-3, 0)),
+    "signal": Bytes(Case((2, 19, 70), 40, (3,), 2, (1, 1))),
+    "signal of one channel": Bytes(Case((1, 1, 200), 24, (16,), 8), ("int8", "int8"), (-3, 0)),
     "dilated": Bytes(Case((2, 19, 12, 13), 20, (3, 2), 2, (2, 1, 2, 1), 2)),
 }
 SETS = [AVX512_VNNI, AVX512, AVX2]

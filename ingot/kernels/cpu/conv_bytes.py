@@ -45,17 +45,23 @@ def _applies(node: Node, isa: Isa) -> bool:
     sizes = (*node.input(0).shape[1:], *node.output.shape[1:])
     if node.dtype not in SHORT or node.input(1).dtype not in SHORT or not all(isinstance(size, int) for size in sizes):
         return False
-    return fits_tiles(node, "int32")
+    return fits_tiles(node, "int32", ranks=(1, 2))
 
 
 def direct_of(node: Node, dot: Dot, columns: int = 1, vectors: int = 1) -> Direct:
     """The convolution over the prepared input, a group of channels counting as one."""
-    outputs, inputs, *kernel = (int(size) for size in node.input(1).shape)
-    axes = flattened(tuple(_padded(axis) for axis in conv_axes(node, kernel)))
+    outputs, inputs = (int(size) for size in node.input(1).shape[:2])
+    axes = flattened(tuple(map(_padded, _plane(node))))
     block, lanes = dot.lanes // dot.group, dot.lanes
     tap = block * vectors * lanes * _WORD
     groups = -(-inputs // dot.group)
     return Direct(axes, node.output.shape[0], 1, groups, outputs, block, lanes, columns, vectors, tap, _WORD, "i32")
+
+
+def _plane(node: Node) -> tuple[Axis, ...]:
+    """Rows and columns; a signal is a single row."""
+    axes = conv_axes(node, tuple(map(int, node.input(1).shape[2:])))
+    return axes if len(axes) == 2 else (Axis(1, 1, 1), *axes)
 
 
 def _padded(axis: Axis) -> Axis:
@@ -64,7 +70,7 @@ def _padded(axis: Axis) -> Axis:
 
 
 def _widths(node: Node, isa: Isa, vectors: int) -> set[int]:
-    axes = flattened(tuple(map(_padded, conv_axes(node, tuple(map(int, node.input(1).shape[2:]))))))
+    axes = flattened(tuple(map(_padded, _plane(node))))
     return widths_for(axes[-1].output, isa, vectors)
 
 
@@ -163,7 +169,7 @@ class _Copy:
 def _prepare(build: KernelBuilder, dot: Dot, shape: Direct) -> Handle:
     """A work item is a row of a channel block of an image. What is right already stays where it is."""
     node = build.node
-    axes = conv_axes(node, tuple(map(int, node.input(1).shape[2:])))
+    axes = _plane(node)
     words = dot.left == "int16"
     if not words and node.dtype == "uint8" and not any(axis.begin or axis.end for axis in axes):
         return build.input(0)

@@ -70,10 +70,11 @@ _FIRST_CACHE = 32 << 10  # bytes of weights that stay there
 # what applies and what it costs
 
 
-def fits_tiles(node: Node, accumulator: str, groups: bool = False) -> bool:
-    """Whether sizes, groups (none unless told otherwise) and epilogue are such as kernels over prepared maps take."""
+def fits_tiles(node: Node, accumulator: str, groups: bool = False, ranks: tuple[int, ...] = (2,)) -> bool:
+    """Whether sizes, groups (none unless told otherwise), spatial axes and epilogue are such as kernels over prepared
+    maps take."""
     weight = node.input(1)
-    if weight.constant is None or len(weight.shape) != 4 or not isinstance(node.output.shape[1], int):
+    if weight.constant is None or len(weight.shape) - 2 not in ranks or not isinstance(node.output.shape[1], int):
         return False
     some = all(size != 0 for size in (*node.input(0).shape[1:], *node.output.shape[1:]))
     return some and (groups or node.attributes["group"] == 1) and can_finish(node, 2, accumulator)
