@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -68,18 +68,33 @@ class Server:
         failures = await loop.run_in_executor(self._changing, self._load_first)
         if failures and self.options.exit_on_error:
             await loop.run_in_executor(self._changing, self.repository.close)
+            log.error("the server ends, because a model failed to load; --exit-on-error=false serves the others")
             raise failures[0]
-        if self.options.http_port is not None:
-            self.ports["http"] = await self.front.start(self.options.address, self.options.http_port, self._tls)
-        if self.options.grpc_port is not None:
-            address = self.options.grpc_address or self.options.address
-            self.ports["grpc"] = await self.grpc.start(f"{address}:{self.options.grpc_port}")
-        if self.options.metrics_port is not None:
-            address = self.options.metrics_address or self.options.address
-            self.ports["metrics"] = await self.metrics.start(address, self.options.metrics_port, self._tls)
+        try:
+            await self._listen()
+        except ConfigError:
+            await self.stop()
+            raise
         if self.options.mode == "poll":
             self._poller = asyncio.create_task(self._poll())
         log.info("listening: %s", ", ".join(f"{name} {port}" for name, port in self.ports.items()))
+
+    async def _listen(self) -> None:
+        """Open the ports; ConfigError names the one that cannot be had."""
+        options = self.options
+        grpc, metrics = options.grpc_address or options.address, options.metrics_address or options.address
+        opened: dict[str, tuple[int | None, Callable[[int], Awaitable[int]]]] = {
+            "http": (options.http_port, lambda port: self.front.start(options.address, port, self._tls)),
+            "grpc": (options.grpc_port, lambda port: self.grpc.start(f"{grpc}:{port}")),
+            "metrics": (options.metrics_port, lambda port: self.metrics.start(metrics, port, self._tls)),
+        }
+        for name, (port, opens) in opened.items():
+            if port is not None:
+                try:
+                    self.ports[name] = await opens(port)
+                except (OSError, RuntimeError) as error:  # grpcio says RuntimeError
+                    problem = f"port {port} cannot be listened on: {error}"
+                    raise ConfigError(f"{problem}; choose another one (--{name}-port)") from error
 
     async def stop(self) -> None:
         """Readiness falls, a lame-duck period passes, what was accepted is answered, everything ends; idempotent."""

@@ -189,7 +189,8 @@ class Repository:
             for servable in old.values():
                 servable.close()
             slot.forget_given()
-        log.info("model %s: unloaded", name)
+        if old:
+            log.info("model %s: unloaded", name)
 
     def poll(self) -> list[ServerError]:
         """Load what is new or changed, unload what is gone; what fails stays as it was and is returned."""

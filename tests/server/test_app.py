@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,14 @@ def get(server: Server, path: str) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
+def test_a_port_that_is_taken_is_named(server: Server, tmp_path: Path, engine_cache: Path, name: str) -> None:
+    taken: Any = {f"{name}_port": server.ports[name]}
+    second = BackgroundServer(options(tmp_path, engine_cache, **taken))
+    with pytest.raises(ConfigError, match=f"port {server.ports[name]} cannot be listened on.*--{name}-port"), second:
+        pass
 
 
 def test_ending_while_requests_arrive(tmp_path: Path, engine_cache: Path) -> None:
