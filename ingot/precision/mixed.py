@@ -134,6 +134,7 @@ class Bench:
     notes: list[str]
     ranges: Ranges | None
     reads: Mapping[str, str]
+    _measured: list[Sensitivity] = field(default_factory=list)
     _ranked: list[Sensitivity] = field(default_factory=list)
     _groups: list[Group] = field(default_factory=list)
     _proofs: dict[Choice, Proof] = field(default_factory=dict)
@@ -148,13 +149,19 @@ class Bench:
         ranked = self.ranked(budget)
         search = Search(
             lambda choice: self.judged(choice, budget), self.trials.microseconds, self.tell, self.settled.narrow,
-            self.rest, (1.0, 0.5) if budget is UNLIMITED else LADDER,
+            self.rest, (1.0, 0.5) if budget is UNLIMITED else LADDER, self._pure(),
         )  # fmt: skip
         points = search.run(ranked)
         chosen = self._proven(points, budget)
         if chosen is None:
             raise BuildError(self._cannot(points, budget))
         return self._outcome(chosen, points, budget)
+
+    def _pure(self) -> list[Choice]:
+        """Everything in one format, where there are several to choose from."""
+        free = [n for n in self.candidates if n not in self.settled.wide]
+        several = self.request.formats if len(self.request.formats) > 1 else ()
+        return [Choice({**dict.fromkeys(free, kind), **self.settled.narrow}, self.rest) for kind in several]
 
     def judged(self, choice: Choice, budget: Budget) -> Point:
         """Whether the choice keeps the budget with the confidence that was asked for."""
@@ -163,16 +170,24 @@ class Bench:
         return Point(choice, score, margin, budget.allows(score - margin, reference))
 
     def ranked(self, budget: Budget) -> list[Sensitivity]:
-        """Layers by noise per microsecond saved; without a budget their noise is nobody's concern."""
-        free = {n: kind for n, kind in self.narrow.items() if n not in self.settled.narrow}
+        """Each layer in its cheapest format, by noise per microsecond saved; without a budget their noise is nobody's
+        concern."""
+        free = [n for n in self.candidates if n not in self.settled.narrow and n not in self.settled.wide]
+        if not free:
+            return []
         if budget is UNLIMITED and not self._ranked:
-            saved = sensitivity.gains(self.trials, free, self.rest) if free else {}
-            ranked = [Sensitivity(node, free[node], 0.0, gain) for node, gain in saved.items()]
-            return sorted(ranked, key=lambda s: -s.gain)
-        if not self._ranked and free:
-            self._ranked.extend(sensitivity.layers(self.trials, free, self.rest, self.tell))
+            return _cheapest([s for kind in self.request.formats for s in self._gains(dict.fromkeys(free, kind))])
+        if not self._ranked:
+            for kind in self.request.formats:
+                narrow = dict.fromkeys(free, kind)
+                self._measured.extend(sensitivity.layers(self.trials, narrow, self.rest, self.tell))
+            self._ranked.extend(_cheapest(self._measured))
             self._groups.extend(sensitivity.groups(self.trials, self._ranked, self.rest))
         return self._ranked
+
+    def _gains(self, narrow: Mapping[str, str]) -> list[Sensitivity]:
+        saved = sensitivity.gains(self.trials, narrow, self.rest)
+        return [Sensitivity(node, narrow[node], 0.0, gain) for node, gain in saved.items()]
 
     def proof(self, choice: Choice) -> Proof:
         """The choice's engine on the held-out half."""
@@ -238,10 +253,10 @@ class Bench:
         ]
 
     def _trial(self, point: Point, best: bool) -> Trial:
-        proof = self._proofs.get(point.choice)
+        proof, nodes = self._proofs.get(point.choice), point.choice.nodes
         return Trial(
-            len(point.choice.nodes), point.choice.rest, point.score, point.margin, point.microseconds, point.within,
-            None if proof is None else proof.score, best,
+            len(nodes), tuple(sorted(set(nodes.values()))), point.choice.rest, point.score, point.margin,
+            point.microseconds, point.within, None if proof is None else proof.score, best,
         )  # fmt: skip
 
     def _cannot(self, points: Sequence[Point], budget: Budget) -> str:
@@ -271,6 +286,14 @@ def _samples(
         notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")
         return every, every
     return every[::2], every[1::2]
+
+
+def _cheapest(measured: Sequence[Sensitivity]) -> list[Sensitivity]:
+    """One a layer: the least noise per microsecond saved, then the most saved; in that order."""
+    best: dict[str, Sensitivity] = {}
+    for found in sorted(measured, key=lambda s: (s.price, -s.gain)):
+        best.setdefault(found.node, found)
+    return list(best.values())
 
 
 def _check_indices(found: Sequence[Answer], limits: Mapping[str, int]) -> None:

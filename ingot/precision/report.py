@@ -32,9 +32,11 @@ class Proof:
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice that was tried; `best`: no other is both faster and better."""
+    """One choice that was tried: how many layers are narrow, in which formats; `best`: no other is both faster and
+    better."""
 
     narrow: int
+    kinds: tuple[str, ...]
     rest: str
     score: float
     margin: float
@@ -111,14 +113,13 @@ def _front(report: Mapping[str, Any]) -> list[str]:
     if len(timed) < 2:
         return []
     lines = ["choices measured, fastest first (* none is both faster and better):",
-             "      narrow  rest     ms       score ± margin          within  held out"]  # fmt: skip
+             "      narrow  rest     ms       score ± margin          within  held out      formats"]  # fmt: skip
     for trial in sorted(timed, key=lambda t: t["microseconds"]):
         held = "" if trial["heldout"] is None else f"{trial['heldout']:.6g}"
         mark, within = "*" if trial["best"] else " ", "yes" if trial["within"] else "no"
-        lines.append(
-            f"    {mark} {trial['narrow']:6} {trial['rest']:>5} {trial['microseconds'] / 1e3:8.3f}  "
-            f"{trial['score']:<8.6g} ± {trial['margin']:<10.3g}  {within:6}  {held}"
-        )
+        score = f"{trial['score']:<8.6g} ± {trial['margin']:<10.3g}  {within:6}  {held:12}  {', '.join(trial['kinds'])}"
+        time = f"{trial['rest']:>5} {trial['microseconds'] / 1e3:8.3f}"
+        lines.append(f"    {mark} {trial['narrow']:6} {time}  {score}".rstrip())
     return lines
 
 

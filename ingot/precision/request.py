@@ -11,7 +11,7 @@ from typing import Any
 from ingot.errors import ConfigError
 from ingot.precision.constraints import Constraints
 
-NARROW = ("int8", "fp8", "int4")  # formats of single nodes; fp16, bf16, tf32 are precisions of a whole build
+NARROW = ("int8", "int8_smooth", "fp8", "int4")  # of single nodes; fp16, bf16, tf32 are precisions of a whole build
 
 
 @dataclass(frozen=True)

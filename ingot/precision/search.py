@@ -44,11 +44,12 @@ class Search:
     forced: Mapping[str, str] = field(default_factory=dict)  # nodes that are narrow whatever it costs
     rest: str = "fp32"
     ladder: Sequence[float] = LADDER
+    also: Sequence[Choice] = ()
     _points: dict[Choice, Point] = field(default_factory=dict)
 
     def run(self, ranked: Sequence[Sensitivity]) -> list[Point]:
         """All points tried, those worth it timed; fastest within the budget first."""
-        for choice in self._widest():
+        for choice in (*self._widest(), *self.also):
             self._try(choice)
         useful = [s for s in ranked if s.gain > 0]
         longest = self._longest(useful)

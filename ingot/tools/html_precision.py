@@ -54,7 +54,7 @@ def _front(report: Report) -> str:
     trials = [t for t in report["trials"] if t["microseconds"] is not None]
     best, others = (_points([t for t in trials if t["best"] is kind]) for kind in (True, False))
     rows = "".join(_trial(t) for t in sorted(trials, key=lambda t: t["microseconds"]))
-    head = _head("narrow layers", "rest", "ms", "score", "±", "held out", "within", "front")
+    head = _head("narrow layers", "in", "rest", "ms", "score", "±", "held out", "within", "front")
     return (
         f"<h3>Choices measured</h3>{line_svg(best, 'ms', report['metric'], others)}"
         f'<p class="muted">Joined: no other choice is both faster and better. Grey: beaten.</p>'
@@ -81,7 +81,8 @@ def _trial(t: Mapping[str, Any]) -> str:
     held = "" if t["heldout"] is None else _number(t["heldout"])
     within = '<td class="good">yes</td>' if t["within"] else '<td class="bad">no</td>'
     return (
-        f"<tr><td>{t['narrow']}</td><td>{escape(t['rest'])}</td><td>{t['microseconds'] / 1e3:.3f}</td>"
+        f"<tr><td>{t['narrow']}</td><td>{escape(', '.join(t['kinds']))}</td><td>{escape(t['rest'])}</td>"
+        f"<td>{t['microseconds'] / 1e3:.3f}</td>"
         f"<td>{_number(t['score'])}</td><td>{_number(t['margin'])}</td><td>{held}</td>{within}"
         f"<td>{'*' if t['best'] else ''}</td></tr>"
     )
@@ -94,10 +95,11 @@ def _layers(report: Report) -> str:
     chosen = report["chosen"]
     rows = "".join(
         f"<tr><td>{escape(s['node'])}</td><td>{_decibels(s['noise'])}</td><td>{s['gain']:.1f}</td>"
+        f"<td>{escape(s['precision'])}</td>"
         f"<td>{escape(chosen.get(s['node'], report['rest']))}</td></tr>"
         for s in report["layers"]
     )
-    head = _head("layer", "signal to noise at the outputs, narrow alone", "µs saved", "chosen")
+    head = _head("layer", "signal to noise at the outputs, narrow alone", "µs saved", "in", "chosen")
     return f'<h3>Layers, cheapest noise first</h3><div class="scroll"><table>{head}{rows}</table></div>'
 
 

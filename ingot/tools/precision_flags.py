@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--int8", action="store_true", help="layers may be in 8-bit integers")
     group.add_argument("--fp8", action="store_true", help="layers may be in float8 E4M3 (CUDA)")
     group.add_argument("--int4", action="store_true", help="weights may be in 4-bit integers, in groups")
+    group.add_argument("--smooth", action="store_true", help="with --int8: magnitudes may move from tensors into "
+                       "weights (SmoothQuant)")  # fmt: skip
     group.add_argument("--best", action="store_true", help="everything this target has, whatever is fastest")
     group.add_argument("--data", help="samples: .npy, .npz, a folder, a Python file with samples()")
     group.add_argument("--preprocess", metavar="FILE", help="how images become inputs (see docs/calibration.md)")
@@ -61,6 +63,10 @@ def asked(arguments: argparse.Namespace) -> Asked:
         given, rest = {**given, **dict.fromkeys(_HERE.get(kind, ()), True)}, arguments.precision or _widest(kind)
     formats = tuple(name for name in FORMATS if given[name])
     _refuse_missing(formats, kind)
+    if arguments.smooth:
+        if not given["int8"]:
+            raise ConfigError("--smooth says how layers become 8-bit integers: give it with --int8")
+        formats = (*formats, "int8_smooth")
     rules = constraints.parse(arguments.precisionConstraints, arguments.layerPrecisions, arguments.layerOutputTypes)
     if not formats and arguments.data is None:
         for name in ("metric", "budget", "calib"):

@@ -1,6 +1,7 @@
 """The fastest engine within a budget: the digits, calibrated, searched, proved on held-out samples."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import ingot
 from ingot.cli import main
 from ingot.errors import BuildError, ConfigError
 from ingot.precision import budget, constraints, mixed
+from ingot.precision.metric import Answer
 from ingot.precision.mixed import Bench
 from ingot.precision.request import Request
 
@@ -65,6 +67,21 @@ def test_a_budget_that_forced_layers_break_is_refused_with_them() -> None:
         forced.best(budget.parse("120dB", forced.trials.metric))
 
 
+def test_of_several_formats_a_layer_takes_the_cheapest(bench: Bench) -> None:
+    rules = constraints.parse("obey", "stem:fp32,first:fp32,second:fp32", "")
+    several = mixed.prepare(MODEL, CONFIG, request(formats=("int8", "int4"), data=some(bench), constraints=rules))
+    limit = budget.parse("1%", several.trials.metric)
+    ranked = several.ranked(limit)
+    assert {(s.node, s.precision) for s in several._measured} == set(product(("hidden", "scores"), ("int8", "int4")))
+    assert all(s.price == min(m.price for m in several._measured if m.node == s.node) for s in ranked)
+    report = several.best(limit).report
+    assert len(ranked) == 2 and {("int4",), ("int8",)} <= {trial.kinds for trial in report.trials}
+
+
+def some(bench: Bench) -> list[Answer]:
+    return list(bench.trials.samples)[:24]
+
+
 def test_few_samples_prove_little(bench: Bench) -> None:
     few = mixed.prepare(MODEL, CONFIG, request(data=list(bench.trials.samples)[:1]))
     assert any("one sample only" in note for note in few.notes)
@@ -105,3 +122,8 @@ def test_a_metric_without_a_narrower_precision_is_refused(capsys: pytest.Capture
 def test_what_a_target_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(MODEL), "--fp8", "--data", str(DATA)]) == 1
     assert "--fp8 has no kernels on target cpu; it has int8, int4" in capsys.readouterr().err
+
+
+def test_smoothing_is_of_integers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(MODEL), "--int4", "--smooth", "--data", str(DATA)]) == 1
+    assert "give it with --int8" in capsys.readouterr().err
