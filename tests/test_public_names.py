@@ -7,7 +7,9 @@ import pytest
 
 import ingot
 
-PUBLIC = ["BuildConfig", "Engine", "IngotError", "LLM", "Profile", "Session", "StepTime", "TensorSpec", "build", "plugin"]
+PUBLIC = [
+    "BuildConfig", "Engine", "IngotError", "LLM", "Profile", "Session", "StepTime", "TensorSpec", "build", "plugin",
+]  # fmt: skip
 
 
 def test_public_names() -> None:
