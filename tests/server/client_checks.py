@@ -172,6 +172,25 @@ def infer_stream(protocol: str) -> None:
 
 
 @check
+def infer_decoupled(protocol: str) -> None:
+    done: queue.Queue[Any] = queue.Queue()
+    live = tritonclient.grpc.InferenceServerClient(sys.argv[2])
+    live.start_stream(callback=lambda result, error: done.put(error or result))
+    numbers = tensor(tritonclient.grpc, "IN", np.array([7, 8, 9], np.int32), "INT32")
+    live.async_stream_infer("repeat", [numbers], enable_empty_final_response=True)
+    answers = [done.get(timeout=60) for _ in range(4)]
+    live.async_stream_infer("repeat", [numbers])
+    answers += [done.get(timeout=60) for _ in range(3)]
+    live.stop_stream()
+    live.close()
+    last = [answer.get_response().parameters["triton_final_response"].bool_param for answer in answers]
+    assert last == [False] * 3 + [True] + [False] * 3 and done.empty()
+    del answers[3]
+    assert [answer.as_numpy("OUT").tolist() for answer in answers] == [[7], [8], [9]] * 2
+    refused(lambda: client("grpc").infer("repeat", [numbers]), "decoupled transaction policy")
+
+
+@check
 def infer_compressed(protocol: str) -> None:
     api = PROTOCOLS[protocol]
     for algorithm in ("gzip", "deflate"):

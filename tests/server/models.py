@@ -83,6 +83,28 @@ ensemble_scheduling {
 """
 
 
+REPEAT_CONFIG = """
+backend: "python"
+model_transaction_policy { decoupled: true }
+input [ { name: "IN" data_type: TYPE_INT32 dims: [ -1 ] } ]
+output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
+"""
+REPEAT = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    '''Answers with each element of its input.'''
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for element in request.inputs()[0].as_numpy():
+                sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", element.reshape(1))]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+
 def model(
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
@@ -116,4 +138,7 @@ def write_repository(root: Path) -> Path:
     (root / "chain").mkdir()
     (root / "chain" / "config.pbtxt").write_text(CHAIN_CONFIG)
     add_version(root, "plain", 1, identity(TensorProto.FLOAT, [2, 3]))
+    (root / "repeat" / "1").mkdir(parents=True)
+    (root / "repeat" / "config.pbtxt").write_text(REPEAT_CONFIG)
+    (root / "repeat" / "1" / "model.py").write_text(REPEAT)
     return root

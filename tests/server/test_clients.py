@@ -13,7 +13,7 @@ NAMES = [
     for node in SOURCE.body
     if isinstance(node, ast.FunctionDef) and [ast.unparse(d) for d in node.decorator_list] == ["check"]
 ]
-ONLY = {"infer_json": "http", "infer_stream": "grpc"}
+ONLY = {"infer_json": "http", "infer_stream": "grpc", "infer_decoupled": "grpc"}
 CASES = [(name, protocol) for name in NAMES for protocol in ("http", "grpc") if ONLY.get(name, protocol) == protocol]
 
 
