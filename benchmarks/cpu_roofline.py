@@ -4,8 +4,9 @@
 
 The limit of a step is the longer of two times: its operations at the register-only peak of the instruction that its
 kernel multiplies with (benchmarks.peaks measures it), and its bytes at the speed of reading memory. Operations are
-those of the direct convolution, whatever the kernel does. The last line is the network's share of the peak of its
-chosen kernels, and of float32's own (AVX-512 multiply-add), which products in bfloat16 parts may exceed.
+those of the direct convolution, whatever the kernel does. The last line is the network's share of what the vector
+registers can do at most (multiply-adds of float32; four bytes at a time, VNNI, where the model is int8), which tile
+registers (AMX) may exceed, and of the peak of the kernels that were chosen.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,15 +100,17 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{r.microseconds:>9.1f}{speeds}  {r.bound:<20}{r.kernel:<22}{r.nodes[:60]}"
 
 
-def totals(rows: Sequence[Row], found: Peaks) -> dict[str, float]:
+def totals(rows: Sequence[Row], found: Peaks, precision: str) -> dict[str, Any]:
     """Of the whole network: its time, and the shares of the peaks and of the limits."""
     time, operations = sum(r.microseconds for r in rows), sum(r.operations for r in rows)
-    own = sum(r.operations / found.operations["fma"] for r in rows)
+    vectors = "vnni" if precision == "int8" and "vnni" in found.operations else "fma"
+    own = sum(r.operations / found.operations[vectors] for r in rows)
     chosen = sum(r.operations * _products(r) / found.operations[r.unit.split(" / ")[0]] for r in rows)
     return {
         "milliseconds": round(time / 1e3, 3),
         "gflops": round(operations / time / 1e3, 1),
-        "of_fma_peak": round(own / time, 4),
+        "vector_peak": {"fma": "multiply-adds", "vnni": "VNNI"}[vectors],
+        "of_vector_peak": round(own / time, 4),
         "of_chosen_peak": round(chosen / time, 4),
         "of_limits": round(sum(r.limit for r in rows) / time, 4),
     }
@@ -116,12 +120,12 @@ def _products(r: Row) -> int:
     return int(r.unit.split(" / ")[1]) if " / " in r.unit else 1
 
 
-def claim(name: str, precision: str, total: dict[str, float]) -> str:
+def claim(name: str, precision: str, total: dict[str, Any]) -> str:
     return (
         f"{name} {precision}: {total['milliseconds']:.2f} ms, {total['gflops']:,.0f} GFLOP/s; "
-        f"{total['of_chosen_peak']:.0%} of the register-only peak of the chosen kernels, "
-        f"{total['of_limits']:.0%} of the limits of all steps, {total['of_fma_peak']:.0%} of the register-only peak of "
-        "float32 multiply-adds"
+        f"{total['of_vector_peak']:.0%} of the register-only peak of vectors ({total['vector_peak']}), "
+        f"{total['of_chosen_peak']:.0%} of that of the chosen kernels, {total['of_limits']:.0%} of the limits of all "
+        "steps"
     )
 
 
@@ -145,7 +149,7 @@ def main() -> int:
     print(describe(found))
     rows = measure(chosen.name, chosen.batch, precision, found)
     print("\n".join(table(rows)))
-    total = totals(rows, found)
+    total = totals(rows, found, precision)
     if chosen.json:
         figures = [asdict(r) | {"share": round(r.share, 3)} for r in rows]
         write_json(chosen.json, f"{chosen.name} b{chosen.batch} {precision}, step by step on one core", figures,

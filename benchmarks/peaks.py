@@ -46,6 +46,16 @@ def _sums(isa: Isa) -> int:
     return isa.registers - 4
 
 
+def _quads(f: Function, isa: Isa) -> None:
+    """The same with four bytes for each float: products of bytes summed in int32 (VNNI)."""
+    type_ = vector("i32", isa.lanes)
+    x, y = (f.load(type_, f["data"], i * isa.lanes * 4) for i in range(2))
+    name, sums = "llvm.x86.avx512.vpdpbusd.512", [f.constant(type_, 0)] * _sums(isa)
+    done = f.loop(0, f["count"], lambda _, *state: [f.intrinsic(name, type_, s, x, y) for s in state], sums)
+    for i, total in enumerate(done):
+        f.store(total, f["data"], (2 + i) * isa.lanes * 4)
+
+
 def _tiles(instruction: str) -> Callable[[Function, Isa], None]:
     def emit(f: Function, isa: Isa) -> None:
         """Four sums by two tiles of rows and two of weights, as the kernels have them."""
@@ -116,6 +126,8 @@ def peaks(isa: Isa) -> Peaks:
     floats = aligned_bytes(64 * isa.lanes * 4)
     floats.view(np.float32)[: 2 * isa.lanes] = np.random.default_rng(0).uniform(0.5, 1.0, 2 * isa.lanes)
     found = {"fma": 2 * isa.lanes * _sums(isa) * STEPS / _fastest(_compiled(_fma, isa), floats, STEPS)}
+    if isa.has("avx512_vnni"):
+        found["vnni"] = 4 * 2 * isa.lanes * _sums(isa) * STEPS / _fastest(_compiled(_quads, isa), floats, STEPS)
     for feature, name, instruction, depth in _TILE_PRODUCTS:
         if isa.has(feature):
             time = _fastest(_compiled(_tiles(instruction), isa), _operands(name), STEPS // 10)

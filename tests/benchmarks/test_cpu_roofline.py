@@ -41,6 +41,6 @@ def test_shares_of_a_network() -> None:
         row(step("conv_split", 30.0, 0, 10_000_000), 30.0, PEAKS),
         row(step("conv_direct", 70.0, 0, 7_000_000), 70.0, PEAKS),
     ]
-    total = totals(rows, PEAKS)
-    assert total["of_fma_peak"] == pytest.approx(0.85)
+    total = totals(rows, PEAKS, "fp32")
+    assert total["of_vector_peak"] == pytest.approx(0.85)
     assert total["of_chosen_peak"] == pytest.approx((10 + 35) / 100)
