@@ -37,6 +37,7 @@ from ingot.precision.report import Proof, Report, Trial
 from ingot.precision.request import Request
 from ingot.precision.search import LADDER, Point, Search, front, never_slower
 from ingot.precision.sensitivity import Group, Sensitivity
+from ingot.precision.spool import held
 from ingot.precision.trials import FLOAT32, Choice, Trials
 
 Progress = Callable[[str, float], None]
@@ -285,7 +286,7 @@ def _samples(
         found = samples(_drawn(source, specs, config), specs)
     else:
         found = samples(request.data, specs, request.preprocess)
-    every = list(found)
+    every = held(found)
     _check_indices(every, index_limits(source))
     if len(every) < 2:
         notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")
