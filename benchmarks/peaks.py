@@ -4,7 +4,9 @@
 """
 
 import ctypes
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +144,22 @@ _TILE_PRODUCTS: Sequence[tuple[str, str, str, int]] = (
     ("amx_bf16", "bfloat16", "tdpbf16ps", 32),
     ("amx_int8", "uint8", "tdpbusd", 64),
 )
+
+
+def reading(isa: Isa, threads: int, size: int = READ_BYTES) -> Callable[[], float]:
+    """A function that measures once how many bytes a microsecond `threads` threads read together, `size` each."""
+    function, buffers = _compiled(_read, isa), [aligned_bytes(size) for _ in range(threads)]
+    for buffer in buffers:
+        buffer[:] = 1
+    pool = ThreadPoolExecutor(threads)
+    steps = size // (16 * isa.lanes)
+
+    def once() -> float:
+        start = time.perf_counter()
+        list(pool.map(lambda buffer: function(address_of(buffer), steps), buffers))
+        return threads * size / (time.perf_counter() - start) / 1e6
+
+    return once
 
 
 def describe(found: Peaks) -> str:

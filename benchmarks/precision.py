@@ -151,15 +151,15 @@ def sentence_model(assets: Path) -> Any:
 
 
 def sentence_samples(assets: Path) -> Iterator[Arrays]:
-    return (minilm.tokenize([sentence]) for sentence in sentences(assets)[:CALIBRATED // 2])
+    return (minilm.tokenize([sentence]) for sentence in sentences(assets)[: CALIBRATED // 2])
 
 
 def sentence_timed(assets: Path) -> Arrays:
     return minilm.tokenize([" ".join(sentences(assets)[:12])], TOKENS)
 
 
-def sentences_close(least: float, wide: Run, narrow: Run, assets: Path) -> Outcome:
-    """Mean cosine of 200 embeddings, and Spearman's correlation of all their similarities, at least 0.98."""
+def sentences_close(least: float, ranked: float, wide: Run, narrow: Run, assets: Path) -> Outcome:
+    """Mean cosine of 200 embeddings, and Spearman's correlation of all their similarities."""
     chosen = sentences(assets)[CALIBRATED // 2 :][:200]
     both = [np.concatenate([only_output(run, minilm.tokenize([s], TOKENS)) for s in chosen]) for run in (wide, narrow)]
     unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in both]
@@ -168,8 +168,8 @@ def sentences_close(least: float, wide: Run, narrow: Run, assets: Path) -> Outco
     ranks = [(vectors @ vectors.T)[pairs].argsort().argsort() for vectors in unit]
     correlation = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
     text = (f"mean cosine {cosine:.4f} on {len(chosen)} sentences (at least {least}), rank correlation of similarities "
-            f"{correlation:.4f} (at least 0.98)")  # fmt: skip
-    return Outcome(text, cosine, cosine >= least and correlation >= 0.98)
+            f"{correlation:.4f} (at least {ranked})")  # fmt: skip
+    return Outcome(text, cosine, cosine >= least and correlation >= ranked)
 
 
 # speech
@@ -231,10 +231,12 @@ CASES = {
         partial(first, crop_samples), crops_agree, profile={"input": (1, 128, 128, 3)},
     ),
     "minilm": Case(
-        sentence_model, sentence_samples, sentence_timed, partial(sentences_close, 0.99), faster=1.8, profile=SENTENCE
+        sentence_model, sentence_samples, sentence_timed, partial(sentences_close, 0.99, 0.98),
+        faster=1.8, profile=SENTENCE,
     ),
     "minilm_int4": Case(
-        sentence_model, sentence_samples, sentence_timed, partial(sentences_close, 0.97), "int4_awq", profile=SENTENCE
+        sentence_model, sentence_samples, sentence_timed, partial(sentences_close, 0.97, 0.95),
+        "int4_awq", profile=SENTENCE,
     ),
     "silero_vad": Case(
         partial(stored, "audio/silero_vad/silero_vad.onnx"), speech_feeds, speech_samples, speech_agrees,

@@ -78,7 +78,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     )
     return BuildConfig(
         profiles=[profile], level=options.level, variants=options.variants, verify=False,
-        precision="bf16" if options.precision == "bf16" else "fp32", timing_cache=options.timing_cache,
+        precision="fp32" if options.precision == "fp32" else "bf16", timing_cache=options.timing_cache,
     )  # fmt: skip
 
 

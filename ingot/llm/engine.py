@@ -203,6 +203,8 @@ class Engine:
             self._record(*self._compute(step))
         elif not self.scheduler.idle and not step.preempted:
             raise IngotError("requests wait that no empty cache can hold")
+        if self.scheduler.idle and step.shares:
+            self.scheduler.check_integrity()
         return not self.scheduler.idle
 
     def _obey(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ingot.errors import ConfigError
 from ingot.llm.decoder import Array, Matrix
 
 Weights = Mapping[str, Array | None]
+Role = Literal["plain", "projection", "head"]
 _ROWS = 128  # that are rounded at a time: they stay in a cache
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest magnitude, tried for four bits
 
@@ -21,21 +22,23 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest magnitude, tried for fou
 @dataclass(frozen=True)
 class Format:
     """`bits` of a weight (32: float32, 16: bfloat16); `group` weights along the input share a scale (8 and 4 bits).
-    head_bits: of the last product; table: type of embeddings and experts; cache: of keys and values."""
+    head_bits, projection_bits: of the last product, and of those that make queries, keys and values, which suffer most
+    by rounding. table: type of embeddings and experts; cache: of keys and values."""
 
     name: str
     bits: int
     group: int = 0
     head_bits: int = 0
+    projection_bits: int = 0
     table: str = "bfloat16"
     cache: str = "bfloat16"
 
-    def linear(self, matrix: Matrix, head: bool = False) -> tuple[str, Weights, dict[str, Any]]:
+    def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
         """(operator, operands after x by name, attributes) of a product with the matrix."""
         if self.bits > 8:
             dtype = numpy_dtype("float32" if self.bits == 32 else "bfloat16")
             return "Linear", {"weight": joined(matrix, dtype)}, {}
-        bits = self.head_bits if head else self.bits
+        bits = {"head": self.head_bits, "projection": self.projection_bits}.get(role, self.bits)
         weight_KN, scale_GN = integers(matrix, bits, self.group)
         operands = {"weight": weight_KN, "scale": scale_GN, "zero": None}
         return "QuantizedLinear", operands, {"bits": bits, "group": self.group}
@@ -52,8 +55,9 @@ class Format:
 FORMATS = {
     "fp32": Format("fp32", 32, table="float32", cache="float32"),
     "bf16": Format("bf16", 16),
-    "int8": Format("int8", 8, 128, 8),
-    "int4": Format("int4", 4, 32, 8),
+    "int8": Format("int8", 8, 128, 8, 8),
+    "int4": Format("int4", 4, 32, 8, 4),
+    "int4_fine": Format("int4_fine", 4, 16, 8, 8),
 }
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ingot.ir.graph import make_node, set_type
 from ingot.ir.ops_table import TensorType
 from ingot.llm.decoder import Activation, Decoder, Experts, Layer, Matrix, Scale
-from ingot.llm.formats import Format
+from ingot.llm.formats import Format, Role
 
 Array = np.ndarray[Any, Any]
 _ACTIVATIONS: dict[Activation, str] = {
@@ -96,7 +96,7 @@ class Writer:
         return self.add(op, inputs, name, **attributes).outputs[0]
 
     def linear(
-        self, x: ir.Value, matrix: Matrix, name: str, epilogue: Epilogue | None = None, head: bool = False
+        self, x: ir.Value, matrix: Matrix, name: str, epilogue: Epilogue | None = None, role: Role = "plain"
     ) -> ir.Value:
         """x @ matrix with its bias, then the epilogue's instructions."""
         whole = Epilogue()
@@ -105,7 +105,7 @@ class Writer:
             whole.then("Add", whole.operand(self.constant(bias, f"{name}.bias")))
         if epilogue is not None:
             whole = _after(whole, epilogue)
-        op, weights, attributes = self.format.linear(matrix, head)
+        op, weights, attributes = self.format.linear(matrix, role)
         operands = [None if w is None else self.constant(w, f"{name}.{part}") for part, w in weights.items()]
         return self.value(op, [x, *operands, *whole.extras], name, **attributes, epilogue=whole.text)
 
@@ -160,7 +160,7 @@ def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
     picked = writer.value("Gather", [stream, step.rows], "picked", axis=0)
     ending = Epilogue()
     ending.cap(decoder.final_softcap)
-    logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending, head=True)
+    logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending, "head")
     graph.outputs.append(logits)
     return ir.Model(graph, ir_version=10)
 
@@ -235,7 +235,7 @@ def _joined(writer: Writer, x: ir.Value, matrix: Matrix, scale: Scale | None, st
 def _attention(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Value) -> ir.Value:
     decoder, name = writer.decoder, f"layers.{number}.attention"
     x = writer.norm(stream, layer.before_attention, f"{name}.norm")
-    projected = writer.linear(x, layer.projection, f"{name}.projection")
+    projected = writer.linear(x, layer.projection, f"{name}.projection", role="projection")
     cosine, sine = step.angles[layer.rope] if decoder.rope else (None, None)
     scales = [None if s is None else writer.constant(s.weight.astype(np.float32) + np.float32(s.offset), f"{name}.{n}")
               for n, s in (("query_scale", layer.query_scale), ("key_scale", layer.key_scale))]  # fmt: skip

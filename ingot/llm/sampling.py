@@ -15,7 +15,6 @@ import numpy as np
 from ingot.llm.batch import Array, Floats
 from ingot.llm.request import Sampling, TokenLogprob
 
-_FIRST_CANDIDATES = 256  # of a nucleus; eight times as many are looked at while they do not suffice
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -77,14 +76,14 @@ class Drawn:
 
 def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> list[Drawn]:
     """One token for each row of logits; beside each row's drawing a bit mask of the allowed tokens, or None."""
-    usable = np.isfinite(logits_RV.max(axis=1)) if len(rows) else np.zeros(0, bool)  # a maximum hands NaN on
-    tokens: list[int | None] = [None] * len(rows)
-    plain = [index for index, row in enumerate(rows) if usable[index] and _plain(*row)]
-    if plain:
-        for index, token in zip(plain, logits_RV[plain].argmax(axis=1), strict=True):
-            tokens[index] = int(token)
-    for index in set(np.flatnonzero(usable).tolist()) - set(plain):
-        tokens[index] = _careful(logits_RV[index], *rows[index])
+    if not rows:
+        return []
+    best = logits_RV.argmax(axis=1)  # the place of a NaN, if there is one
+    usable = np.isfinite(logits_RV[np.arange(len(rows)), best])
+    tokens = [
+        None if not fine else int(first) if _plain(*row) else _careful(logits, *row)
+        for fine, first, row, logits in zip(usable, best, rows, logits_RV, strict=True)
+    ]
     return [
         Drawn(token, _logprob(logits_RV[index], token, drawing.sampling.logprobs) if token is not None else None)
         for index, (token, (drawing, _)) in enumerate(zip(tokens, rows, strict=True))
@@ -145,23 +144,23 @@ def _inverse(weights: Array, number: float) -> int:
 
 
 def _candidates(logits_V: Floats, asked: Sampling) -> tuple[Array, Array]:
-    """The tokens that top_k, top_p and min_p leave, likeliest first, and their weights."""
-    vocabulary, best = len(logits_V), float(logits_V.max())
-    size = min(asked.top_k or _FIRST_CANDIDATES, vocabulary)
-    whole = None if asked.top_k else float(_weights(logits_V, best, asked.temperature).sum())
-    while True:
-        found = _best(logits_V, size)
-        weights = _weights(logits_V[found], best, asked.temperature)
-        kept = _kept(weights, float(weights.sum()) if whole is None else whole, asked)
-        if kept < size or size == vocabulary or asked.top_k:
-            return found[:kept], weights[:kept]
-        size = min(size * 8, vocabulary)
+    """The tokens that top_k, top_p and min_p leave, in their own order, and their weights."""
+    best, highest = float(logits_V.max()), logits_V
+    if asked.top_k is not None and asked.top_k < len(logits_V):
+        highest = np.partition(logits_V, -asked.top_k)[-asked.top_k :]
+    values = np.sort(highest)[::-1]  # values alone: numpy sorts them with the processor's vectors
+    count = _kept(_weights(values, best, asked.temperature), asked)
+    found = np.flatnonzero(logits_V >= values[count - 1])
+    if len(found) > count:  # of equal ones the first
+        equal = logits_V[found] == values[count - 1]
+        found = np.delete(found, np.flatnonzero(equal)[count - len(found) :])
+    return found, _weights(logits_V[found], best, asked.temperature)
 
 
-def _kept(weights: Array, whole: float, asked: Sampling) -> int:
+def _kept(weights: Array, asked: Sampling) -> int:
     """How many of these, from the likeliest on, top_p and min_p leave: always one."""
-    before = np.concatenate([[0.0], np.cumsum(weights)[:-1]])
-    return max(int(((before < asked.top_p * whole) & (weights >= asked.min_p)).sum()), 1)
+    before = np.cumsum(weights) - weights
+    return max(int(((before < asked.top_p * weights.sum()) & (weights >= asked.min_p)).sum()), 1)
 
 
 def _best(logits_V: Floats, count: int) -> Array:

@@ -33,7 +33,7 @@ Feeds = Mapping[str, Any]
 Progress = Callable[[str, float], None]
 Run = Callable[[Feeds], Mapping[str, Any]]
 __all__ = ["Ranges", "TensorRange", "calibrate"]
-_BATCH, _KEPT = 16, 32
+_BATCH, _KEPT, _MANY_CHANNELS = 16, 32, 16
 
 
 @dataclass(eq=False)
@@ -171,10 +171,21 @@ def _choose(
 ) -> dict[str, TensorRange]:
     names = list(calibrators.CALIBRATORS) if calibrator == calibrators.AUTO else [calibrator]
     offers = {tensor: {name: calibrators.named(name)(o.histogram) for name in names} for tensor, o in seen.items()}
+    if calibrator == calibrators.AUTO:
+        for tensor, o in seen.items():
+            offers[tensor] |= _of_channels(o)
     best = dict.fromkeys(seen, calibrator)
     if calibrator == calibrators.AUTO and seen:
         best = least_disturbing(model, offers, kept, tell)
     return {tensor: _range(observation, best[tensor], offers[tensor]) for tensor, observation in seen.items()}
+
+
+def _of_channels(observation: Observation) -> dict[str, calibrators.Bounds]:
+    """What covers most channels, where there are many: a single one may be far larger than the others."""
+    lows, highs = observation.lows, observation.highs
+    if lows is None or highs is None or len(lows) < _MANY_CHANNELS:
+        return {}
+    return {"most channels": calibrators.most_channels(lows, highs)}
 
 
 def _range(observation: Observation, name: str, offers: Mapping[str, calibrators.Bounds]) -> TensorRange:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ Array = np.ndarray[Any, Any]
 Bounds = tuple[float, float]
 LEVELS = 255
 _PERCENTILE = 0.9999
+_OUTERMOST = 0.02
 _BINS, _KEPT = 2048, 128  # entropy: bins of |x|, and those an 8-bit half has
 
 
@@ -71,6 +73,12 @@ def mse(histogram: Histogram) -> Bounds:
     return best
 
 
+def most_channels(lows: Array, highs: Array) -> Bounds:
+    """All that was seen in all channels but the outermost 2 %, of which there is one at least."""
+    kept = len(lows) - max(1, round(_OUTERMOST * len(lows)))
+    return min(0.0, float(np.sort(lows)[::-1][kept - 1])), max(0.0, float(np.sort(highs)[kept - 1]))
+
+
 def _with(bounds: Bounds, end: int, value: float) -> Bounds:
     return (value, bounds[1]) if end == 0 else (bounds[0], value)
 
@@ -90,7 +98,8 @@ def square_error(histogram: Histogram, bounds: Bounds) -> float:
 
 
 CALIBRATORS: dict[str, Callable[[Histogram], Bounds]] = {
-    "minmax": minmax, "entropy": entropy, "percentile": percentile, "mse": mse,
+    "minmax": minmax, "entropy": entropy, "percentile": percentile, "percentile99.9": partial(percentile, share=0.999),
+    "mse": mse,
 }  # fmt: skip
 AUTO = "auto"
 

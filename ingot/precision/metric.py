@@ -17,6 +17,7 @@ import numpy as np
 
 from ingot.errors import ConfigError
 from ingot.evidence import cosine_of
+from ingot.precision.spool import held
 
 Array = np.ndarray[Any, Any]
 Answer = Mapping[str, Any]
@@ -204,4 +205,4 @@ def answers(run: Callable[[Mapping[str, Any]], dict[str, Any]], samples: Iterabl
             ) -> list[dict[str, Any]]:  # fmt: skip
     """The answers of `run` (a session's) to each sample; what is not an input stays out of the feeds."""
     inputs = list(names)
-    return [run({name: sample[name] for name in inputs}) for sample in samples]
+    return held(run({name: sample[name] for name in inputs}) for sample in samples)

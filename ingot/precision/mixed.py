@@ -27,7 +27,7 @@ from ingot.ir import shapes
 from ingot.plan.extent import symbols_of
 from ingot.plan.plan import TensorSpec
 from ingot.precision import budget as budgets
-from ingot.precision import constraints, formats, metric, overflow, sensitivity
+from ingot.precision import cache, constraints, formats, metric, overflow, sensitivity
 from ingot.precision.budget import UNLIMITED, Budget
 from ingot.precision.calibrate import Ranges, calibrate
 from ingot.precision.constraints import Settled
@@ -37,6 +37,7 @@ from ingot.precision.report import Proof, Report, Trial
 from ingot.precision.request import Request
 from ingot.precision.search import LADDER, Point, Search, front, never_slower
 from ingot.precision.sensitivity import Group, Sensitivity
+from ingot.precision.spool import held
 from ingot.precision.trials import FLOAT32, Choice, Trials
 
 Progress = Callable[[str, float], None]
@@ -116,8 +117,12 @@ def _silent(stage: str, share: float) -> None:
 
 
 def _ranges(source: onnx_ir.Model, found: Sequence[Answer], request: Request, tell: Progress) -> Ranges | None:
-    """Of every tensor that may become narrow."""
-    return calibrate(source, found, request.calibrator, tell) if request.formats else None
+    """Of every tensor that may become narrow; None where nothing may."""
+    if not request.formats:
+        return None
+    if request.data is None and request.cache is not None and not Path(request.cache).exists():
+        raise ConfigError(f"there is no calibration cache {request.cache}, and no samples to make it of: give them")
+    return cache.remembered(request.cache, source, lambda: calibrate(source, found, request.calibrator, tell))
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,11 +281,12 @@ def _samples(
     """The half to search with, and the half that proves; one sample is both."""
     specs = input_specs(source, config)
     if request.data is None:
-        notes.append("no samples were given: ranges are those of drawn inputs, so accuracy on real ones is unknown")
+        ranges = "those of drawn inputs" if request.cache is None else f"those of {request.cache}"
+        notes.append(f"no samples were given: ranges are {ranges}, and accuracy on real inputs is unknown")
         found = samples(_drawn(source, specs, config), specs)
     else:
         found = samples(request.data, specs, request.preprocess)
-    every = list(found)
+    every = held(found)
     _check_indices(every, index_limits(source))
     if len(every) < 2:
         notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")

@@ -119,7 +119,7 @@ class Trials:
     def ask(self, engine: Engine, samples: Sequence[Answer]) -> list[Answer]:
         """The engine's answers."""
         with self.session(engine) as session:
-            return list(metrics.answers(session.run, samples, [spec.name for spec in engine.inputs]))
+            return [*metrics.answers(session.run, samples, [spec.name for spec in engine.inputs])]
 
     @contextmanager
     def session(self, engine: Engine) -> Iterator[Session]:

@@ -27,6 +27,7 @@ _BLOCKS_OPSET = 21
 _STRENGTHS = np.linspace(0, 1, 11)
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _SMALLEST = 1e-5
+_SMALLEST_HALF, _LARGEST_HALF = 2.0**-14, 65504.0  # normal numbers of float16
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,19 @@ def rounded(weight: Array, axis: int, block: int, energy: Array | None = None) -
 def _best_scales(blocks: Array, weights: Array) -> Array:
     """[block, column]: the share of the largest magnitude whose rounding and clipping err least."""
     largest = np.abs(blocks).max(1)
-    best, least = np.where(largest > 0, largest / 7, 1.0).astype(np.float32), np.full(largest.shape, np.inf, np.float32)
+    best, least = np.ones(largest.shape, np.float32), np.full(largest.shape, np.inf, np.float32)
     for share in _SHARES:
-        scale = np.where(largest > 0, largest * share / 7, 1.0).astype(np.float32)
+        scale = _short(np.where(largest > 0, largest * share / 7, 1.0).astype(np.float32))
         restored = np.clip(np.rint(blocks / scale[:, None]), -7, 7) * scale[:, None]
         error = (weights * (restored - blocks) ** 2).sum(1)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best
+
+
+def _short(scale: Array) -> Array:
+    """As float16 has it, so that kernels may keep it in two bytes; what would lose digits there stays as it is."""
+    fits = (scale >= _SMALLEST_HALF) & (scale < _LARGEST_HALF)
+    return np.where(fits, np.where(fits, scale, 1).astype(np.float16).astype(np.float32), scale)
 
 
 def _scaled(

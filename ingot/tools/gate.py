@@ -13,6 +13,7 @@ from ingot.errors import ConfigError
 from ingot.precision import budget, metric
 from ingot.precision.data import samples
 from ingot.precision.metric import Change, Metric
+from ingot.precision.spool import held
 from ingot.tools import files
 
 _LISTED = 20
@@ -62,7 +63,7 @@ def judge(arguments: argparse.Namespace) -> Verdict:
     judged = metric.load(arguments.metric)
     allowed = budget.parse(_limit(arguments.max_drop, judged), judged)
     data = samples(arguments.data, old.inputs)
-    chosen = list(data if arguments.samples is None else data.take(arguments.samples))
+    chosen = held(data if arguments.samples is None else data.take(arguments.samples))
     before, after = (_answers(engine, chosen, arguments.threads) for engine in (old, new))
     was, now = judged(before, chosen, before), judged(after, chosen, before)
     changed = tuple(metric.changes(before, after))

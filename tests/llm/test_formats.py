@@ -44,7 +44,7 @@ def test_matrices_side_by_side() -> None:
     assert np.shares_memory(joined(Matrix((narrow,)), narrow.dtype), narrow)
 
 
-@pytest.mark.parametrize(("name", "within"), [("bf16", 0.06), ("int8", 0.06), ("int4", 0.5)])
+@pytest.mark.parametrize(("name", "within"), [("bf16", 0.06), ("int8", 0.06), ("int4", 0.5), ("int4_fine", 0.3)])
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_engines_of_fewer_bits(name: str, within: float, family: str, tmp_path: Path) -> None:
     """Relative to the spread of the logits."""

@@ -77,7 +77,7 @@ class Bench:
         self.time.wall += seconds
         self.controller.step()
         for job in list(self.controller.jobs.values()):
-            job.result(20)
+            job.result(60)
         return self.state
 
     def rounds(self, until: Callable[[State], bool], most: int = 100, seconds: float = 0.5) -> State:

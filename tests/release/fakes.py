@@ -160,11 +160,20 @@ class World:
         return self.loop.run(read())
 
     def counters(self, version: str) -> Any:
-        """Once the workers have told."""
-        time.sleep(0.45)
+        """Of all that was answered by now."""
+        self.told()
         return self.observation().counters[version]
 
-    def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    def told(self) -> None:
+        """Once every worker has told twice: the first time may have been on its way before."""
+        for _ in range(2):
+            before = [worker.report for worker in self.gateway.workers]
+            self.until(lambda before=before: not any(one is worker.report for one, worker in self._beside(before)))
+
+    def _beside(self, reports: list[Any]) -> Any:
+        return zip(reports, self.gateway.workers, strict=False)
+
+    def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, "it did not come about"
@@ -172,7 +181,7 @@ class World:
 
     def ask(self, user: str | None = None, path: str = "/v2/models/digits/infer", method: str = "POST",
             body: bytes = b"{}", **headers: str) -> Answer:  # fmt: skip
-        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=60)
         try:
             if user is not None:
                 headers["x-user-id"] = user

@@ -37,7 +37,7 @@ class Served:
         self.port = self.loop.run(self.front.start("127.0.0.1", 0))
 
     def ask(self, method: str, path: str, body: str = "", **headers: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         named = {"content-type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
         connection.request(method, path, body.encode(), named)
         answer = connection.getresponse()

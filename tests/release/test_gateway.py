@@ -120,7 +120,7 @@ def test_streams_pass_through_unbuffered(half: World) -> None:
 
     for upstream in half.upstreams.values():
         upstream.behave = stream
-    with socket.create_connection(("127.0.0.1", half.gateway.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", half.gateway.port), timeout=60) as client:
         client.sendall(b"POST /v2/models/digits/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
         received = b""
         while b"data: one" not in received:
@@ -141,7 +141,7 @@ def test_a_stream_that_breaks_is_not_taken_for_whole(half: World) -> None:
 
     for upstream in half.upstreams.values():
         upstream.behave = broken
-    with socket.create_connection(("127.0.0.1", half.gateway.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", half.gateway.port), timeout=60) as client:
         client.sendall(b"GET /v2/models/digits HTTP/1.1\r\nhost: x\r\n\r\n")
         received = b""
         try:
@@ -160,7 +160,7 @@ def test_endpoints_that_hang_lie_or_reset_cost_one_attempt(half: World, trouble:
     begun = time.monotonic()
     answer = half.ask(user)
     assert (answer.status, answer.version, answer.route) == (200, "v1", "retry")
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 20.0
     assert len(half.upstreams["v2"].seen) - 2 <= 2, "one attempt, or two where a kept connection was found closed"
     assert half.counters("v2").errors == before + 1
 
@@ -201,7 +201,7 @@ def test_a_dead_canary_costs_each_user_at_most_one_failed_attempt(half: World) -
         assert half.observation().open_breakers == ("v2",)
     finally:
         half.loop.run(dead.start(port))
-    half.until(lambda: half.ask(half.user_of("v2")).version == "v2", 15)
+    half.until(lambda: half.ask(half.user_of("v2")).version == "v2")
 
 
 def test_a_new_stable_that_dies_is_stood_in_for_by_the_one_before(half: World) -> None:
@@ -230,10 +230,10 @@ def test_the_canary_is_not_credited_with_stables_answers(half: World) -> None:
 
 def test_mirrored_traffic_is_compared_never_returned_never_slowing(half: World) -> None:
     fresh(half, "steps: [{setWeight: 0}, {setMirrorRoute: {percentage: 100}}, {pause: {}}]")
-    half.upstreams["v2"].behave = fakes.slow(0.3)
+    half.upstreams["v2"].behave = fakes.slow(1.5)
     begun = time.monotonic()
     answers = [half.ask(f"user{n}") for n in range(20)]
-    assert time.monotonic() - begun < 2.0, "twenty mirrored requests of 0.3 s each were not waited for"
+    assert time.monotonic() - begun < 20.0, "twenty mirrored requests of 1.5 s each were not waited for"
     assert {answer.version for answer in answers} == {"v1"}
     half.until(lambda: half.observation().counters["v2"].mirrored >= 16)
     assert half.observation().counters["v2"].agreed == 0, "the fakes answer with their names"
@@ -248,7 +248,7 @@ def test_a_hanging_mirror_slows_nobody(half: World) -> None:
     begun = time.monotonic()
     for n in range(60):
         assert half.ask(f"user{n}").status == 200
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 30.0
     assert len(half.upstreams["v2"].seen) <= 60
 
 
@@ -286,7 +286,7 @@ def test_users_are_counted_once(half: World) -> None:
     fresh(half, HALF)
     for n in range(150):
         half.ask(f"person{n % 50}")
-    time.sleep(0.5)
+    half.told()
     users = half.observation().users
     assert sum(users.values()) == 50
 
@@ -297,8 +297,8 @@ def test_metrics_are_exported(half: World) -> None:
     from ingot.release.gateway_metrics import NAMES
 
     half.ask("user1")
-    time.sleep(0.5)
-    connection = http.client.HTTPConnection("127.0.0.1", half.gateway.metrics_port, timeout=5)
+    half.told()
+    connection = http.client.HTTPConnection("127.0.0.1", half.gateway.metrics_port, timeout=60)
     connection.request("GET", "/metrics")
     page = connection.getresponse().read().decode()
     connection.close()

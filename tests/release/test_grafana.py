@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Samples:
         for n in range(20):
             made.ask(f"user{n}")
         made.ask(path="/feedback", body=b'{"model": "digits", "event": "click", "good": true, "version": "v2"}')
-        time.sleep(0.6)
-        connection = http.client.HTTPConnection("127.0.0.1", made.gateway.metrics_port, timeout=5)
+        made.told()
+        made.until(lambda: made.observation().counters["v2"].mirrored > 0)
+        connection = http.client.HTTPConnection("127.0.0.1", made.gateway.metrics_port, timeout=60)
         connection.request("GET", "/metrics")
         page = connection.getresponse().read().decode()
         connection.close()

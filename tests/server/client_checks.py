@@ -147,7 +147,7 @@ def infer_async(protocol: str) -> None:
             client("grpc").async_infer(
                 "simple", sum_inputs(api), callback=lambda result, error: done.put(error or result)
             )
-        results = [done.get(timeout=20) for _ in range(8)]
+        results = [done.get(timeout=60) for _ in range(8)]
     for result in results:
         verify_sum(result)
 
@@ -160,7 +160,7 @@ def infer_stream(protocol: str) -> None:
     for number in range(5):
         live.async_stream_infer("simple", sum_inputs(tritonclient.grpc), request_id=str(number))
     live.async_stream_infer("unheard_of", sum_inputs(tritonclient.grpc))
-    answers = [done.get(timeout=20) for _ in range(6)]
+    answers = [done.get(timeout=60) for _ in range(6)]
     live.stop_stream()
     live.close()
     good = [answer for answer in answers if not isinstance(answer, InferenceServerException)]

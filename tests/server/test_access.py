@@ -55,7 +55,7 @@ def guarded(root: Path, keys: Path, engine_cache: Path) -> Iterator[Server]:
 def ask(
     server: Server, method: str, path: str, key: str = "", port: str = "http", header: str = "x-api-key", body: str = ""
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports[port], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports[port], timeout=60)
     connection.request(method, path, body, {header: key} if key else {})
     response = connection.getresponse()
     answer = response.status, response.read()
@@ -93,7 +93,7 @@ def call(channel: grpc.Channel, verb: str, answer: str, metadata: Any = (), **fi
         f"/inference.GRPCInferenceService/{verb}",
         lambda sent: sent.SerializeToString(), message(f"inference.{answer}").FromString,
     )  # fmt: skip
-    return method(asked, metadata=metadata, timeout=20)
+    return method(asked, metadata=metadata, timeout=60)
 
 
 def test_grpc_takes_the_same_keys(guarded: Server) -> None:
@@ -108,7 +108,7 @@ def test_grpc_takes_the_same_keys(guarded: Server) -> None:
             assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         with pytest.raises(grpc.RpcError) as refusal:
-            next(stream(iter([b""]), timeout=20))
+            next(stream(iter([b""]), timeout=60))
         assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -184,7 +184,7 @@ def secure(server: Server, port: str, tls: Tls, own: Tls | None = None) -> http.
     context = ssl.create_default_context(cafile=str(tls.certificate))
     if own:
         context.load_cert_chain(own.certificate, own.key)
-    return http.client.HTTPSConnection("127.0.0.1", server.ports[port], timeout=20, context=context)
+    return http.client.HTTPSConnection("127.0.0.1", server.ports[port], timeout=60, context=context)
 
 
 def test_tls(root: Path, engine_cache: Path, certificate: Tls, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_tls(root: Path, engine_cache: Path, certificate: Tls, tmp_path: Path) -
         trusted = grpc.ssl_channel_credentials(certificate.certificate.read_bytes())
         with grpc.secure_channel(f"localhost:{server.ports['grpc']}", trusted) as channel:
             assert call(channel, "ServerReady", "ServerReadyResponse").ready
-        with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=20) as plain:
+        with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=60) as plain:
             plain.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in plain.recv(100)
         made_certificate(tmp_path)
@@ -260,11 +260,11 @@ def test_requests_in_flight_are_limited(root: Path, engine_cache: Path) -> None:
 def test_connections_are_limited(root: Path, engine_cache: Path) -> None:
     with BackgroundServer(options(root, engine_cache, limits=Limits(connections=3))) as server:
         address = ("127.0.0.1", server.ports["http"])
-        held = [socket.create_connection(address, timeout=20) for _ in range(3)]
+        held = [socket.create_connection(address, timeout=60) for _ in range(3)]
         for client in held:
             client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" in client.recv(1000)
-        with socket.create_connection(address, timeout=20) as one_too_many, pytest.raises(ConnectionError):
+        with socket.create_connection(address, timeout=60) as one_too_many, pytest.raises(ConnectionError):
             one_too_many.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
             if not one_too_many.recv(1000):
                 raise ConnectionError
@@ -281,18 +281,18 @@ def test_queue_limit_for_models_that_state_none(root: Path, engine_cache: Path) 
 
 def test_a_large_body_is_refused_before_it_is_sent(root: Path, engine_cache: Path) -> None:
     with BackgroundServer(options(root, engine_cache, limits=Limits(body=1000))) as server:
-        with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=60) as client:
             client.sendall(b"POST /v2/models/scale/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n")
             assert b" 413 " in client.recv(1000)
         seen = []
 
         def chunked() -> None:
-            with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=20) as client:
+            with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=60) as client:
                 client.sendall(b"POST /v2/models/scale/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
                 client.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
                 seen.append(client.recv(1000))
 
         thread = threading.Thread(target=chunked)
         thread.start()
-        thread.join(20)
+        thread.join(60)
         assert b" 413 " in seen[0]

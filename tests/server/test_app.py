@@ -92,7 +92,7 @@ def ask_once(connection: http.client.HTTPConnection) -> object:
 
 
 def get(server: Server, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60)
     connection.request("GET", path)
     status = connection.getresponse().status
     connection.close()
@@ -110,19 +110,19 @@ def test_a_port_that_is_taken_is_named(server: Server, tmp_path: Path, engine_ca
 def test_ending_while_requests_arrive(tmp_path: Path, engine_cache: Path) -> None:
     """Each request is answered rightly, refused with 503, or finds the door closed; none hangs, none is wrong."""
     add_version(tmp_path, "scale", 1, scale(2.0))
-    background = BackgroundServer(options(tmp_path, engine_cache, lame_duck=0.2))
+    background = BackgroundServer(options(tmp_path, engine_cache, lame_duck=3.0))
     seen: list[object] = []
     busy = threading.Barrier(9)
 
     def ask(port: int) -> None:
         answered = 0
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             try:
                 while True:
                     seen.append(ask_once(connection))
                     answered += 1
                     if answered == 5:
-                        busy.wait(20)
+                        busy.wait(60)
             except (http.client.HTTPException, ConnectionError) as error:
                 seen.append(type(error))
 
@@ -130,13 +130,13 @@ def test_ending_while_requests_arrive(tmp_path: Path, engine_cache: Path) -> Non
         threads = [threading.Thread(target=ask, args=(server.ports["http"],)) for _ in range(8)]
         for thread in threads:
             thread.start()
-        busy.wait(20)
+        busy.wait(60)
         stopping = asyncio.run_coroutine_threadsafe(server.stop(), background.loop)
         while get(server, "/v2/health/ready") != 400:  # readiness falls while requests are still taken
             pass
-        stopping.result(20)
+        stopping.result(60)
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in threads)
     good = [item for item in seen if item == [2, 4, 6, 8]]
     rest = [item for item in seen if item != [2, 4, 6, 8]]
@@ -147,7 +147,7 @@ def test_ending_while_requests_arrive(tmp_path: Path, engine_cache: Path) -> Non
 def test_answered_requests_leave_nothing_to_the_collector(server: Server) -> None:
     """A request that refers to itself in a circle is freed by collections only, which hold all others up."""
     body = json.dumps(INFER)
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60)) as connection:
         gc.collect()
         gc.disable()
         try:
@@ -183,7 +183,7 @@ def test_the_command(tmp_path: Path, engine_cache: Path) -> None:
             break
     assert "listening" in lines[-1], "".join(lines)
     port = int(lines[-1].partition("http ")[2].split(",")[0])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/v2/models/scale/infer", json.dumps(INFER))
     assert json.loads(connection.getresponse().read())["outputs"][0]["data"] == [2, 4, 6, 8]
     process.send_signal(signal.SIGTERM)

@@ -55,7 +55,7 @@ def test_mutated_requests(server: Server, seed: int) -> None:
     source, seen = random.Random(seed), set[int]()
     for _ in range(150):
         data = mutated(source)
-        with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", server.ports["http"]), timeout=60) as client:
             client.sendall(data)
             client.settimeout(0.02)
             answer = receive(client)
@@ -63,7 +63,7 @@ def test_mutated_requests(server: Server, seed: int) -> None:
         seen |= set(statuses)
         assert all(200 <= status < 500 or status == 501 for status in statuses), (data, answer)
     assert {200, 400, 404} <= seen
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60)
     connection.request("GET", "/v2/health/ready")
     assert connection.getresponse().status == 200 and server.service.inflight == 0
     connection.close()

@@ -20,7 +20,7 @@ from tests.server.models import scale
 
 
 def ask(server: Server, path: str, body: Any = None, **headers: str) -> tuple[int, Any, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60)
     sent = body if isinstance(body, str | bytes) else json.dumps(body)
     connection.request("GET" if body is None else "POST", path, None if body is None else sent, headers)
     response = connection.getresponse()

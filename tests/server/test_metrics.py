@@ -26,7 +26,7 @@ TRITONS = (
 
 
 def page(server: Server) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["metrics"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["metrics"], timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -54,7 +54,7 @@ def parsed(text: str) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
 
 
 def infer(server: Server, path: str = "scale") -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60)
     connection.request("POST", f"/v2/models/{path}/infer", json.dumps(INFER))
     connection.getresponse().read()
     connection.close()

@@ -129,7 +129,7 @@ def asked(server: Server, model: str, *inputs: tuple[str, str, Any], **more: Any
         {"name": name, "datatype": datatype, "shape": list(np.shape(data)), "data": data}
         for name, datatype, data in inputs
     ]
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60)
     connection.request("POST", f"/v2/models/{model}/infer", json.dumps({"inputs": entries, **more}))
     response = connection.getresponse()
     body = json.loads(response.read())
@@ -232,12 +232,22 @@ def test_helpers() -> None:
         _ = pb_utils.unheard_of
 
 
+def until(holds: Any) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
 def test_requests_that_wait_are_handed_over_together(tmp_path: Path, engine_cache: Path) -> None:
-    code = """
-    import time, numpy as np, triton_python_backend_utils as pb_utils
+    """While the first one runs, the others wait; then all of them come at once."""
+    code = f"""
+    import os, time, numpy as np, triton_python_backend_utils as pb_utils
     class TritonPythonModel:
         def execute(self, requests):
-            time.sleep(0.2)
+            open({str(tmp_path / "begun")!r}, "w").close()
+            while not os.path.exists({str(tmp_path / "go")!r}):
+                time.sleep(0.01)
             made = np.full((1, 1), len(requests), np.int32)
             return [pb_utils.InferenceResponse([pb_utils.Tensor("n", made)]) for _ in requests]
     """
@@ -245,13 +255,16 @@ def test_requests_that_wait_are_handed_over_together(tmp_path: Path, engine_cach
     output [ { name: "n" data_type: TYPE_INT32 dims: [ 1 ] } ]"""
     write(tmp_path, "slow", code, config)
     with BackgroundServer(options(tmp_path, engine_cache)) as server:
-        connections = [http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=20) for _ in range(6)]
+        connections = [http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=60) for _ in range(5)]
         entry = {"name": "x", "datatype": "INT32", "shape": [1, 2], "data": [1, 2]}
-        for connection in connections:
+        pending = server.repository.find("slow")
+        for number, connection in enumerate(connections):
             connection.request("POST", "/v2/models/slow/infer", json.dumps({"inputs": [entry]}))
-            time.sleep(0.02)
+            until((tmp_path / "begun").exists)
+            until(lambda number=number: pending.pending == number)
+        (tmp_path / "go").touch()
         answers = [json.loads(connection.getresponse().read()) for connection in connections]
         together = [answer["outputs"][0]["data"][0] for answer in answers]
-        assert together[0] == 1 and max(together) > 1, "the first alone, then several at once"
+        assert together == [1, 4, 4, 4, 4]
         for connection in connections:
             connection.close()

@@ -18,7 +18,7 @@ def test_one_executes_ten_wait_twelve_arrive_two_are_rejected() -> None:
     instance, answers, rejected = HeldInstance(), Answers(), []
     running = scheduler(instance, rules=Rules(max_rows=1, policy=QueuePolicy(max_size=10)))
     running.submit(request(0), answers)
-    assert instance.begun.acquire(timeout=20)
+    assert instance.begun.acquire(timeout=60)
     for number in range(12):
         try:
             running.submit(request(number), answers)
@@ -34,7 +34,7 @@ def test_what_waits_runs_together() -> None:
     instance, answers = HeldInstance(), Answers()
     running = scheduler(instance)
     running.submit(request(1), answers)
-    assert instance.begun.acquire(timeout=20)
+    assert instance.begun.acquire(timeout=60)
     for number in range(5):
         running.submit(request(number, rows=2), answers)
     instance.gate.set()
@@ -62,7 +62,7 @@ def test_closing_answers_what_waits() -> None:
     closing = threading.Thread(target=running.close)
     closing.start()
     instance.gate.set()
-    closing.join(20)
+    closing.join(60)
     assert sorted(value_of(outcome) for outcome in answers.wait(7)) == [number * 2.0 for number in range(7)]
     assert instance.closed
     with pytest.raises(Closed):
@@ -73,7 +73,7 @@ def test_a_cancelled_request_is_answered_once_and_not_run() -> None:
     instance, answers = HeldInstance(), Answers()
     running = scheduler(instance, rules=Rules(max_rows=1))
     held = running.submit(request(1), answers)
-    assert instance.begun.acquire(timeout=20)
+    assert instance.begun.acquire(timeout=60)
     cancel = running.submit(request(2), answers)
     assert cancel() and not cancel() and not held()
     (cancelled,) = answers.wait(1)
@@ -89,7 +89,7 @@ def test_order_is_preserved_across_instances_where_asked() -> None:
     running = scheduler(slow, fast, rules=Rules(max_rows=1), ordered=True)
     running.submit(request(1), answers)
     running.submit(request(2), answers)
-    assert slow.begun.acquire(timeout=20) and fast.begun.acquire(timeout=20)
+    assert slow.begun.acquire(timeout=60) and fast.begun.acquire(timeout=20)
     fast.gate.set()
     slow.gate.set()
     assert [value_of(outcome) for outcome in answers.wait(2)] == [2, 4]
@@ -100,7 +100,7 @@ def test_a_timeout_in_the_queue() -> None:
     instance, answers = HeldInstance(), Answers()
     running = scheduler(instance, rules=Rules(max_rows=1, policy=QueuePolicy(allow_override=True)))
     running.submit(request(1), answers)
-    assert instance.begun.acquire(timeout=20)
+    assert instance.begun.acquire(timeout=60)
     running.submit(request(2, timeout_us=1), answers)
     instance.gate.set()
     (late,) = (outcome for outcome in answers.wait(2) if isinstance(outcome, ServerError))

@@ -47,11 +47,11 @@ class Running:
     def on_loop(self, action: Any) -> None:
         done = threading.Event()
         self.loop.call_soon_threadsafe(lambda: (action(), done.set()))
-        assert done.wait(10)
+        assert done.wait(60)
 
     def talk(self, data: bytes) -> bytes:
         """Everything the server sends until it closes; the client says that it is done."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
             return everything(client)
@@ -93,9 +93,9 @@ def test_requests_that_come_together_are_answered_in_order(running: Running) -> 
 
 
 def test_a_thousand_requests_behind_a_slow_one(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
         client.sendall(post(b"", "/hold") + b"GET / HTTP/1.1\r\n\r\n" * 2000)
-        assert running.echo.holding.wait(10)
+        assert running.echo.holding.wait(60)
         running.on_loop(lambda: running.echo.held[0].respond(200, [b"slow"]))
         received = b""
         while received.count(b"HTTP/1.1 200 OK") < 2001:
@@ -137,7 +137,7 @@ def test_an_offered_upgrade_is_passed_over(running: Running) -> None:
 
 
 def test_http_1_0_closes(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b"connection: close" in everything(client)
 
@@ -159,7 +159,7 @@ def test_http_1_0_closes(running: Running) -> None:
     ],
 )
 def test_what_is_refused(running: Running, data: bytes, status: int) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
         client.sendall(data)
         answer = everything(client)
     assert answer.startswith(b"HTTP/1.1 %d " % status) and b'{"error":' in answer, answer[:200]
@@ -167,20 +167,20 @@ def test_what_is_refused(running: Running, data: bytes, status: int) -> None:
 
 
 def test_a_client_that_leaves_cancels_what_it_waits_for(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
         client.sendall(post(b"", "/hold"))
-        assert running.echo.holding.wait(10)
-    assert running.echo.cancelled.wait(10)
+        assert running.echo.holding.wait(60)
+    assert running.echo.cancelled.wait(60)
     running.echo.held[0].post(lambda: running.echo.held[0].respond(200, [b"too late"]))
     assert running.talk(post(b"next")).endswith(b"POST next")
 
 
 def test_a_stalled_client_is_dropped_a_waiting_one_is_not(running: Running) -> None:
-    stalled = socket.create_connection(("127.0.0.1", running.port), timeout=10)
-    waiting = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+    stalled = socket.create_connection(("127.0.0.1", running.port), timeout=60)
+    waiting = socket.create_connection(("127.0.0.1", running.port), timeout=60)
     stalled.sendall(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
     waiting.sendall(post(b"", "/hold"))
-    assert running.echo.holding.wait(10)
+    assert running.echo.holding.wait(60)
     later = time.monotonic() + LIMITS.stalled + 1
     running.on_loop(lambda: [connection.close_if_late(later) for connection in tuple(running.front.connections)])
     assert stalled.recv(1) == b""
@@ -191,7 +191,7 @@ def test_a_stalled_client_is_dropped_a_waiting_one_is_not(running: Running) -> N
 
 
 def test_a_client_that_does_not_read_its_answers_is_not_read_either(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
         body, sent = b"x" * 200_000, 0
         client.setblocking(False)
         data = memoryview(post(body) * 400)

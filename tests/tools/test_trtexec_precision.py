@@ -1,5 +1,6 @@
 """trtexec's flags of precision: each allows what it names, the constraints hold, nothing is silent."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,3 +79,27 @@ def test_calibration_data_that_does_not_fit_is_refused(
     np.save(tmp_path / "wrong.npy", np.zeros((4, 3, 9, 9), np.float32))
     shown = ran(capsys, digits, "--int8", f"--calibrationData={tmp_path / 'wrong.npy'}", passes=False)
     assert "sample 0: input 'image' has shape" in shown
+
+
+def test_ranges_are_written_and_read_again_and_are_of_one_model(
+    digits: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "ranges.cache"
+    ran(capsys, digits, "--int8", f"--calibrationData={images}", f"--calib={cache}")
+    written = cache.read_text()
+    assert written.startswith("Ingot-1 model ") and "relu_14:0: " in written
+    assert "calibrate" not in ran(capsys, digits, "--int8", f"--calibrationData={images}", f"--calib={cache}")
+    tagger = EXAMPLES / "tagger" / "tagger.onnx"
+    assert main(["trtexec", f"--onnx={tagger}", "--shapes=ids:1x5", "--int8", f"--calib={cache}"]) == 1
+    assert "was calibrated for another model" in capsys.readouterr().err
+
+
+def test_ranges_of_tensorrt_do_without_data(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("scale:0", "relu_3:0", "relu_6:0", "flatten_12:0", "relu_14:0")
+    lines = ["TRT-8601-EntropyCalibration2", *(f"{name}: {struct.pack('>f', 4 / 127).hex()}" for name in names)]
+    assert "there is no calibration cache" in ran(
+        capsys, digits, "--int8", f"--calib={tmp_path / 'trt.cache'}", passes=False
+    )
+    (tmp_path / "trt.cache").write_text("\n".join(lines) + "\n")
+    shown = ran(capsys, digits, "--int8", f"--calib={tmp_path / 'trt.cache'}")
+    assert "[I] precision: of 5 layers" in shown and f"ranges are those of {tmp_path}" in shown

@@ -28,11 +28,13 @@ class TileRows:
     row_sums: Handle | None
 
 
-def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: TileDot, sums: bool = False) -> TileRows:
-    """Input `index`, [rows, depth], packed for `dot`; unsigned sums of the packed bytes of each row if wanted."""
+def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: TileDot, sums: bool = False,
+              apart: bool = False) -> TileRows:  # fmt: skip
+    """Input `index`, [rows, depth], packed for `dot`; unsigned sums of the packed bytes of each row if wanted. apart:
+    groups do not lie at multiples of 16 KB, which would have the same few places in a cache."""
     dtype = build.node.input(index).dtype
     steps = -(-depth // dot.depth)
-    group_bytes = steps * dot.parts * TILE_BYTES
+    group_bytes = (steps * dot.parts + (apart and steps * dot.parts % 16 == 0)) * TILE_BYTES
     source, target = build.input(index), build.temporary(product((ceil_div(rows, ROWS), group_bytes)))
     totals = build.temporary(product((rows, 4))) if sums else None
     row_size, chunk = depth * ROW_BYTES * dot.source // dot.depth, ROW_BYTES * dot.source

@@ -121,7 +121,7 @@ def _emit(build: KernelBuilder, node: Node, vectors: int, dot: TileDot | None) -
         multiply_rows(build, weights, digits, stored, integers, rows, epilogue, runs)
     if dot is not None:
         count, runs = (rows, 1) if isinstance(rows, int) else (_many(rows), _many(rows, 1))
-        x = tile_rows(build, 0, count, weights.depth, dot)
+        x = tile_rows(build, 0, count, weights.depth, dot, apart=True)
         multiply_tiles(build, weights, digits, stored, dot, x, rows, epilogue, runs)
 
 

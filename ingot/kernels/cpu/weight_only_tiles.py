@@ -37,9 +37,9 @@ from ingot.kernels.cpu.weight_only_product import PackedWeights
 from ingot.plan.extent import Extent, ceil_div, product
 
 _FLOATS, _BITS, _LINE = "<16 x float>", "<16 x i32>", 64
-_PARTS_BYTES = 32 << 10  # of a panel's part as tiles: it stays in the first cache
+_PARTS_BYTES = 16 << 10  # of a panel's part as tiles: it stays in the first cache beside the rows that pass
 _KEPT_BLOCKS = 16  # whose sums wait in scratch
-_PANELS = 4  # that share the reading of x
+_PANELS = 8  # that share the reading of x
 _MANTISSA, _BIAS = 23, 127
 _AHEAD_BYTES = 2048
 _INTERLEAVED = [half for i in range(16) for half in (i, 16 + i)]
