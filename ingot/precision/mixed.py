@@ -35,7 +35,7 @@ from ingot.precision.data import samples
 from ingot.precision.metric import Answer
 from ingot.precision.report import Proof, Report, Trial
 from ingot.precision.request import Request
-from ingot.precision.search import LADDER, Point, Search, front, never_slower
+from ingot.precision.search import FASTER, LADDER, Point, Search, front, never_slower
 from ingot.precision.sensitivity import Group, Sensitivity
 from ingot.precision.spool import held
 from ingot.precision.trials import FLOAT32, Choice, Trials
@@ -157,10 +157,10 @@ class Bench:
             self.rest, (1.0, 0.5) if budget is UNLIMITED else LADDER, self._pure(),
         )  # fmt: skip
         points = search.run(ranked)
-        chosen = self._proven(points, budget)
+        chosen, notes = self._proven(points, budget)
         if chosen is None:
             raise BuildError(self._cannot(points, budget))
-        return self._outcome(chosen, points, budget)
+        return self._outcome(chosen, points, budget, notes)
 
     def _pure(self) -> list[Choice]:
         """Everything in one format, where there are several to choose from."""
@@ -209,22 +209,28 @@ class Bench:
     def _wanted(self) -> Sequence[Answer]:
         return self.proof(FLOAT32).answers
 
-    def _proven(self, points: Sequence[Point], budget: Budget) -> Choice | None:
-        """The fastest choice that keeps the budget on the held-out half too."""
-        reference = self.proof(FLOAT32).score
+    def _proven(self, points: Sequence[Point], budget: Budget) -> tuple[Choice | None, list[str]]:
+        """The fastest choice that keeps the budget on the held-out half too and is faster than float32 when it is
+        measured again, and how many were passed over: the more often the held-out half is asked, the less it proves."""
+        reference, wide = self.proof(FLOAT32).score, FLOAT32 in [point.choice for point in points]
+        worse = slower = 0
         for point in never_slower(points):
-            if budget.allows(self.proof(point.choice).score, reference):
-                return point.choice
-        return None
+            if not budget.allows(self.proof(point.choice).score, reference):
+                worse += 1
+            elif wide and point.choice != FLOAT32 and self.trials.ratio(point.choice, FLOAT32) > FASTER:
+                slower += 1
+            else:
+                return point.choice, _passed_over(worse, slower)
+        return None, []
 
-    def _outcome(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> Outcome:
+    def _outcome(self, chosen: Choice, points: Sequence[Point], budget: Budget, notes: Sequence[str]) -> Outcome:
         model = self.trials.transform(chosen.nodes)
         engine = self.trials.verified(chosen) if self.trials.config.verify else self.trials.engine(chosen)
-        report = self._report(chosen, points, budget)
+        report = self._report(chosen, points, budget, notes)
         details = {**engine.details, "precision": report.lasting()}
         return Outcome(replace(engine, details=details), model, report)
 
-    def _report(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> Report:
+    def _report(self, chosen: Choice, points: Sequence[Point], budget: Budget, notes: Sequence[str]) -> Report:
         best = front(points)
         return Report(
             formats=self.request.formats, rest=chosen.rest, metric=self.trials.metric.name, budget=budget.text,
@@ -234,14 +240,8 @@ class Bench:
             heldout=self.proof(chosen).shown, heldout_reference=self.proof(FLOAT32).shown,
             layers=tuple(self._ranked), groups=tuple(self._groups), candidates=self.candidates,
             trials=tuple(self._trial(p, p in best) for p in points),
-            notes=(*self.notes, *self._passed_over(chosen, points), *self._unmet(chosen, points, budget)),
+            notes=(*self.notes, *notes, *self._unmet(chosen, points, budget)),
         )  # fmt: skip
-
-    def _passed_over(self, chosen: Choice, points: Sequence[Point]) -> list[str]:
-        """How often the held-out half was asked in vain: the more often, the less its answer proves."""
-        count = [point.choice for point in never_slower(points)].index(chosen)
-        said = f"{count} faster choices kept the budget on the samples of the search but not on the held-out ones"
-        return [said] if count else []
 
     def _unmet(self, chosen: Choice, points: Sequence[Point], budget: Budget) -> list[str]:
         """Why nothing is narrow: the best that could be had, and the layers in the way."""
@@ -292,6 +292,14 @@ def _samples(
         notes.append("there is one sample only: what was found on it is proved on it as well, which proves little")
         return every, every
     return every[::2], every[1::2]
+
+
+def _passed_over(worse: int, slower: int) -> list[str]:
+    said = {
+        f"{worse} faster choices kept the budget on the samples of the search but not on the held-out ones": worse,
+        f"{slower} choices were not faster than float32 when measured again": slower,
+    }
+    return [line for line, count in said.items() if count]
 
 
 def _cheapest(measured: Sequence[Sensitivity]) -> list[Sensitivity]:

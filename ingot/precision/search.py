@@ -19,7 +19,7 @@ _EXTRA_TRIES = 6
 _EXPECTED = 20  # choices, for the progress that is told
 _TIMED = 12  # of what is within the budget, the choices with most that is narrow
 _TIMED_OUTSIDE = 3
-_FASTER = 0.99  # a narrower choice has to be faster than a wider one by more than timing errs
+FASTER = 0.99  # a narrower choice has to be faster than a wider one by more than timing errs
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def never_slower(points: Sequence[Point]) -> list[Point]:
     timed = sorted((p for p in points if p.within and p.microseconds is not None), key=_time)
     wider = [[q for q in timed if _is_wider(q.choice, p.choice)] for p in timed]
     good = [p for p, others in zip(timed, wider, strict=True)
-            if all(_time(p) < _FASTER * _time(q) for q in others)]  # fmt: skip
+            if all(_time(p) < FASTER * _time(q) for q in others)]  # fmt: skip
     return good or timed
 
 

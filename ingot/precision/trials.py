@@ -136,6 +136,11 @@ class Trials:
             self._times[choice] = self._times[FLOAT32] * mine / reference
         return self._times[choice]
 
+    def ratio(self, choice: Choice, other: Choice) -> float:
+        """Time of the one over that of the other, measured in turns anew."""
+        mine, theirs = self._in_turns([choice, other])
+        return mine / theirs
+
     def step_times(self, choice: Choice) -> dict[tuple[str, ...], float]:
         """Microseconds of each step, by the user's nodes it computes."""
         engine = self.engine(choice)

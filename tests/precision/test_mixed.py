@@ -15,6 +15,7 @@ from ingot.precision import budget, constraints, mixed
 from ingot.precision.metric import Answer
 from ingot.precision.mixed import Bench
 from ingot.precision.request import Request
+from ingot.precision.trials import Trials
 
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "digits"
 MODEL, DATA, METRIC = (FOLDER / name for name in ("digits.onnx", "samples.py", "accuracy.py"))
@@ -48,6 +49,14 @@ def test_the_engine_keeps_the_budget_on_samples_it_has_not_seen(bench: Bench) ->
     assert report.microseconds <= min(t.microseconds for t in timed if t.narrow == 0)
     assert outcome.engine.details["precision"]["nodes"] == dict(report.chosen)
     assert all(entry["passed"] for entry in outcome.engine.details["evidence"])
+
+
+def test_what_is_not_faster_when_measured_again_is_not_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trials, "microseconds", lambda self, choice: 100.0 - len(choice.nodes))
+    monkeypatch.setattr(Trials, "ratio", lambda self, choice, other: 1.5)
+    report = bench.best(budget.parse("1%", bench.trials.metric)).report
+    assert report.chosen == {} and report.microseconds == 100.0
+    assert any(note.endswith("not faster than float32 when measured again") for note in report.notes)
 
 
 def test_an_impossible_budget_leaves_everything_wide(bench: Bench) -> None:
