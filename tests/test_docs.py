@@ -40,7 +40,7 @@ def test_a_missing_place_is_found(tmp_path: Path) -> None:
 
 def test_one_model_passes_through_every_room() -> None:
     text = (ROOT / "docs" / "one_model.md").read_text()
-    rooms = ("importers", "ir", "passes", "plan", "kernels", "tune", "runtime", "tools")
+    rooms = ("importers", "ir", "passes", "plan", "kernels", "tune", "runtime", "tools", "precision")
     assert [room for room in rooms if f"ingot/{room}/" not in text] == []
 
 
