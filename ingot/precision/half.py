@@ -28,6 +28,7 @@ from ingot.ir.graph import (
     set_type,
     type_of,
 )
+from ingot.ir.ops_linear import SHORT_INTEGERS
 from ingot.ir.ops_table import TensorType
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -87,6 +88,8 @@ class _Change:
         key = next((k for k in ("expression", "epilogue") if k in given), None)
         stays = results[0] and (outputs[0] or node in self.scope.closes) and key is not None
         skipped = 0 if key in (None, "expression") else _main_inputs(node)
+        if skipped and dtype_name(node.inputs[0].dtype) in SHORT_INTEGERS:  # scales of sums need float32's range
+            wide[skipped:] = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)][skipped:]
         if node in self.scope.opens:
             wide[:skipped] = [False] * skipped
         if key is not None:

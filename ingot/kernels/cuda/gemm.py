@@ -7,7 +7,7 @@ A kernel says how a step of `depth` is loaded on either side; everything else is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ingot.dtypes import size_of
@@ -22,6 +22,7 @@ from ingot.plan.extent import Extent, ceil_div, product
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _LINE, _MOST_LINES, _FETCHING_BLOCKS = 128, 4096, 2  # bytes of a line of cache; lines a block, blocks a processor
 _FLOAT = 4  # bytes of a partial sum
+_EARLY = 64 * 32  # elements a warp of results whose operands are asked for before the sums
 SPLITS = (1, 2, 4, 8, 16)
 JOINS = (0, 1)
 _JOINING = 110_000  # bytes of partial sums that one block reads a microsecond
@@ -53,13 +54,22 @@ class Tile:
         """Bytes of shared memory the steps in flight take."""
         return self.stages * (self.rows + self.columns) * self.depth * element
 
+    def in_flight(self, problem: Problem, split: int) -> int:
+        """Steps in flight, where there are so many: shared memory for more would keep other blocks out."""
+        if problem.depth is None:
+            return self.stages
+        return min(self.stages, max(-(-problem.depth // (self.depth * split)), 2))
+
 
 TILES = tuple(map(Tile.parse, (
-    "128x256x64w8s3", "256x128x64w8s3", "128x128x64w8s3", "128x128x64w4s4", "128x128x32w4s4", "128x64x64w4s4",
-    "64x128x64w4s4", "64x256x64w4s3", "256x64x64w4s3", "64x64x64w4s5", "64x64x128w4s3", "64x32x64w4s5",
-    "32x64x64w4s5", "32x128x64w4s4", "32x32x128w4s4", "16x128x64w4s5", "16x64x128w4s4", "16x32x256w4s3",
-    "64x32x32w4s4", "128x32x64w4s4", "32x64x32w2s5",
+    "128x256x64w8s3", "256x128x64w8s3", "128x256x64w8s4", "128x128x64w8s3", "128x128x64w4s3", "128x128x64w4s4",
+    "128x128x32w4s4", "128x64x64w4s4", "64x128x64w4s4", "64x256x64w4s3", "256x64x64w4s3", "64x64x64w4s5",
+    "64x64x128w4s3", "64x32x64w4s5", "32x64x64w4s5", "32x128x64w4s4", "32x32x128w4s4", "16x128x64w4s5",
+    "16x64x128w4s4", "16x32x256w4s3", "64x32x32w4s4", "128x32x64w4s4", "32x64x32w2s5",
 )))  # fmt: skip
+
+BYTE_TILES = tuple(map(Tile.parse, ("128x256x128w8s3", "128x128x128w8s3", "128x128x128w4s3", "128x64x128w4s4",
+                                    "64x128x128w4s4", "64x64x128w4s4")))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ def tiles_for(problem: Problem, target: Architecture) -> tuple[str, ...]:
     rows, columns = _number(problem.rows), _number(problem.columns)
     element = size_of(problem.dtype)
     usable = [
-        t for t in TILES
+        t for t in (*TILES, *(BYTE_TILES if element == 1 else ()))
         if t.shared(element) <= target.shared
         and t.rows <= max(2 * rows - 1, 16) and t.columns <= max(2 * columns - 1, 32)
         and (problem.depth is None or t.depth <= max(2 * problem.depth - 1, 32))
@@ -178,24 +188,29 @@ class Sides:
 def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, sides: Sides, join: int = 0) -> None:
     """One launch, or two where the depth is split: sums of each part, then their sum and the epilogue. `join`: the
     block of a tile that is the last to end does the latter instead of a second launch."""
-    f = build.function(tile.warps, tile.stages)
+    f = build.function(tile.warps, tile.in_flight(problem, split))
     partial = None
     if split > 1:
         size = product((split, problem.batch, problem.rows, problem.columns, _FLOAT))
         partial = build.temporary(size, problem.accumulator)
     site = _open(f, problem, tile, split)
     _fetch_weights(build, site, split, sides)
-    _accumulate(build, site, split, sides)
     f.emit(f"inside = (rows < {f.extent(problem.rows)})[:, None] & (columns < {f.extent(problem.columns)})[None, :]")
     place = f"rows[:, None] * {f.extent(problem.pitch)} + columns[None, :]"
     whole = f.extent(product((problem.rows, problem.columns)))
+    step = f.extent(problem.columns) if problem.grouped else whole
+    f.emit(f"place = {place}" if problem.batch == 1 else f"place = batch * {step} + {place}")
+    columns = "columns[None, :]" + f" + batch * {step}" * problem.grouped
+    left, right = sides.left(site), sides.right(site)
+    early = partial is None and tile.rows * tile.columns <= _EARLY * tile.warps
+    vectors = _extras(f, build, columns, sides, constant=True) if early else {}
+    f.wait()
+    operands = {**vectors, **_extras(f, build, columns, sides, constant=False)} if early else None
+    _accumulate(build, site, split, left, right)
     if partial is None:
-        step = f.extent(problem.columns) if problem.grouped else whole
-        f.emit(f"place = {place}" if problem.batch == 1 else f"place = batch * {step} + {place}")
-        first = f" + batch * {step}" * problem.grouped
-        _finish(f, build, problem, "sums", f"columns[None, :]{first}", sides)
+        _finish(f, build, problem, "sums", columns, sides, operands=operands)
     else:
-        f.emit(f"place = batch * {whole} + {place}\nstride = {f.extent(problem.batch)} * {whole}")
+        f.emit(f"stride = {f.extent(problem.batch)} * {whole}")
         f.emit(f"tl.store({f.pointer(partial)} + part * stride + place, sums, inside)")
     tiles = product((ceil_div(problem.rows, tile.rows), ceil_div(problem.columns, tile.columns), problem.batch))
     if partial is not None and join:
@@ -255,12 +270,10 @@ def _fetch_weights(build: CudaBuilder, site: Site, split: int, sides: Sides) -> 
     f.prefetch(f"{f.pointer(handle)} + columns_in[:, None] * {width} + {places}[None, :]")
 
 
-def _accumulate(build: CudaBuilder, site: Site, split: int, sides: Sides) -> None:
+def _accumulate(build: CudaBuilder, site: Site, split: int, left: Load, right: Load) -> None:
     f, tile, problem = site.f, site.tile, site.problem
     type = LANGUAGE[problem.accumulator]
     f.emit(f"sums = tl.zeros(({tile.rows}, {tile.columns}), {type})")
-    left, right = sides.left(site), sides.right(site)
-    f.wait()
     steps = steps_of(f, problem, tile)
     if split > 1:
         f.emit(f"share = ({steps} + {split - 1}) // {split}")
@@ -285,11 +298,12 @@ def _precision(problem: Problem, target: Architecture) -> str:
 
 
 def _finish(f: FunctionBuilder, build: CudaBuilder, problem: Problem, sums: str, columns: str, sides: Sides,
-            rows: str = "rows[:, None]") -> None:  # fmt: skip
-    """The epilogue on a block of sums at `place`, stored where `inside`; each output takes its own columns."""
+            rows: str = "rows[:, None]", operands: Mapping[int, str] | None = None) -> None:  # fmt: skip
+    """The epilogue on a block of sums at `place`, stored where `inside`; each output takes its own columns. `operands`
+    by input, where they have been loaded."""
     node, extras = build.node, sides.extras
-    texts = [_extra(f, build, k, columns) if k - extras + 1 in operands_of(node.epilogue) else ""
-             for k in range(extras, len(node.inputs))]  # fmt: skip
+    loaded = operands or {**_extras(f, build, columns, sides, True), **_extras(f, build, columns, sides, False)}
+    texts = [loaded.get(k, "") for k in range(extras, len(node.inputs))]
     dtypes = [problem.accumulator, *(node.input(k).dtype for k in range(extras, len(node.inputs)))]
     value = render(f, node.epilogue, [sums, *texts], dtypes)
     held = node.epilogue.dtype or problem.accumulator
@@ -301,6 +315,16 @@ def _finish(f: FunctionBuilder, build: CudaBuilder, problem: Problem, sums: str,
         mine = f"inside & ({columns} >= {start}) & ({columns} < {start + size})"
         f.emit(f"tl.store({f.pointer(build.output(index))} + {rows} * {size} + ({columns} - {start}), {made}, {mine})")
         start += size
+
+
+def _extras(f: FunctionBuilder, build: CudaBuilder, columns: str, sides: Sides, constant: bool) -> dict[int, str]:
+    """Operands of the epilogue by input: those that are known at build, or the others."""
+    node, wanted = build.node, operands_of(build.node.epilogue)
+    return {
+        k: _extra(f, build, k, columns)
+        for k in range(sides.extras, len(node.inputs))
+        if k - sides.extras + 1 in wanted and (node.input(k).constant is not None) == constant
+    }
 
 
 def _extra(f: FunctionBuilder, build: CudaBuilder, index: int, columns: str) -> str:

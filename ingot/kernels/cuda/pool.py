@@ -33,8 +33,8 @@ def _applies(node: Node, target: Any) -> bool:
 def pool(build: CudaBuilder, node: Node) -> None:
     """max (and where it is), mean or p-norm over each window; what lies outside does not count"""
     x, y, a = node.input(0), node.output, node.attributes
-    block = min(block_for(y.elements, build.target.processors), 512)
-    f = build.function(warps=max(block // 128, 1))
+    block = block_for(y.elements, build.target.processors)
+    f = build.function(warps=max(min(block // 128, 4), 1))  # of many elements 16 bytes a thread
     index, mask = element_index(f, y.elements, block)
     order = memory_order(len(y.shape), y.layout)
     places = dict(zip(order, unravel(f, index, [y.shape[i] for i in order]), strict=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.dtypes import size_of
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import offset, strides_of, unravel
@@ -19,54 +20,55 @@ from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, add, ceil_div, product
 
+_TYPES = (*NARROW, "int8")
 _CHANNELS = 4
 _PIXELS = 256  # a block of the copy
 _ALIGNED = 8  # pixels: rows begin at multiples of 16 bytes
-_LEAST, _MOST = 16, 64  # elements of a row of the kernel
+_LEAST, _MOST = 32, 64  # bytes, elements of a row of the kernel
 
 
 def _applies(node: Node, target: Any) -> bool:
-    if not conv_applies(node, NARROW) or len(node.input(0).shape) != 4:
+    if not conv_applies(node, _TYPES) or len(node.input(0).shape) != 4:
         return False
     window = window_of(node)
     few = window.channels <= _CHANNELS and window.group == 1 and set(window.dilations) == {1}
-    return few and window.taps > 1 and _width(window) <= _MOST
+    return few and window.taps > 1 and _width(node) <= _MOST
 
 
 def _layouts(node: Node, target: Any) -> list[Ports]:
     return conv_layouts(node, few=True)
 
 
-def _width(window: Window) -> int:
-    """Elements of a row of the kernel, filled up."""
-    return max(power_of_two(window.kernel[1] * _CHANNELS), _LEAST)
+def _width(node: Node) -> int:
+    """Elements of a row of the kernel, filled up to what a product takes at once."""
+    return max(power_of_two(int(node.input(1).shape[3]) * _CHANNELS), _LEAST // size_of(node.dtype))
 
 
-def _rows_a_step(window: Window, tile: Tile) -> int:
-    return tile.depth // _width(window)
+def _rows_a_step(node: Node, tile: Tile) -> int:
+    return tile.depth // _width(node)
 
 
-def _height(window: Window, tile: Tile) -> int:
+def _height(node: Node, tile: Tile) -> int:
     """Rows of the kernel, filled up to whole steps."""
-    rows = _rows_a_step(window, tile)
-    return -(-window.kernel[0] // rows) * rows
+    rows = _rows_a_step(node, tile)
+    return -(-int(node.input(1).shape[2]) // rows) * rows
 
 
 def _problem(node: Node, tile: Tile) -> Problem:
-    y, window = node.output, window_of(node)
-    depth = _height(window, tile) * _width(window)
+    y = node.output
+    depth = _height(node, tile) * _width(node)
     return Problem(product((y.shape[0], *y.shape[2:])), y.shape[1], depth, node.dtype, 1, extra_bytes(node.inputs[2:]))
 
 
 def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
-    window, y = window_of(node), node.output
+    y = node.output
     problem = Problem(product((y.shape[0], *y.shape[2:])), y.shape[1], None, node.dtype)
-    return tuple(t for t in tiles_for(problem, target) if Tile.parse(t).depth % _width(window) == 0)
+    return tuple(t for t in tiles_for(problem, target) if Tile.parse(t).depth % _width(node) == 0)
 
 
 def _price(node: Node, target: Architecture, tile: str) -> float:
     parsed = Tile.parse(tile)
-    written = product((_CHANNELS * 2, *node.input(0).shape))
+    written = product((_CHANNELS * size_of(node.dtype), *node.input(0).shape))
     copied = written / (target.bandwidth * 600) if isinstance(written, int) else 0.0
     return cost(_problem(node, parsed), parsed, 1, target) + target.pace.step + copied
 
@@ -75,12 +77,12 @@ def _price(node: Node, target: Architecture, tile: str) -> float:
 def stem(build: CudaBuilder, node: Node, tile: str) -> None:
     """epilogue(Σ over rows of the kernel of x's piece · w's row), after a copy of x with its border"""
     shape, window, y = Tile.parse(tile), window_of(node), node.output
-    high = add(product((y.shape[2], window.strides[0])), _height(window, shape))
-    wide = add(product((y.shape[3], window.strides[1])), _width(window) // _CHANNELS)
+    high = add(product((y.shape[2], window.strides[0])), _height(node, shape))
+    wide = add(product((y.shape[3], window.strides[1])), _width(node) // _CHANNELS)
     wide = product((ceil_div(wide, _ALIGNED), _ALIGNED))
-    image = build.temporary(product((y.shape[0], high, wide, _CHANNELS, 2)), node.dtype)
+    image = build.temporary(product((y.shape[0], high, wide, _CHANNELS, size_of(node.dtype))), node.dtype)
     _copy(build, node, window, image, (high, wide))
-    packed = build.pack(_packed(node, window, shape))
+    packed = build.pack(_packed(node, shape))
     left, right = _left(node, window, image, (high, wide)), _right(packed)
     emit_product(build, _problem(node, shape), shape, 1, Sides(left, right, 2))
 
@@ -103,20 +105,20 @@ def _copy(build: CudaBuilder, node: Node, window: Window, image: Handle, size: t
     f.launch(ceil_div(pixels, _PIXELS))
 
 
-def _packed(node: Node, window: Window, tile: Tile) -> np.ndarray[Any, Any]:
+def _packed(node: Node, tile: Tile) -> np.ndarray[Any, Any]:
     """w[O, C, KH, KW] as [O, rows, taps, channels], all filled up with zeros."""
     weight = node.input(1).constant
     assert weight is not None
     moved = weight.transpose(0, 2, 3, 1)
     _, rows, taps, channels = moved.shape
-    missing = (_height(window, tile) - rows, _width(window) // _CHANNELS - taps, _CHANNELS - channels)
+    missing = (_height(node, tile) - rows, _width(node) // _CHANNELS - taps, _CHANNELS - channels)
     filled = np.pad(moved, ((0, 0), *((0, size) for size in missing)))
     return np.ascontiguousarray(filled.reshape(len(filled), -1))
 
 
 def _left(node: Node, window: Window, image: Handle, size: tuple[Extent, Extent]) -> Open:
     high, wide = size
-    width = _width(window)
+    width = _width(node)
     line = product((wide, _CHANNELS))
 
     def open_side(site: Site) -> Load:
@@ -126,7 +128,7 @@ def _left(node: Node, window: Window, image: Handle, size: tuple[Extent, Extent]
                       f"{across} * {window.strides[1] * _CHANNELS}")  # fmt: skip
         inner = f.let(f"(depths // {width}) * {f.extent(line)} + depths % {width}")
         base = f.let(f"{f.pointer(image)} + {first}[:, None] + {inner}[None, :]")
-        step_size = f.extent(product((_rows_a_step(window, site.tile), line)))
+        step_size = f.extent(product((_rows_a_step(node, site.tile), line)))
         return lambda f, step: f.let(f"tl.load({base} + {step} * {step_size})")
 
     return open_side

@@ -106,6 +106,7 @@ def _attention() -> Iterator[Case]:
     bert = [(2, 12, 128, 64)] * 3
     for dtype in ("float32", "float16"):
         yield Case(f"Attention {dtype}", "Attention", [*small, (2, 1, 1, 45)], settings, "", (), dtype)
+        yield Case(f"Attention rows {dtype}", "Attention", [*small, (2, 1, 37, 45)], settings, "", (), dtype)
         yield Case(
             f"Attention causal {dtype}", "Attention", small, {**settings, "causal": 1, "softcap": 5.0}, "", (), dtype
         )

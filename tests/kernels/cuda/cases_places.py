@@ -141,11 +141,18 @@ def _bytes(rng: np.random.Generator, index: int, shape: tuple[int, ...]) -> Arra
     return rng.integers(0, 256, shape).astype(np.uint8)
 
 
+def _signed(rng: np.random.Generator, index: int, shape: tuple[int, ...]) -> Array:
+    return rng.integers(-128, 128, shape).astype(np.int8)
+
+
 def _direct() -> Iterator[Case]:
     def conv(rank: int, group: int = 1, **zeros: int) -> dict[str, Any]:
         return {"strides": (2,) * rank, "pads": (1,) * 2 * rank, "dilations": (1,) * rank, "group": group,
                 **ZERO_POINTS, **zeros}  # fmt: skip
 
+    for channels, outputs, kernel in ((64, 40, 3), (3, 20, 7)):
+        shapes = [(2, channels, 9, 9), (outputs, channels, kernel, kernel)]
+        yield Case(f"Conv int8 {kernel}x{kernel}", "Conv", shapes, conv(2), "", (1,), "int8", draw=_signed)
     zeros = {"x_zero_point": 120, "weight_zero_point": 131}
     yield Case("Conv bytes", "Conv", [(2, 6, 7, 7), (10, 6, 3, 3)], conv(2, **zeros), REQUANTISED, (1,), "uint8",
                draw=_bytes)  # fmt: skip
