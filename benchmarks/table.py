@@ -1,6 +1,6 @@
 """Tables of the documents, written from benchmarks/results/*.json, so that no figure there is typed by hand.
 
-python -m benchmarks.table          rewrites README.md, docs/cpu.md and docs/precision.md between their markers
+python -m benchmarks.table          rewrites README.md and the documents in TABLES between their markers
 """
 
 import json
@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.server_table import server_table
 from benchmarks.timing import RESULTS
 
 ROOT = Path(__file__).parent.parent
 README, CPU, PRECISION = ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "precision.md"
+SERVER = ROOT / "docs" / "server.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
@@ -126,7 +128,9 @@ def budget_table(results: Path) -> Iterator[str]:
 
 
 Table = Callable[[Path], Iterator[str]]
-TABLES: Mapping[Path, Table] = {README: latency_table, CPU: roofline_table, PRECISION: budget_table}
+TABLES: Mapping[Path, Table] = {
+    README: latency_table, CPU: roofline_table, PRECISION: budget_table, SERVER: server_table,
+}  # fmt: skip
 
 
 def rewritten(page: str, results: Path = RESULTS, table: Table = latency_table) -> str:
