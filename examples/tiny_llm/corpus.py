@@ -103,7 +103,7 @@ def described(draw: random.Random) -> Turn:
 
 
 KINDS: Sequence[tuple[int, Callable[[random.Random], Turn]]] = (
-    (4, story), (3, capital), (3, total), (2, described), (1, sound), (1, opposite), (1, count), (1, next_day),
+    (4, story), (7, capital), (4, total), (2, described), (1, sound), (1, opposite), (1, count), (1, next_day),
     (1, greeting), (1, about),
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Train the tiny model and write it as a Hugging Face folder.
 
-    python -m examples.tiny_llm.train [--minutes 15] [--threads 1] [--out examples/tiny_llm/model]
+    python -m examples.tiny_llm.train [--minutes 30] [--start FOLDER] [--threads 1] [--out FOLDER]
 
 Needs ingot[train,examples]. A Llama of 1.3 million parameters with a tokenizer of 1,024 tokens learns the conversations
 of corpus.py; the loss at the end is printed and written beside the weights.
@@ -185,14 +185,18 @@ def save(model: Model, tokenizer: tokenizers.Tokenizer, folder: Path, loss: floa
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=HERE / "model")
+    parser.add_argument("--start", type=Path, help="a folder whose weights to go on from")
     parser.add_argument("--threads", type=int, default=1, help="more pay on an idle machine only")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     tokenizer, model = make_tokenizer(), Model()
     print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters, {tokenizer.get_vocab_size()} tokens")
+    if arguments.start is not None:
+        known = safetensors.torch.load_file(arguments.start / "model.safetensors")
+        model.load_state_dict({name.removeprefix("model."): weight.float() for name, weight in known.items()})
     loss = train(model, tokenizer, arguments.minutes * 60)
     save(model, tokenizer, arguments.out, loss)
     print(f"loss {loss:.4f}; written to {arguments.out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
 # command -> (module with add_arguments and run, summary, example)
@@ -15,13 +16,25 @@ COMMANDS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command."""
-    parser = argparse.ArgumentParser("ingot llm", description="language models: build, run, serve",
-                                     epilog=f"example: {COMMANDS['build'][2]}")  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, summary, example) in COMMANDS.items():
-        own = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
-        if words and words[0] == name:
-            importlib.import_module(module).add_arguments(own)
-    chosen = parser.parse_args(words)
-    return int(importlib.import_module(COMMANDS[chosen.command][0]).run(chosen))
+    """Run one command; options may stand between its arguments."""
+    if not words or words[0] not in COMMANDS:
+        return _overview(words)
+    name, summary, example = COMMANDS[words[0]]
+    module = importlib.import_module(name)
+    parser = argparse.ArgumentParser(
+        f"ingot llm {words[0]}", description=summary, epilog=f"example: {example}", allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_intermixed_args(words[1:])))
+
+
+def _overview(words: Sequence[str]) -> int:
+    """The commands; 2 unless that was asked for."""
+    known = not words or words[0] in ("-h", "--help", "help")
+    stream = sys.stdout if known else sys.stderr
+    if not known:
+        print(f"ingot llm: there is no command {words[0]!r}", file=stream)
+    print("usage: ingot llm <command> …   (ingot llm <command> --help tells more)\n", file=stream)
+    for name, (_, summary, example) in COMMANDS.items():
+        print(f"  {name:10} {summary}\n  {'':10}   example: {example}", file=stream)
+    return 0 if known else 2

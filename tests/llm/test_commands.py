@@ -1,0 +1,72 @@
+"""`ingot llm …` with the tiny model: built once, asked, served to a client."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from examples.tiny_llm import FOLDER
+from ingot.cli import main
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llm") / "tiny.engine"
+    assert main(["llm", "build", str(FOLDER), "-o", str(path), "--level", "0", "--quiet"]) == 0
+    return path
+
+
+def test_a_text_is_streamed(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm", "generate", str(engine), "--chat", "Who are you?", "--threads", "1"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "I am a tiny model with a million weights. Ingot's own script trained me.\n"
+    assert re.search(r"\d+ tokens, first after \d+ ms, then \d+ a second", told.err)
+
+
+def test_several_as_json_with_drafts(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llm", "generate", str(engine), "--chat", "Count to five.", "Count to five.", "--json", "--drafts", "3"]
+    assert main(words) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == ["one, two, three, four and five."] * 2
+    assert answers[0]["finish"] == "stop"
+
+
+def test_an_answer_that_must_match(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"legs": {"type": "integer"}}, "required": ["legs"]}')
+    asked = ["llm", "generate", str(engine), "--chat", "Describe a fox as JSON.", "--max-tokens", "100"]
+    assert main([*asked, "--json-schema", str(schema), "--regex", "x"]) == 1
+    assert "one of --json-schema, --regex and --choice" in capsys.readouterr().err
+    assert main([*asked, "--choice", "four", "--choice", "six"]) == 0
+    assert capsys.readouterr().out.strip() in ("four", "six")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [([], 0, "ingot llm build"), (["unheard"], 2, "there is no command 'unheard'"), (["--help"], 0, "usage")],
+)
+def test_overview(words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm", *words]) == code
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
+
+
+def test_serve_until_told_to_end(engine: Path) -> None:
+    command = [sys.executable, "-m", "ingot", "llm", "serve", str(engine), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            place = next(match[0] for line in server.stderr if (match := re.search(r"http://\S+/v1", line)))
+            body = {"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}
+            request = urllib.request.Request(f"{place}/chat/completions", json.dumps(body).encode())
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["choices"][0]["message"]["content"].startswith("Hello!")
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert "ending: 0 requests" in server.stderr.read()
+    assert server.returncode == 0
