@@ -13,7 +13,7 @@ from benchmarks.table import README, TABLES, reservations, rewritten
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|python) test\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = ("build", "profiles", "timing_cache", "trtexec", "compare", "precision", "calibration", "serving", "operations", "llm")
+PAGES = "build profiles timing_cache trtexec compare precision calibration serving operations llm".split()
 HOW_TOS = [ROOT / "docs" / f"{name}.md" for name in PAGES]
 
 
