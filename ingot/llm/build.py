@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from ingot import compiler
 from ingot.config import BuildConfig, Profile
 from ingot.engine import Engine
 from ingot.errors import BuildError, ConfigError
+from ingot.llm import evidence
 from ingot.llm.decoder import Decoder
 from ingot.llm.formats import Format, format_of
 from ingot.llm.graph import BLOCK, graph_of
 from ingot.llm.models import decoder_of
 from ingot.llm.weights import Checkpoint, open_checkpoint
 from ingot.report import BuildLog
+from ingot.runtime.session import features
 
 Progress = Callable[[str, float], None]
 FORM = 1  # of details["llm"]
@@ -28,7 +30,8 @@ FORM = 1  # of details["llm"]
 class BuildOptions:
     """What a user decides. context: tokens of prompt and answer together, None for the model's (at most 8192);
     token_budget, sequence_budget: most tokens and sequences of one step; typical: tokens of the step to tune for;
-    level, variants: as `ingot.BuildConfig`'s."""
+    level, variants: as `ingot.BuildConfig`'s. verify: compare with the reference; text: file on which the mean negative
+    log-likelihood of a token may rise by `max_rise`."""
 
     precision: str = "fp32"
     context: int | None = None
@@ -38,6 +41,9 @@ class BuildOptions:
     level: int = 1
     variants: tuple[str, ...] = ()
     timing_cache: str | None = None
+    verify: bool = True
+    text: str | None = None
+    max_rise: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "sequence_budget", "typical"):
@@ -54,14 +60,22 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
     with log.stage("import"):
         checkpoint = open_checkpoint(folder)
         decoder = decoder_of(checkpoint, options.context)
+        text = None
+        if options.text is not None:
+            text = evidence.tokens_of(Path(options.text), checkpoint.files(), decoder.vocabulary)
         model = graph_of(decoder, kept, str(checkpoint.config.get("model_type")))
     config = _config(decoder, options)
     compiled = compiler.compile_variants(model, model, config, log)
     if log.figures.get("host steps"):
         raise BuildError("a step of a language model has no native form; " + "; ".join(map(str, log.notices)))
     engine = compiler.package(model, compiled, config, log)
-    details = {**engine.details, "llm": described(checkpoint, decoder, kept, options), "evidence": []}
-    return Engine(engine.inputs, engine.outputs, engine.variants, details)
+    details = {**engine.details, "llm": described(checkpoint, decoder, kept, options)}
+    made = replace(engine, details={**details, "evidence": []})
+    if not options.verify or not frozenset(made.variants[0].requires) <= features("cpu"):
+        return made
+    with log.stage("verify"):
+        found = evidence.verified(made, decoder, kept, text, options.max_rise)
+    return replace(engine, details={**details, "evidence": found})
 
 
 def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:

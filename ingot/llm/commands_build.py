@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ingot.engine import Engine
 from ingot.llm.build import BuildOptions, build_llm
@@ -22,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence-budget", type=int, default=64, help="most sequences in one step")
     parser.add_argument("--level", type=int, default=1, help="0 (nothing timed) to 5 (everything timed)")
     parser.add_argument("--variants", default="", help="instruction sets to hold; default: this machine's best")
+    parser.add_argument(
+        "--text", help="a text, or token ids in .npy: how much likelier the checkpoint finds it is recorded"
+    )
+    parser.add_argument("--max-rise", type=float, default=0.05, help="of the mean negative log-likelihood of --text")
+    parser.add_argument("--no-verify", action="store_true", help="skip the comparison with the reference")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -32,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = BuildOptions(
         arguments.precision, arguments.context, arguments.token_budget, arguments.sequence_budget,
         level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
+        verify=not arguments.no_verify, text=arguments.text, max_rise=arguments.max_rise,
     )  # fmt: skip
     with build_progress(arguments.quiet) as progress:
         engine = build_llm(folder, options, progress)
@@ -52,4 +60,12 @@ def as_text(engine: Engine, path: Path) -> str:
         f"memory: weights {len(engine.variants[0].weights) / 2**20:.1f} MiB, activations at {facts['token_budget']} "
         f"tokens {planned / 2**20:.1f} MiB, keys and values {block / 2**10:.1f} KiB a token",
         "time: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in log.seconds.items()),
+        *(_evidence(entry) for entry in engine.details["evidence"]),
     ])  # fmt: skip
+
+
+def _evidence(entry: Mapping[str, Any]) -> str:
+    if entry["output"] == "nll":
+        return (f"verified on {entry['tokens']} tokens of the text: mean negative log-likelihood {entry['before']:.4f} "
+                f"of the checkpoint, {entry['after']:.4f} of the engine")  # fmt: skip
+    return f"verified logits of {entry['tokens']} tokens: {entry['distance']:.1e} of their spread from the reference"

@@ -23,13 +23,15 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest magnitude, tried for fou
 class Format:
     """`bits` of a weight (32: float32, 16: bfloat16); `group` weights along the input share a scale (8 and 4 bits).
     head_bits, projection_bits: of the last product, and of those that make queries, keys and values, which suffer most
-    by rounding. table: type of embeddings and experts; cache: of keys and values."""
+    by rounding. within: how far logits may be from the reference, of their spread; grosser errors are faults.
+    table: type of embeddings and experts; cache: of keys and values."""
 
     name: str
     bits: int
     group: int = 0
     head_bits: int = 0
     projection_bits: int = 0
+    within: float = 1e-3
     table: str = "bfloat16"
     cache: str = "bfloat16"
 
@@ -54,10 +56,10 @@ class Format:
 
 FORMATS = {
     "fp32": Format("fp32", 32, table="float32", cache="float32"),
-    "bf16": Format("bf16", 16),
-    "int8": Format("int8", 8, 128, 8, 8),
-    "int4": Format("int4", 4, 32, 8, 4),
-    "int4_fine": Format("int4_fine", 4, 16, 8, 8),
+    "bf16": Format("bf16", 16, within=0.1),
+    "int8": Format("int8", 8, 128, 8, 8, 0.15),
+    "int4": Format("int4", 4, 32, 8, 4, 0.9),
+    "int4_fine": Format("int4_fine", 4, 16, 8, 8, 0.6),
 }
 
 

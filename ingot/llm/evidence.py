@@ -1,0 +1,102 @@
+"""Every engine of a language model is compared with the numpy reference before anybody gets it.
+
+Logits of a few drawn tokens, computed in a chunk and then one by one, must be within the format's distance. On a text
+the mean negative log-likelihood of the checkpoint and of the engine go into the file; too large a rise is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ingot.engine import Engine
+from ingot.errors import ConfigError, VerificationFailed
+from ingot.llm.batch import Batch
+from ingot.llm.decoder import Array, Decoder
+from ingot.llm.formats import Format
+from ingot.llm.reference import logits_of
+from ingot.llm.runner import EngineRunner
+
+_DRAWN, _LONGEST = 12, 1024  # tokens
+
+
+def verified(engine: Engine, decoder: Decoder, kept: Format, text: Array | None, most: float) -> list[dict[str, Any]]:
+    """What is known of the engine's errors. VerificationFailed when they are beyond the format's, or the negative
+    log-likelihood of the text's tokens rises by more than `most`."""
+    runner = EngineRunner(engine, blocks=-(-decoder.context // int(engine.details["llm"]["block_size"])))
+    try:
+        found = [_near(runner, decoder, kept)]
+        if text is not None:
+            found.append(_likely(runner, decoder, text[: min(_LONGEST, decoder.context)], most))
+    finally:
+        runner.close()
+    return found
+
+
+def _near(runner: EngineRunner, decoder: Decoder, kept: Format) -> dict[str, Any]:
+    count = min(_DRAWN, decoder.context)
+    tokens = np.random.default_rng(0).integers(0, decoder.vocabulary, count)
+    expected, found = logits_of(decoder, tokens), run(runner, tokens, count // 2)
+    distance = float(np.sqrt(np.mean((found - expected) ** 2)) / max(float(expected.std()), 1e-30))
+    if not distance <= kept.within:
+        raise VerificationFailed(
+            f"the engine's logits are {distance:.1e} of their spread away from the reference, {kept.name} allows "
+            f"{kept.within:.0e}; no engine was made. This is a bug in Ingot, or weights for which {kept.name} is too "
+            "coarse: try --precision fp32"
+        )
+    return {"output": "logits", "tokens": count, "distance": _two(distance)}
+
+
+def _likely(runner: EngineRunner, decoder: Decoder, text: Array, most: float) -> dict[str, Any]:
+    before = mean_nll(logits_of(decoder, text[:-1]), text[1:])
+    after = mean_nll(run(runner, text[:-1], len(text) - 1), text[1:])
+    if not after - before <= most:
+        raise VerificationFailed(
+            f"the mean negative log-likelihood of the text's tokens rises from {before:.4f} to {after:.4f}, more than "
+            f"--max-rise {most:g}; no engine was made. Keep more bits: --precision int4_fine, int8 or bf16"
+        )
+    return {"output": "nll", "tokens": len(text) - 1, "before": round(before, 4), "after": round(after, 4)}
+
+
+def run(runner: EngineRunner, tokens: Array, together: int) -> Array:
+    """Logits of one sequence: the first tokens in pieces as large as a step takes, those from `together` on alone."""
+    stops = [*range(0, together, runner.token_budget), *range(together, len(tokens)), len(tokens)]
+    return np.concatenate([runner.step(_part(runner, tokens, a, b)) for a, b in itertools.pairwise(stops)])
+
+
+def _part(runner: EngineRunner, tokens: Array, start: int, stop: int) -> Batch:
+    places, table = np.arange(start, stop), np.arange(-(-stop // runner.block_size))[None]
+    rows, starts, lengths = np.arange(stop - start), np.array([0, stop - start]), np.array([stop])
+    parts = (tokens[start:stop], places, places, starts, lengths, table, rows)
+    return Batch(*(np.asarray(part, np.int32) for part in parts))
+
+
+def mean_nll(logits: Array, following: Array) -> float:
+    """Mean negative log-likelihood of the tokens that follow."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    chosen = wide[np.arange(len(following)), following]
+    return float(np.mean(np.log(np.exp(wide).sum(-1)) - chosen))
+
+
+def tokens_of(path: Path, files: dict[str, bytes], vocabulary: int) -> Array:
+    """Tokens of a text file, by the checkpoint's tokenizer, or of a .npy file."""
+    if path.suffix == ".npy":
+        tokens = np.load(path, allow_pickle=False).reshape(-1)
+    elif "tokenizer.json" not in files:
+        raise ConfigError(f"there is no tokenizer.json beside the weights to read {path} with; give token ids as .npy")
+    else:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        tokens = np.asarray(tokenizer.encode(path.read_text(encoding="utf-8")).ids)
+    if len(tokens) < 2 or tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise ConfigError(f"{path} does not hold two or more tokens of the {vocabulary} there are")
+    return np.asarray(tokens, np.int64)
+
+
+def _two(x: float) -> float:
+    return float(f"{x:.1e}")
