@@ -94,6 +94,11 @@ def kernel(
     return register
 
 
+def registered(op: str, target: str, name: str) -> Kernel:
+    """The kernel of a name."""
+    return next(entry for entry in _TABLE[op, target] if entry.name == name)
+
+
 def kernels_for(node: Node, target: str, isa: Any) -> list[Kernel]:
     """Registered kernels that apply to the node, in order of registration."""
     _load(target)

@@ -74,7 +74,8 @@ def can_finish(node: Node, sums: str, first: int = 2) -> bool:
 
 def epilogue_of(build: KernelBuilder, node: Node, sums: str, lanes: int, first: int = 2) -> RowEpilogue:
     """Claim the operands of the node's epilogue, which start at input `first`, and its output."""
-    extras = tuple(_extra(build, node, index, lanes) for index in range(first, first + len(extras_of(node, first))))
+    given = [index for index, port in enumerate(node.inputs) if index >= first and port is not None]
+    extras = tuple(_extra(build, node, index, lanes) for index in given)
     return RowEpilogue(node.epilogue, extras, sums, build.output(), node.output.dtype, node.output.shape[-1], lanes)
 
 
