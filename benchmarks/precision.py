@@ -298,8 +298,8 @@ def main() -> int:
     for name in options.only or list(CASES):
         rows.append(measure(name, options.assets, options.calibrator, options.level))
         print(describe(rows[-1]), flush=True)
-    if options.json:
-        timing.write_json(options.json, "narrow precisions beside float32", [asdict(row) for row in rows])
+        if options.json:
+            timing.write_json(options.json, "narrow precisions beside float32", [asdict(row) for row in rows])
     print(f"precision: {sum(row.passed for row in rows)} of {len(rows)} passed")
     return 0 if all(row.passed for row in rows) else 1
 

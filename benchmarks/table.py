@@ -13,7 +13,7 @@ from benchmarks.timing import RESULTS
 
 ROOT = Path(__file__).parent.parent
 README, CPU, PRECISION = ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "precision.md"
-SERVER = ROOT / "docs" / "server.md"
+CALIBRATION, SERVER = ROOT / "docs" / "calibration.md", ROOT / "docs" / "server.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
@@ -127,9 +127,29 @@ def budget_table(results: Path) -> Iterator[str]:
     yield f"{measured['rows'][0]['images']:,} images of CIFAR-10 proved it; paired runs (load {load})."
 
 
+def formats_table(results: Path) -> Iterator[str]:
+    """Narrow formats of whole models beside float32."""
+    path = results / "precision.json"
+    if not path.exists():
+        yield "Nothing measured yet: `./scripts/bench precision FOLDER --json …/precision.json`."
+        return
+    measured = json.loads(path.read_text())
+    titles = ("model", "format", "against float32", "float32 ms", "narrow ms", "speed-up")
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for row in measured["rows"]:
+        times = " | ".join(f"{value:.3g}" for value in row["milliseconds"].values())
+        yield f"| {row['model']} | {row['format']} | {row['outcome']} | {times} | {row['faster']:.2f}x |"
+    yield ""
+    yield f"`python -m benchmarks.precision`, on {describe_machine(measured['machine'])}"
+    load = measured["machine"]["load"]
+    yield f"Samples that were calibrated on are not judged; medians of paired runs (load {load})."
+
+
 Table = Callable[[Path], Iterator[str]]
 TABLES: Mapping[Path, Table] = {
-    README: latency_table, CPU: roofline_table, PRECISION: budget_table, SERVER: server_table,
+    README: latency_table, CPU: roofline_table, PRECISION: budget_table, CALIBRATION: formats_table,
+    SERVER: server_table,
 }  # fmt: skip
 
 
