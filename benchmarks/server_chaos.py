@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -359,6 +360,31 @@ def run_queue(quick: bool, seed: int) -> tuple[str, bool, dict[str, Any]]:
     return f"queue: {len(answered)} answered, refused {refused}", good, {"answered": len(answered), "refused": refused}
 
 
+def metric(host: server_hosts.Host, name: str) -> int:
+    """A metric's value, of the model with the short queue if it is a model's."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{host.ports['metrics']}/metrics", timeout=PATIENCE) as answer:
+        lines = answer.read().decode().splitlines()
+    (value,) = [line.rpartition(" ")[2] for line in lines if re.match(rf'{name}({{model="queued",.*}})? ', line)]
+    return int(value)
+
+
+def in_flight(host: server_hosts.Host) -> int:
+    return metric(host, "ingot_requests_in_flight")
+
+
+def pending(host: server_hosts.Host) -> int:
+    return metric(host, "nv_inference_pending_request_count")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """TimeoutError if it does not come about before a request counts as hung."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError("the requests did not all arrive")
+        time.sleep(0.02)
+
+
 def queue_outcomes(host: server_hosts.Host) -> list[tuple[int, float | str]]:
     """The outcomes of one request that is held while it executes and of twelve that arrive meanwhile."""
     outcomes: list[tuple[int, float | str]] = []
@@ -372,10 +398,11 @@ def queue_outcomes(host: server_hosts.Host) -> list[tuple[int, float | str]]:
     stopped = workers_of(host)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    for number, thread in enumerate(asking):
+    asking[0].start()
+    wait_until(lambda: (in_flight(host), pending(host)) == (1, 0))
+    for thread in asking[1:]:
         thread.start()
-        time.sleep(0.5 if number == 0 else 0.02)
-    time.sleep(0.5)
+    wait_until(lambda: pending(host) + len(outcomes) >= 12)
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     for thread in asking:

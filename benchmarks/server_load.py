@@ -164,7 +164,7 @@ def open_loop(
     return Offered(**counts, seconds=max(last, seconds), offered=rate)
 
 
-def wait_for(port: int, path: str, alive: Callable[[], bool] = lambda: True, seconds: float = 60.0) -> None:
+def wait_for(port: int, path: str, alive: Callable[[], bool] = lambda: True, seconds: float = 240.0) -> None:
     """Until the server answers 200 on a path; TimeoutError if it is not `alive` or takes too long."""
     end = time.monotonic() + seconds
     while not answers(port, path):
