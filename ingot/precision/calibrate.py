@@ -33,7 +33,8 @@ Feeds = Mapping[str, Any]
 Progress = Callable[[str, float], None]
 Run = Callable[[Feeds], Mapping[str, Any]]
 __all__ = ["Ranges", "TensorRange", "calibrate"]
-_BATCH, _KEPT, _MANY_CHANNELS = 16, 32, 16
+_BATCH, _KEPT = 16, 32
+_MANY_CHANNELS, _FAR_LARGER = 16, 4.0
 
 
 @dataclass(eq=False)
@@ -181,11 +182,13 @@ def _choose(
 
 
 def _of_channels(observation: Observation) -> dict[str, calibrators.Bounds]:
-    """What covers most channels, where there are many: a single one may be far larger than the others."""
+    """What covers most channels, where there are many and a few are far larger than the others."""
     lows, highs = observation.lows, observation.highs
     if lows is None or highs is None or len(lows) < _MANY_CHANNELS:
         return {}
-    return {"most channels": calibrators.most_channels(lows, highs)}
+    low, high = calibrators.most_channels(lows, highs)
+    far = max(-lows.min(), highs.max()) > _FAR_LARGER * max(-low, high)
+    return {"most channels": (low, high)} if far and high > low else {}
 
 
 def _range(observation: Observation, name: str, offers: Mapping[str, calibrators.Bounds]) -> TensorRange:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,8 +97,7 @@ def square_error(histogram: Histogram, bounds: Bounds) -> float:
 
 
 CALIBRATORS: dict[str, Callable[[Histogram], Bounds]] = {
-    "minmax": minmax, "entropy": entropy, "percentile": percentile, "percentile99.9": partial(percentile, share=0.999),
-    "mse": mse,
+    "minmax": minmax, "entropy": entropy, "percentile": percentile, "mse": mse,
 }  # fmt: skip
 AUTO = "auto"
 
