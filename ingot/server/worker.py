@@ -43,7 +43,7 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], starting_seconds: float = 60.0, place: Place = ANYWHERE
+        self, name: str, arguments: Sequence[str], starting_seconds: float = 120.0, place: Place = ANYWHERE
     ) -> None:
         self.name, self.generation, self.restarts, self._place = name, 0, 0, place
         self._arguments, self._starting_seconds = arguments, starting_seconds
