@@ -104,7 +104,7 @@ def quantise(row: Row) -> dict[str, Any]:
     for model in (small, whole):
         shapes.infer(model)
     held = np.load(folder(row.wide) / "inputs.npz")
-    samples = [{v.name: x[i : i + 1] for v, x in zip(small.graph.inputs, held.values(), strict=True)}
+    samples = [{str(v.name): x[i : i + 1] for v, x in zip(small.graph.inputs, held.values(), strict=True)}
                for i in range(min(8, row.batch))]  # fmt: skip
     ranges = calibrate(small, samples, "percentile")
     narrow = {name: Int8(activations="int8") for name in formats.quantizable(whole, ranges)}

@@ -88,7 +88,8 @@ class _Change:
         key = next((k for k in ("expression", "epilogue") if k in given), None)
         stays = results[0] and (outputs[0] or node in self.scope.closes) and key is not None
         skipped = 0 if key in (None, "expression") else _main_inputs(node)
-        if skipped and dtype_name(node.inputs[0].dtype) in SHORT_INTEGERS:  # scales of sums need float32's range
+        x = node.inputs[0] if skipped else None
+        if x is not None and dtype_name(x.dtype) in SHORT_INTEGERS:  # scales of sums need float32's range
             wide[skipped:] = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)][skipped:]
         if node in self.scope.opens:
             wide[:skipped] = [False] * skipped
