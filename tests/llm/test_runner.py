@@ -81,7 +81,7 @@ def test_facts_and_files(runner: EngineRunner) -> None:
 def test_any_number_of_rows_is_given(runner: EngineRunner) -> None:
     batch = batch_of(runner, [(0, 0, TOKENS[:9])])
     whole = runner.step(batch)
-    assert np.array_equal(runner.step(replace(batch, rows=np.array([8, 2], np.int32))), whole[[8, 2]])
+    assert np.abs(runner.step(replace(batch, rows=np.array([8, 2], np.int32))) - whole[[8, 2]]).max() < 1e-5
     assert runner.step(replace(batch, rows=np.zeros(0, np.int32))).shape == (0, 64)
     nothing = np.zeros(0, np.int32)
     empty = Batch(nothing, nothing, nothing, np.zeros(1, np.int32), nothing, np.zeros((0, 6), np.int32), nothing)
