@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,14 @@ def test_facts_and_files(runner: EngineRunner) -> None:
     assert runner.files["tokenizer.json"] == b'{"model": {}}'
     assert set(runner.memory) == {"weights", "activations", "cache"} and all(runner.memory.values())
     assert runner.blocks == 6 * 6
+
+
+def test_a_pool_has_the_size_asked_for(engine: Path) -> None:
+    """Also beyond what all sequences fill at once: prefixes stay in the rest."""
+    with contextlib.closing(open_runner(engine, blocks=50)) as runner:
+        batch = batch_of(runner, [(0, 0, TOKENS[:2])])
+        elsewhere = replace(batch, slots=batch.slots + 49 * 16, tables=np.array([[49]], np.int32))
+        assert np.array_equal(runner.step(elsewhere), runner.step(batch))
 
 
 def test_any_number_of_rows_is_given(runner: EngineRunner) -> None:
