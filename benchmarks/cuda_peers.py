@@ -407,7 +407,7 @@ def _merged(row: Row, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dic
         checks[f"at most {row.most:.3g} ms"] = None if ms is None else ms <= row.most
     passed = None if None in checks.values() else all(checks.values())
     kept = {k: own.get(k) for k in ("run ms", "launch us", "build s", "first result s", "difference", "launches",
-                                    "host steps")}  # fmt: skip
+                                    "host steps", "earlier ms", "measured", "torch imported")}  # fmt: skip
     return {"row": row.name, "ours ms": ms, "peers ms": peers, "ratio": ratio, "checks": checks, "passed": passed,
             **kept}  # fmt: skip
 

@@ -24,6 +24,7 @@ from ingot.runtime.session import features
 
 Progress = Callable[[str, float], None]
 FORM = 1  # of details["llm"]
+MOST_BLOCKS = 1 << 20  # of a pool, whose size is decided when the engine is run
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
 
 
 def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
-    width, blocks = -(-decoder.context // BLOCK), options.sequence_budget * -(-decoder.context // BLOCK)
+    width = -(-decoder.context // BLOCK)
     pool = (2, decoder.groups, BLOCK * decoder.depth)
     typical = min(options.typical, options.token_budget)
     profile = Profile(
@@ -87,7 +88,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
             "token_ids": ((1,), (typical,), (options.token_budget,)),
             "rows": ((1,), (1,), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),
-            "cache.0": ((1, *pool), (min(blocks, width), *pool), (blocks, *pool)),
+            "cache.0": ((1, *pool), (width, *pool), (MOST_BLOCKS, *pool)),
         }
     )
     return BuildConfig(

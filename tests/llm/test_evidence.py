@@ -29,18 +29,18 @@ def test_the_reference_is_transformers(name: str, tmp_path: Path) -> None:
 
 
 def test_evidence_is_in_the_file(tmp_path: Path) -> None:
-    folder = write_family(tmp_path / "model", "llama")
+    folder = write_family(tmp_path / "model", "qwen3")
     np.save(tmp_path / "text.npy", TOKENS)
     engine = build_llm(folder, replace(SMALL, text=str(tmp_path / "text.npy"), precision="int8"))
     near, likely = engine.details["evidence"]
     assert near["output"] == "logits" and 0 < near["distance"] < 0.1
     assert likely["tokens"] == 39 and abs(likely["after"] - likely["before"]) < 0.05
     with np.load(LOGITS) as known:
-        assert likely["before"] == pytest.approx(evidence.mean_nll(known["llama"][:-1], TOKENS[1:]), abs=1e-3)
+        assert likely["before"] == pytest.approx(evidence.mean_nll(known["qwen3"][:-1], TOKENS[1:]), abs=1e-3)
 
 
 def test_what_is_too_coarse_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_family(tmp_path / "model", "llama")
+    folder = write_family(tmp_path / "model", "qwen3")
     np.save(tmp_path / "text.npy", TOKENS)
     words = ["build", str(folder), "-o", str(tmp_path / "x.engine"), "--quiet", "--level", "0", "--context", "64"]
     with pytest.raises(VerificationFailed, match=r"rises from .* more than --max-rise -1"):
@@ -52,7 +52,7 @@ def test_what_is_too_coarse_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_wrong_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "bf16", replace(FORMATS["bf16"], within=1e-6))
     with pytest.raises(VerificationFailed, match=r"bf16 allows 1e-06"):
-        build_llm(write_family(tmp_path, "llama"), replace(SMALL, precision="bf16"))
+        build_llm(write_family(tmp_path, "qwen3"), replace(SMALL, precision="bf16"))
 
 
 def test_texts_that_cannot_be_read(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_matrices_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(("name", "within"), [("bf16", 0.06), ("int8", 0.06), ("int4", 0.5), ("int4_fine", 0.3)])
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])  # heads of whole vectors: AVX2 cannot mask bfloat16
 def test_engines_of_fewer_bits(name: str, within: float, family: str, tmp_path: Path) -> None:
     """Relative to the spread of the logits."""
     folder = write_family(tmp_path, family)
