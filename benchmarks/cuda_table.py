@@ -1,0 +1,60 @@
+"""The tables of docs/cuda.md, from benchmarks/results/h200-*.json."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import RESULTS
+
+PEERS = ("eager", "graph", "compile")
+SLOW = 60.0  # microseconds of a step that has a line of its own
+
+
+def cuda_table(results: Path = RESULTS) -> Iterator[str]:
+    """Networks beside PyTorch, then ResNet-50's steps beside their limits."""
+    yield from _networks(json.loads((results / "h200-peers.json").read_text()))
+    yield ""
+    yield from _limits(json.loads((results / "h200-limits.json").read_text()))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _networks(run: Mapping[str, Any]) -> Iterator[str]:
+    yield _line(["ms", "Ingot", "earlier runs", *PEERS, "x compile", "what does not hold"])
+    yield "|---" * (len(PEERS) + 5) + "|"
+    for row in run["rows"]:
+        peers = [_number(row["peers ms"][which]) for which in PEERS]
+        failed = "; ".join(what for what, held in row["checks"].items() if held is False)
+        earlier = ", ".join(map(_number, row.get("earlier ms") or [])) or "–"
+        ratio = _number(row["ratio"], ".2f")
+        yield _line([row["row"], _number(row["ours ms"]), earlier, *peers, ratio, failed or "–"])
+    ours, theirs = run["ours on"][-1], run["peers on"][-1]
+    yield ""
+    yield f"`python -m benchmarks.cuda_peers`, on {ours['devices'][0].partition(' (')[0]}, torch {ours['torch']}, fp16"
+    yield f"where no other type is named. The same matmul and copy: {_ceilings(ours)} in Ingot's run,"
+    yield f"{_ceilings(theirs)} in the peers'. A dash: not measured."
+
+
+def _ceilings(machine: Mapping[str, Any]) -> str:
+    return f"{machine['fp16 matmul TFLOP/s']:.0f} TFLOP/s and {machine['copy TB/s']:.2f} TB/s"
+
+
+def _limits(run: Mapping[str, Any]) -> Iterator[str]:
+    yield _line(["step", "kernel", "µs", "MB", "GFLOP", "bound by", "limit µs", "share of it"])
+    yield "|---" * 8 + "|"
+    steps = sorted(run["steps"], key=lambda step: -step["microseconds"])
+    for step in (s for s in steps if s["microseconds"] >= SLOW):
+        yield _line([step["step"], step["kernel"], f"{step['microseconds']:.0f}", f"{step['bytes'] / 1e6:.0f}",
+                     f"{step['operations'] / 1e9:.1f}", step["bound"], f"{step['limit']:.0f}",
+                     f"{step['share']:.0%}"])  # fmt: skip
+    yield ""
+    yield f"`python -m benchmarks.cuda_limits resnet50`, 128 images in fp16: {len(steps)} steps, above are those of"
+    yield f"{SLOW:.0f} µs and more. The graph takes {run['graph ms']:.2f} ms,"
+    yield f"all steps' limits are {run['limit ms']:.2f} ms."
+
+
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "–" if value is None else format(value, form)
