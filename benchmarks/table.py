@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cuda_table import cuda_table
 from benchmarks.server_table import server_table
 from benchmarks.timing import RESULTS
 
 ROOT = Path(__file__).parent.parent
 README, CPU, PRECISION = ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "precision.md"
 CALIBRATION, SERVER = ROOT / "docs" / "calibration.md", ROOT / "docs" / "server.md"
+CUDA = ROOT / "docs" / "cuda.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
@@ -149,7 +151,7 @@ def formats_table(results: Path) -> Iterator[str]:
 Table = Callable[[Path], Iterator[str]]
 TABLES: Mapping[Path, Table] = {
     README: latency_table, CPU: roofline_table, PRECISION: budget_table, CALIBRATION: formats_table,
-    SERVER: server_table,
+    SERVER: server_table, CUDA: cuda_table,
 }  # fmt: skip
 
 
