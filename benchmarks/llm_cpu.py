@@ -37,6 +37,7 @@ from benchmarks.timing import PAUSE, RESULTS, available_threads, write_json
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.llm.batch import Batch
 from ingot.llm.build import BuildOptions, build_llm
+from ingot.llm.formats import FORMATS, Format
 from ingot.llm.runner import EngineRunner, open_runner
 
 FOLDER = Path("build/llm_cpu")
@@ -195,12 +196,15 @@ def holds(found: Mapping[str, Any]) -> bool:
     return all(found[key] >= WANTED[what] for what, key in keys.items())
 
 
-def bytes_of_matrices(bits: int, group: int, head_bits: int) -> float:
-    """As the engine keeps them: `bits` a weight and two bytes a group."""
-    shapes = {name: shape for name, _, shape in checkpoint.shapes() if len(shape) == 2 and "embed" not in name}
-    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    head = sizes.pop("lm_head.weight")
-    return sum(sizes.values()) * (bits / 8 + 2 / group) + head * (head_bits / 8 + 2 / group)
+def bytes_of_matrices(kept: Format) -> float:
+    """As the engine keeps them: two bytes a group beside the weights."""
+    total = 0.0
+    for name, _, shape in checkpoint.shapes():
+        if len(shape) == 2 and "embed" not in name:
+            narrow = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+            bits = kept.head_bits if "lm_head" in name else kept.projection_bits if narrow else kept.bits
+            total += shape[0] * shape[1] * (bits / 8 + 2 / kept.group)
+    return total
 
 
 def run(precision: str, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -214,9 +218,7 @@ def run(precision: str, options: argparse.Namespace) -> tuple[dict[str, Any], di
         if peer is not None:
             peer.process.kill()
             peer.process.wait()
-    kept = runner.facts["format"]
-    size = bytes_of_matrices(kept["bits"], kept["group"], kept["head_bits"])
-    return row(precision, measured, alike, size), dict(peer.about)
+    return row(precision, measured, alike, bytes_of_matrices(FORMATS[precision])), dict(peer.about)
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from benchmarks.timing import RESULTS
 ROOT = Path(__file__).parent.parent
 README, CPU, PRECISION = ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "precision.md"
 CALIBRATION, SERVER = ROOT / "docs" / "calibration.md", ROOT / "docs" / "server.md"
-CUDA = ROOT / "docs" / "cuda.md"
+LLM_CPU, CUDA = ROOT / "docs" / "llm_cpu.md", ROOT / "docs" / "cuda.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
@@ -148,10 +148,34 @@ def formats_table(results: Path) -> Iterator[str]:
     yield f"Samples that were calibrated on are not judged; medians of paired runs (load {load})."
 
 
+def llm_cpu_table(results: Path) -> Iterator[str]:
+    """Decoding and prefill beside llama.cpp."""
+    path = results / "llm_cpu.json"
+    if not path.exists():
+        yield "Nothing measured yet: `./scripts/bench llm_cpu`."
+        return
+    measured = json.loads(path.read_text())
+    titles = ("weights", "decode tokens/s", "llama.cpp", "times", "GB/s of weights", "of GB/s read", "prefill tokens/s",
+              "llama.cpp", "times", "cosine of logits")  # fmt: skip
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for row in measured["rows"]:
+        decode = f"{row['decode tokens/s']:.1f} | {row['llama.cpp decode']:.1f} | {row['decode times']:.2f}"
+        memory = f"{row['GB/s read']} | {row['GB/s measured']} ({row['share of bandwidth']:.0%})"
+        prefill = f"{row['prefill tokens/s']:.0f} | {row['llama.cpp prefill']:.0f} | {row['prefill times']:.2f}"
+        name = f"{row['precision']} / {row['peer']}"
+        yield f"| {name} | {decode} | {memory} | {prefill} | {row['cosine of logits']:.4f} |"
+    yield ""
+    yield f"{measured['prompt']} tokens of prompt, {measured['answer']} decoded after, {measured['threads']} threads;"
+    yield f"llama-cpp-python {measured['peer']['llama-cpp-python']} built for this processor, AMX included."
+    yield f"Measured on {describe_machine(measured['machine'])}"
+    yield f"Medians of paired turns (load at the start: {measured['machine']['load']})."
+
+
 Table = Callable[[Path], Iterator[str]]
 TABLES: Mapping[Path, Table] = {
     README: latency_table, CPU: roofline_table, PRECISION: budget_table, CALIBRATION: formats_table,
-    SERVER: server_table, CUDA: cuda_table,
+    SERVER: server_table, LLM_CPU: llm_cpu_table, CUDA: cuda_table,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import llm_cpu, llm_cpu_checkpoint
+from ingot.llm.formats import Format
 
 
 def test_the_model_has_as_many_weights_as_its_name_says() -> None:
@@ -45,4 +46,5 @@ def test_figures() -> None:
     assert found["decode tokens/s"] == 48 and found["decode times"] == 2 and found["share of bandwidth"] == 0.6
     assert not llm_cpu.holds(found)
     assert llm_cpu.holds(found | {"prefill times": 3.0, "share of bandwidth": 0.8})
-    assert llm_cpu.bytes_of_matrices(8, 128, 8) == llm_cpu_checkpoint.parameters() * (1 + 2 / 128)
+    every = Format("int8", 8, 128, 8, 8)
+    assert llm_cpu.bytes_of_matrices(every) == llm_cpu_checkpoint.parameters() * (1 + 2 / 128)
