@@ -99,6 +99,12 @@ def test_the_users_tolerance_is_the_one_that_counts() -> None:
     assert not evidence.compare("y", a, b, {}, BuildConfig(rtol=0.01)).passed
 
 
+@pytest.mark.parametrize(("precision", "good"), [("fp32", False), ("tf32", True), ("fp16", True), ("bf16", True)])
+def test_a_narrow_engine_has_the_narrow_tolerance(precision: str, good: bool) -> None:
+    a, b = np.array([1.0, 0.5], np.float32), np.array([1.0015, 0.5], np.float32)
+    assert evidence.compare("y", a, b, {}, BuildConfig(precision=precision)).passed is good
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_models_that_quantize_on_the_way_may_differ_by_steps(dtype: str) -> None:
     a = np.array([100, 3, 200, 50, 8, 90, 31, 7], dtype)

@@ -1,0 +1,63 @@
+"""Linears of one input become one ParallelLinear, which means what they meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ingot import passes
+from ingot.importers import onnx as onnx_importer
+from ingot.ir import shapes
+from ingot.ir.ops import meaning
+from ingot.passes.parallel import join_linears
+from ingot.precision import half
+
+
+def model(activation: str = "Identity") -> ir.Model:
+    """y_i = activation(x w_i + b_i) + 1, three of them, of which the last has no bias and no activation."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for index, columns in enumerate((4, 6, 5)):
+        names = [f"w{index}", f"b{index}"]
+        arrays = [rng.standard_normal((8, columns)), rng.standard_normal(columns)]
+        weights += [numpy_helper.from_array(a.astype(np.float32), n) for a, n in zip(arrays, names, strict=True)]
+        nodes.append(helper.make_node("MatMul", ["x", names[0]], [f"m{index}"], f"product{index}"))
+        nodes.append(helper.make_node("Add", [f"m{index}", names[1]], [f"a{index}"], f"bias{index}"))
+        chosen = activation if index < 2 else "Identity"
+        nodes.append(helper.make_node(chosen, [f"a{index}"], [f"r{index}"], f"act{index}"))
+        nodes.append(helper.make_node("Softmax", [f"r{index}"], [f"y{index}"], f"softmax{index}"))
+    outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["N", n]) for i, n in enumerate((4, 6, 5))]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])
+    graph = helper.make_graph(nodes, "parallel", [x], outputs, weights)
+    loaded = onnx_importer.load(helper.make_model(graph, opset_imports=[onnx.OperatorSetIdProto(version=18)]))
+    shapes.infer(loaded)
+    passes.run(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_three_become_one(precision: str) -> None:
+    joined = model()
+    if precision != "float32":
+        half.convert(joined, precision)
+    assert join_linears(joined) == 2
+    (node,) = [n for n in joined.graph if n.op_type == "ParallelLinear"]
+    assert not [n for n in joined.graph if n.op_type == "Linear"]
+    assert tuple(node.attributes["sizes"].value) == (4, 6, 5)
+    assert [str(v.shape) for v in node.outputs] == ["[N,4]", "[N,6]", "[N,5]"]
+
+
+def test_what_does_more_than_add_a_bias_stays() -> None:
+    joined = model("Relu")
+    assert join_linears(joined) == 0
+    assert sum(n.op_type == "Linear" for n in joined.graph) == 3
+
+
+def test_meaning() -> None:
+    rng = np.random.default_rng(1)
+    x, weight, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 8), (8, 10), (10,)))
+    first, second = meaning("ParallelLinear")(x, weight, bias, sizes=(4, 6))
+    np.testing.assert_allclose(np.concatenate([first, second], -1), x @ weight + bias, rtol=1e-5, atol=1e-5)
