@@ -148,7 +148,7 @@ def build_layers(count: int, cache: str) -> None:
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A kernel with four ways to fail, seemingly the cheapest; little patience with it."""
-    monkeypatch.setattr(trials, "_PATIENCE", 3.0)
+    monkeypatch.setattr(trials, "_PATIENCE", 6.0)
     monkeypatch.setitem(LEVELS, 5, Level(10_000, 0.02, hopeless=float("inf"), worth=0.0))
     yield from (None for _ in planted(monkeypatch, "tests.tune.faulty"))
 
