@@ -1,5 +1,6 @@
 """The OpenAI API over fakes: openai's own client unmodified, and what clients do wrong."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -290,10 +291,12 @@ def test_keys() -> None:
 
 
 def test_an_ending_server_answers_what_it_took() -> None:
-    with serving(server_of(Writer())) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        body = json.dumps({"prompt": "Sing\n", "max_tokens": 64, "temperature": 0})
-        connection.request("POST", "/v1/completions", body)
-        while not server.engine.counters.steps:
-            time.sleep(0.001)
-    assert json.loads(connection.getresponse().read())["choices"][0]["text"] == SONG
+    with contextlib.ExitStack() as open_until_read:
+        with serving(server_of(Writer())) as server:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            open_until_read.enter_context(contextlib.closing(connection))
+            body = json.dumps({"prompt": "Sing\n", "max_tokens": 64, "temperature": 0})
+            connection.request("POST", "/v1/completions", body)
+            while not server.engine.counters.steps:
+                time.sleep(0.001)
+        assert json.loads(connection.getresponse().read())["choices"][0]["text"] == SONG
