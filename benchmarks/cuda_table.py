@@ -14,7 +14,7 @@ SLOW = 60.0  # microseconds of a step that has a line of its own
 def cuda_table(results: Path = RESULTS) -> Iterator[str]:
     """Networks beside PyTorch, then ResNet-50's steps beside their limits."""
     if not all((results / f"h200-{name}.json").exists() for name in ("peers", "limits")):
-        yield "Nothing measured yet: `python -m benchmarks.cuda_peers` and `python -m benchmarks.cuda_limits`, on a GPU."
+        yield "Nothing measured yet: `python -m benchmarks.cuda_peers` and `…cuda_limits`, on a GPU."
         return
     yield from _networks(json.loads((results / "h200-peers.json").read_text()))
     yield ""
