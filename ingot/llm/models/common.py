@@ -8,7 +8,7 @@ from typing import Any
 
 from ingot.errors import ImportFailure
 from ingot.llm import rope
-from ingot.llm.decoder import Activation, Array, Decoder, Layer, Matrix, Scale
+from ingot.llm.decoder import Activation, Array, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.weights import Checkpoint
 
 USUAL_CONTEXT = 8192
@@ -112,6 +112,30 @@ def windows_of(checkpoint: Checkpoint, sizes: Sizes, slides: Callable[[int], boo
         window if (kinds[number] == "sliding_attention" if kinds is not None else slides(number)) else 0
         for number in range(sizes.layers)
     ]
+
+
+def usual_decoder(checkpoint: Checkpoint, context: int | None, layer: Callable[[Checkpoint, Sizes, int, int], Layer],
+                  slides: Callable[[int], bool] = lambda number: True) -> Decoder:  # fmt: skip
+    """The model of config.json's sizes, of layers `layer(checkpoint, sizes, number, window)`."""
+    sizes = sizes_of(checkpoint, context)
+    windows = windows_of(checkpoint, sizes, slides)
+    return decoder_with(checkpoint, sizes, [layer(checkpoint, sizes, n, w) for n, w in enumerate(windows)])
+
+
+def experts(checkpoint: Checkpoint, at: str, extents: tuple[int, int, int], names: tuple[str, str, str],
+            normalised: bool) -> Experts:  # fmt: skip
+    """`extents` are (how many, inner, hidden), `names` those of gate, up and down; `normalised`: the weights of the
+    chosen add up to 1."""
+    count, inner, hidden = extents
+
+    def parts(name: str, *shape: int) -> tuple[Any, ...]:
+        return tuple(checkpoint.take(f"{at}.experts.{e}.{name}.weight", *shape) for e in range(count))
+
+    gate, up, down = names
+    return Experts(
+        checkpoint.take(f"{at}.gate.weight", count, hidden), parts(gate, inner, hidden), parts(up, inner, hidden),
+        parts(down, hidden, inner), checkpoint.number("num_experts_per_tok"), normalised,
+    )  # fmt: skip
 
 
 def decoder_with(checkpoint: Checkpoint, sizes: Sizes, layers: Sequence[Layer], offset: float = 0.0,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from ingot.llm.decoder import Decoder, Layer, Matrix
-from ingot.llm.models.common import Sizes, decoder_with, matrix, scale, sizes_of, windows_of
+from ingot.llm.models.common import Sizes, matrix, scale, usual_decoder
 from ingot.llm.weights import Checkpoint
 
 
 def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
     """The model of config.json's sizes."""
-    sizes = sizes_of(checkpoint, context)
-    windows = windows_of(checkpoint, sizes, lambda number: True)
-    return decoder_with(checkpoint, sizes, [layer(checkpoint, sizes, n, w) for n, w in enumerate(windows)])
+    return usual_decoder(checkpoint, context, layer)
 
 
 def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Layer:

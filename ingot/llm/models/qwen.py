@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ingot.llm.decoder import Decoder, Experts, Layer
-from ingot.llm.models.common import Sizes, attention, decoder_with, gated, scale, sizes_of, windows_of
+from ingot.llm.decoder import Decoder, Layer
+from ingot.llm.models.common import Sizes, attention, experts, gated, scale, usual_decoder
 from ingot.llm.weights import Checkpoint
 
 
 def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
     """The model of config.json's sizes."""
-    sizes, config = sizes_of(checkpoint, context), checkpoint.config
+    config = checkpoint.config
     first = int(config.get("max_window_layers") or 0)
     slides = bool(config.get("use_sliding_window"))
-    windows = windows_of(checkpoint, sizes, lambda number: slides and number >= first)
-    return decoder_with(checkpoint, sizes, [layer(checkpoint, sizes, n, w) for n, w in enumerate(windows)])
+    return usual_decoder(checkpoint, context, layer, lambda number: slides and number >= first)
 
 
 def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Layer:
@@ -43,13 +42,6 @@ def network(checkpoint: Checkpoint, sizes: Sizes, number: int, at: str) -> dict[
     )
     if not count or number in (config.get("mlp_only_layers") or ()) or (number + 1) % step:
         return gated(checkpoint, sizes, at)
-    inner = checkpoint.number("moe_intermediate_size")
-
-    def parts(name: str, *shape: int) -> tuple[Any, ...]:
-        return tuple(checkpoint.take(f"{at}.experts.{e}.{name}.weight", *shape) for e in range(int(count)))
-
-    return {"experts": Experts(
-        checkpoint.take(f"{at}.gate.weight", int(count), sizes.hidden), parts("gate_proj", inner, sizes.hidden),
-        parts("up_proj", inner, sizes.hidden), parts("down_proj", sizes.hidden, inner),
-        checkpoint.number("num_experts_per_tok"), bool(config.get("norm_topk_prob")),
-    )}  # fmt: skip
+    extents = int(count), checkpoint.number("moe_intermediate_size"), sizes.hidden
+    names = "gate_proj", "up_proj", "down_proj"
+    return {"experts": experts(checkpoint, at, extents, names, bool(config.get("norm_topk_prob")))}
