@@ -5,7 +5,6 @@ Nothing is kept in memory but the sample at hand; an array in a file stays there
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ingot.dtypes import numpy_dtype
 from ingot.errors import ConfigError
 from ingot.plan.plan import TensorSpec
 from ingot.precision import images
+from ingot.precision.user_code import module_of
 
 Array = np.ndarray[Any, Any]
 Sample = dict[str, Any]
@@ -162,13 +162,7 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 def _function(path: Path) -> Callable[[], Iterable[Mapping[str, Any]]]:
     """`samples` of a Python file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    module = module_of(path, str(path))
     found = getattr(module, "samples", None)
     if not callable(found):
         raise ConfigError(f"{path} has no function `samples()` that yields {{input name: array}}")

@@ -6,7 +6,6 @@ each sample, `samples` the sample itself with what it holds beside the model's i
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from ingot.errors import ConfigError
 from ingot.evidence import cosine_of
 from ingot.precision.spool import held
+from ingot.precision.user_code import module_of
 
 Array = np.ndarray[Any, Any]
 Answer = Mapping[str, Any]
@@ -57,13 +57,7 @@ def _from_file(path: Path) -> Callable[..., float]:
     if path.suffix != ".py" or not path.is_file():
         known = ", ".join(BUILT_IN)
         raise ConfigError(f"metric {str(path)!r} is neither a Python file that exists nor one of {known}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"metric {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    module = module_of(path, f"metric {path}")
     if not callable(getattr(module, "metric", None)):
         raise ConfigError(f"metric {path} has no function `metric(outputs, samples)`")
     return module.metric

@@ -17,6 +17,7 @@ from ingot.config import BuildConfig, Profile
 from ingot.engine import FORMAT
 from ingot.errors import ConfigError
 from ingot.precision import report as precision_report
+from ingot.precision.user_code import module_of
 from ingot.report import last_log
 from ingot.tools import failures, files, latency, precision_flags, trtexec_report
 from ingot.tools.accuracy import gate
@@ -62,7 +63,7 @@ def _execute(flags: Flags) -> bool:
     for line in notes(flags):
         print(f"[I] {line}")
     for plugin in filter(None, [flags.get(k) for k in ("plugins", "staticPlugins", "dynamicPlugins")]):
-        _load_plugin(plugin)
+        module_of(Path(plugin), f"the plugin {plugin}")
     engine = _engine(flags)
     if "getPlanVersionOnly" in flags:
         print(f"Plan format: {FORMAT}, built by Ingot {engine.details.get('toolchain', {}).get('ingot', 'unknown')}")
@@ -74,18 +75,6 @@ def _execute(flags: Flags) -> bool:
         return True
     with ingot.Session(engine, threads=int(flags["cpuThreads"]) if "cpuThreads" in flags else None) as session:
         return Inference(session, flags).report()
-
-
-def _load_plugin(path: str) -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None or not Path(path).exists():
-        raise ConfigError(f"the plugin {path} is not a Python file that exists")
-    try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"the plugin {path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _engine(flags: Flags) -> ingot.Engine:
