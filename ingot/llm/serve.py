@@ -83,17 +83,13 @@ class Conversation:
 
     def whole(self, prompt: int, event: Event) -> None:
         """An answer told at its end."""
-        reply = self.reply
-        if self.gone or reply is None:
-            return
-        reply.take(prompt, event)
-        if reply.error:
-            self._fail(reply.error)
-        elif reply.whole:
-            self.exchange.respond(200, [orjson.dumps(reply.body())], _JSON)
+        self._at_end(prompt, event, Reply.body)
 
     def generated(self, prompt: int, event: Event) -> None:
         """KServe's generate: a flat object at the end."""
+        self._at_end(prompt, event, lambda reply: self._flat(reply.choices[0].text))
+
+    def _at_end(self, prompt: int, event: Event, body: Callable[[Reply], object]) -> None:
         reply = self.reply
         if self.gone or reply is None:
             return
@@ -101,8 +97,10 @@ class Conversation:
         if reply.error:
             self._fail(reply.error)
         elif reply.whole:
-            body = {"model_name": self.api.model.name, "model_version": "1", "text_output": reply.choices[0].text}
-            self.exchange.respond(200, [orjson.dumps(body)], _JSON)
+            self.exchange.respond(200, [orjson.dumps(body(reply))], _JSON)
+
+    def _flat(self, text: str) -> dict[str, Any]:
+        return {"model_name": self.api.model.name, "model_version": "1", "text_output": text}
 
     def generated_piece(self, prompt: int, event: Event) -> None:
         """The same as events, of each piece of text."""
@@ -114,7 +112,7 @@ class Conversation:
             return
         self._begin()
         if event.text or event.error:
-            body = {"model_name": self.api.model.name, "model_version": "1", "text_output": event.text}
+            body = self._flat(event.text)
             self._piece({**body, "error": event.error} if event.error else body)
         if self.reply.whole:
             self.exchange.piece(b"")
