@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,21 @@ def open_openvino(path: Path, threads: int, precision: str = "fp32") -> Run:
     compiled = openvino.Core().compile_model(str(path), "CPU", hints)
     request, names = compiled.create_infer_request(), [output.any_name for output in compiled.outputs]
     return lambda inputs: dict(zip(names, request.infer(dict(inputs), share_inputs=True).values(), strict=True))
+
+
+def openvino_streams(path: Path, threads: int, streams: int, precision: str = "fp32") -> list[Run]:
+    """A request for each stream of one model compiled for throughput."""
+    import openvino
+
+    hints = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": threads}
+    hints |= {"INFERENCE_PRECISION_HINT": HINTS[precision]} if precision in HINTS else {}
+    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    names = [output.any_name for output in compiled.outputs]
+
+    def opened(request: Any) -> Run:
+        return lambda inputs: dict(zip(names, request.infer(dict(inputs), share_inputs=True).values(), strict=True))
+
+    return [opened(compiled.create_infer_request()) for _ in range(streams)]
 
 
 def open_torch_compiled(name: str, batch: int, precision: str, path: Path, threads: int) -> Run:

@@ -53,11 +53,31 @@ class NativeCode:
         return self._ticks_per_microsecond
 
 
-class Team:
-    """`size` threads for one session: the caller and `size - 1` workers parked in native code.
+class Teams:
+    """The threads of a session, divided among its streams: a run takes a team that is idle, or goes on alone."""
 
-    A caller that finds the team busy runs alone, so concurrent runs never wait for each other.
-    """
+    def __init__(self, code: NativeCode, threads: int, streams: int, phases: int) -> None:
+        self._teams = [Team(code, size, phases) for size in division(threads, streams)]
+        self.size = self._teams[0].size
+
+    def run(
+        self, function: int, pointers: int, extents: int, scratch: int, stride: int, phases: int, stamps: int = 0
+    ) -> None:
+        """Run one segment; `phases` is its number of work counters (0: nothing to share, run alone)."""
+        if phases and self.size > 1:
+            for team in self._teams:
+                if team.run(function, pointers, extents, scratch, stride, phases, stamps):
+                    return
+        self._teams[0].run_alone(function, pointers, extents, scratch, stride, stamps)
+
+    def close(self) -> None:
+        """Let all workers return; idempotent."""
+        for team in self._teams:
+            team.close()
+
+
+class Team:
+    """`size` threads for one run at a time: the caller and `size - 1` workers parked in native code."""
 
     def __init__(self, code: NativeCode, size: int, phases: int) -> None:
         self.size, self._code, self._phases = size, code, phases
@@ -79,20 +99,24 @@ class Team:
         self._finalizer = weakref.finalize(self, _dismiss, self._code, self._sync, os.getpid())
 
     def run(
-        self, function: int, pointers: int, extents: int, scratch: int, stride: int, phases: int, stamps: int = 0
-    ) -> None:
-        """Run one segment; `phases` is its number of work counters (0: nothing to share, run alone)."""
-        if phases and self.size > 1 and self._lock.acquire(blocking=False):
-            try:
-                if not self._workers:
-                    self._hire()
-                sync = self._sync
-                if stamps or sync[_STAMPS]:
-                    sync[_STAMPS : _STAMPS + 8].view(np.uint64)[0] = stamps
-                self._code.run(address_of(sync), function, pointers, extents, scratch, stride, self.size, phases)
-            finally:
-                self._lock.release()
-            return
+        self, function: int, pointers: int, extents: int, scratch: int, stride: int, phases: int, stamps: int
+    ) -> bool:
+        """Run one segment together; False, and nothing done, where the team is busy or is the caller alone."""
+        if self.size == 1 or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._workers:
+                self._hire()
+            sync = self._sync
+            if stamps or sync[_STAMPS]:
+                sync[_STAMPS : _STAMPS + 8].view(np.uint64)[0] = stamps
+            self._code.run(address_of(sync), function, pointers, extents, scratch, stride, self.size, phases)
+        finally:
+            self._lock.release()
+        return True
+
+    def run_alone(self, function: int, pointers: int, extents: int, scratch: int, stride: int, stamps: int) -> None:
+        """Run one segment on the caller's thread, whatever the team does."""
         self._code.run(self._private(stamps), function, pointers, extents, scratch, stride, 1, 0)
 
     def _private(self, stamps: int) -> int:
@@ -143,6 +167,12 @@ def _restart_teams() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_restart_teams)
+
+
+def division(threads: int, streams: int) -> list[int]:
+    """Threads of each stream's team, the largest first; streams beyond the threads run on their callers' own."""
+    teams = min(streams, threads)
+    return [(threads + number) // teams for number in reversed(range(teams))]
 
 
 def usable_threads() -> int:

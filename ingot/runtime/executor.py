@@ -26,7 +26,7 @@ from ingot.plan.plan import (
 )
 from ingot.runtime import control, host
 from ingot.runtime.buffers import Array, address_of, aligned_bytes
-from ingot.runtime.cpu import NativeCode, Team, zeros
+from ingot.runtime.cpu import NativeCode, Teams, zeros
 
 Shapes = tuple[tuple[int, ...], ...]
 Bindings = tuple[tuple[str, int], ...]
@@ -40,7 +40,7 @@ class Executor:
     """A plan made ready: native entry points, host functions and nested executors resolved once; safe from many
     threads."""
 
-    def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Team | None) -> None:
+    def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Teams | None) -> None:
         self.plan, self.code, self.weights, self.team = plan, code, weights, team
         self._free: dict[tuple[Shapes, Bindings], list[Frame]] = {}
         self._lock = threading.Lock()

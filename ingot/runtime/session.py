@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +20,7 @@ from ingot.plan.extent import evaluate
 from ingot.plan.plan import ControlSegment, NativeSegment, Plan, TensorSpec
 from ingot.runtime import profiler
 from ingot.runtime.buffers import Array, address_of, aligned_bytes
-from ingot.runtime.cpu import NativeCode, Team, usable_threads
+from ingot.runtime.cpu import NativeCode, Teams, usable_threads
 from ingot.runtime.dlpack import Foreign, foreign
 from ingot.runtime.executor import Executor, Shapes
 from ingot.runtime.machine import cpu_features, describe
@@ -74,18 +75,25 @@ class Session:
 
     device: "cpu" (native code, host steps where the plan has them) or "host" (the engine's host variant, if it holds
     one), "cuda", "cuda:1" or "cuda:GPU-…" (an NVIDIA GPU or MIG instance).
-    threads: threads per run, the caller included; default: the cores this process may use.
+    threads: of all runs together, their callers included; default: the cores this process may use. streams: throughput
+    mode: so many runs go on side by side, each on its share of the threads, and further ones wait for their turn;
+    default: one run has all the threads, those beside it run on their caller's thread alone.
     """
 
-    def __init__(self, engine: Engine, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, device: str = "cpu", threads: int | None = None, streams: int | None = None
+    ) -> None:
         kind = device.partition(":")[0]
         if kind not in _TARGETS or (kind != "cuda" and kind != device):
             raise ConfigError(f"there is no device {device!r}; use one of {', '.join(_TARGETS)}, cuda:1, cuda:GPU-…")
         if threads is not None and threads < 1:
             raise ConfigError(f"threads must be at least 1, not {threads}")
+        if streams is not None and streams < 1:
+            raise ConfigError(f"streams must be at least 1, not {streams}")
         self.engine = engine
-        self.threads = threads or usable_threads()
-        self._team: Team | None = None
+        self.threads, self.streams = threads or usable_threads(), streams
+        self._turn = threading.BoundedSemaphore(streams) if streams else nullcontext()
+        self._team: Teams | None = None
         self._on_device = kind == "cuda"
         self._executor = self._on_gpu(device) if kind == "cuda" else self._on_cpu(kind)
         self.plan = self.variant.plan
@@ -100,8 +108,11 @@ class Session:
     def _on_cpu(self, kind: str) -> Executor:
         self.variant = self.engine.pick(_TARGETS[kind], cpu_features(), describe())
         loaded, plan = _loaded(self.variant), self.variant.plan
-        self._team = Team(loaded.code, self.threads, _phases(plan)) if loaded.code else None
+        self._team = self._teams(loaded.code, _phases(plan)) if loaded.code else None
         return Executor(plan, loaded.code, loaded.weights, self._team)
+
+    def _teams(self, code: NativeCode, phases: int) -> Teams:
+        return Teams(code, self.threads, self.streams or 1, phases)
 
     def _on_gpu(self, device: str) -> Executor:
         from ingot.runtime import cuda, cuda_executor
@@ -123,11 +134,12 @@ class Session:
         buffers = self._buffers(out) if out else None
         if on_device and (buffers or not self._on_device):
             raise InputError("on_device=True is for a session on a GPU, and without out=")
-        frame = executor.take(shapes)
-        try:
-            results = frame.run_on_device(arrays) if on_device else frame.run(arrays, buffers)
-        finally:
-            executor.give(frame)
+        with self._turn:
+            frame = executor.take(shapes)
+            try:
+                results = frame.run_on_device(arrays) if on_device else frame.run(arrays, buffers)
+            finally:
+                executor.give(frame)
         if not self._verified:  # weights were being checked while the first run went on
             self.engine.verified()
             self._verified = True
@@ -136,7 +148,7 @@ class Session:
     def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> Future[dict[str, Any]]:
         """The same in the background."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(max(self.threads, 1), thread_name_prefix="ingot-run")
+            self._pool = ThreadPoolExecutor(self.streams or self.threads, thread_name_prefix="ingot-run")
         return self._pool.submit(self.run, feeds, out)
 
     def profile(self, feeds: Mapping[str, Any]) -> list[profiler.StepTime]:

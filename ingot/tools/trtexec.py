@@ -73,8 +73,15 @@ def _execute(flags: Flags) -> bool:
     if "skipInference" in flags:
         print("[I] Skipped inference phase since --skipInference is added.")
         return True
-    with ingot.Session(engine, threads=int(flags["cpuThreads"]) if "cpuThreads" in flags else None) as session:
+    threads = int(flags["cpuThreads"]) if "cpuThreads" in flags else None
+    with ingot.Session(engine, threads=threads, streams=_streams(flags)) as session:
         return Inference(session, flags).report()
+
+
+def _streams(flags: Flags) -> int | None:
+    """Streams of throughput mode; None for one run at a time."""
+    asked = int(flags.get("infStreams", flags.get("streams", "1")))
+    return asked if asked > 1 else None
 
 
 def _engine(flags: Flags) -> ingot.Engine:
@@ -162,7 +169,7 @@ class Inference:
     def report(self) -> bool:
         """Print and export what the flags ask for; False when the accuracy gate fails."""
         flags, feeds = self.flags, self._feeds()
-        streams = max(int(flags.get("infStreams", flags.get("streams", "1"))), 1)
+        streams = self.session.streams or 1
         settings = latency.Settings(
             int(setting(flags, "iterations")), float(setting(flags, "warmUp")), float(setting(flags, "duration")),
             float(setting(flags, "sleepTime")), float(setting(flags, "idleTime")),

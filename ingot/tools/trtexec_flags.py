@@ -84,7 +84,7 @@ FLAGS: Mapping[str, Flag] = {
     "exposeDMA": Flag("", _GPU),
     "noDataTransfers": Flag("", "there are no transfers on the CPU"),
     "useSpinWait": Flag("", "worker threads spin briefly, then sleep"),
-    "threads": Flag("", "always so: every stream has a thread of its own; --cpuThreads sets those inside a run"),
+    "threads": Flag("", "every stream has a thread of its own anyway; --cpuThreads sets those of all streams"),
     "useCudaGraph": Flag("", _GPU),
     "noCudaGraph": Flag("", _GPU),
     "timeDeserialize": Flag(),

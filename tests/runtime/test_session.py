@@ -3,15 +3,19 @@
 import gc
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import ingot
 from ingot.errors import ConfigError, InputError
+from ingot.runtime.cpu import division
 
 
 def model() -> onnx.ModelProto:
@@ -113,6 +117,37 @@ def test_many_python_threads(session: ingot.Session) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2), (3, 2), (2, 3), (5, 2)])
+def test_streams_bound_the_runs_side_by_side(session: ingot.Session, threads: int, streams: int) -> None:
+    with ingot.Session(session.engine, session.variant.target, threads, streams) as throughput:
+        xs = [feeds(700, seed=s) for s in range(24)]
+        with ThreadPoolExecutor(8) as callers:
+            ys = list(callers.map(lambda x: throughput.run(x)["y"], xs))
+        frames = [frame for held in throughput._executor._free.values() for frame in held]
+    assert all(np.array_equal(y, expected(x)) for x, y in zip(xs, ys, strict=True))
+    assert 1 <= len(frames) <= streams
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_streams_share_all_threads_evenly(threads: int, streams: int) -> None:
+    sizes = division(threads, streams)
+    assert len(sizes) == min(threads, streams) and sum(sizes) == threads
+    assert sizes == sorted(sizes, reverse=True) and max(sizes) - min(sizes) <= 1
+
+
+def test_a_failed_run_gives_its_stream_back(session: ingot.Session) -> None:
+    with ingot.Session(session.engine, session.variant.target, streams=1) as single:
+        for _ in range(3):
+            with pytest.raises(InputError, match="'y'"):
+                single.run(feeds(), out={"y": np.empty((2, 8), np.float32)})
+        assert np.array_equal(single.run(feeds())["y"], expected(feeds()))
+
+
+def test_no_streams_are_refused(session: ingot.Session) -> None:
+    with pytest.raises(ConfigError, match="streams must be at least 1"):
+        ingot.Session(session.engine, session.variant.target, streams=0)
 
 
 def test_futures(session: ingot.Session) -> None:
