@@ -47,13 +47,17 @@ def rate(runs: Sequence[Run], inputs: Any, seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - start)
 
 
-def ways(
-    case: Case, engine: ingot.Engine, threads: int, streams: int
-) -> dict[str, tuple[list[Run], Callable[[], None]]]:
+Way = tuple[Sequence[Run], Callable[[], None]]
+
+
+def ways(case: Case, engine: ingot.Engine, threads: int, streams: int) -> dict[str, Way]:
     """Each way's runs, one a stream, and what ends it."""
     alone = ingot.Session(engine, threads=threads)
     together = ingot.Session(engine, threads=threads, streams=streams)
-    found = {"one by one": ([alone.run], alone.close), "streams": ([together.run] * streams, together.close)}
+    found: dict[str, Way] = {
+        "one by one": ([alone.run], alone.close),
+        "streams": ([together.run] * streams, together.close),
+    }
     if find_spec("onnxruntime"):
         found["onnxruntime"] = ([open_onnxruntime(case.path(), max(threads // streams, 1))] * streams, _nothing)
     if find_spec("openvino"):

@@ -18,6 +18,7 @@ from ingot.kernels.cpu.render_convert import pack_bytes
 from ingot.plan.extent import product
 
 _GROUP_BYTES = 1 << 20  # of prepared maps that stay in the second cache while all weights pass
+_WORTH_SPLITTING = 2  # times the weights, maps are better left with those who wrote them, by groups of images
 _TOGETHER = 4  # positions whose bytes make a vector
 
 
@@ -64,7 +65,11 @@ class Job:
         if not self.panels_outside or not isinstance(image, int):
             return 1
         there = max(_GROUP_BYTES // image, 1)
-        return min(there, batch) if isinstance(batch, int) else there
+        if not isinstance(batch, int):
+            return there
+        if self.panels * self.panel_bytes <= _WORTH_SPLITTING * batch * image:
+            batch = -(-batch // 2)
+        return min(there, batch)
 
     @property
     def share(self) -> int:

@@ -2,8 +2,9 @@
 
     void symbol(ptr pointers, ptr extents, ptr scratch, ptr sync, i64 thread, i64 team)
 
-Work is split dynamically, and a phase is over when all its items are finished, not when all threads have arrived: a
-thread that the system holds up costs what it has taken, one that sleeps costs nothing. Small phases run on one thread.
+Every thread begins with a range of items of its own and helps the others out when it has done it; a phase is over when
+all its items are finished, not when all threads have arrived: a thread that the system holds up costs what it has
+taken, one that sleeps costs nothing. Small phases run on one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Function, Index, Value, module
-from ingot.kernels.cpu.support import SYNC_COUNTERS
+from ingot.kernels.cpu.support import GROUP_LINES, SYNC_COUNTERS
 
 ARGUMENTS = (
     ("ptr", "pointers"),
@@ -49,7 +50,7 @@ Group = tuple[Call, ...]
 def counters(calls: Sequence[Call]) -> int:
     """Cache lines of counters the segment needs to be shared by a team; 0 where nothing is worth sharing."""
     groups = _groups(calls)
-    return 2 * len(groups) if any(not call.serial for call in calls) else 0
+    return GROUP_LINES * len(groups) if any(not call.serial for call in calls) else 0
 
 
 def _groups(calls: Sequence[Call]) -> list[Group]:
@@ -62,13 +63,15 @@ def segment_text(symbol: str, calls: Sequence[Call], isa: Isa) -> str:
     f = Function(symbol, ARGUMENTS)
     declared = {call.symbol: _declaration(call) for call in calls}
     _stamp(f, 0)
+    cursor = f.local("i64", 3)
     for number, group in enumerate(_groups(calls)):
-        taken = f.at(f["sync"], SYNC_COUNTERS + 128 * number)
+        done = f.at(f["sync"], SYNC_COUNTERS + 64 * GROUP_LINES * number)
         if group[0].serial:
-            _serial(f, group, taken)
+            _serial(f, group, done)
         else:
-            _parallel(f, group[0], taken)
+            _parallel(f, group[0], done, cursor)
     runtime = [
+        "declare i64 @ingot_take(ptr, ptr, i64, i64, i64, i64)",
         "declare void @ingot_await(ptr, i64)",
         "declare void @ingot_finish(ptr, i64)",
         "declare void @ingot_stamp(ptr, i64)",
@@ -105,7 +108,7 @@ def _emit_call(f: Function, call: Call, begin: Index, end: Index) -> None:
     f.emit(f"call void @{call.symbol}({', '.join([*pointers, *extents, *tail])})")
 
 
-def _serial(f: Function, group: Group, taken: Value) -> None:
+def _serial(f: Function, group: Group, done: Value) -> None:
     """Whoever comes first runs all of the group."""
 
     def work() -> None:
@@ -115,53 +118,52 @@ def _serial(f: Function, group: Group, taken: Value) -> None:
                 _stamp(f, call.stamp + 1)
 
     def shared() -> None:
-        first = f.value("i64", f"atomicrmw add ptr {taken.text}, i64 1 monotonic")
+        first = f.value("i64", f"atomicrmw add ptr {f.at(done, 64).text}, i64 1 monotonic")
 
         def run() -> None:
             work()
-            f.emit(f"call void @ingot_finish(ptr {_done(f, taken).text}, i64 1)")
+            f.emit(f"call void @ingot_finish(ptr {done.text}, i64 1)")
 
         f.when(f.compare("eq", first, 0), run)
-        _await(f, taken, 1)
+        _await(f, done, 1)
 
     f.when(_alone(f), work, shared)
 
 
-def _parallel(f: Function, call: Call, taken: Value) -> None:
+def _parallel(f: Function, call: Call, done: Value, cursor: Value) -> None:
     count = _count(f, call)
 
     def shared() -> None:
-        share = f.divide(count, f["team"] * CHUNKS_PER_THREAD)
-        chunk = f.maximum(f.divide(f.index(share) + (call.grain - 1), call.grain), 1)
-        _chunks(f, call, taken, count, f.index(chunk) * call.grain)
-        _await(f, taken, count)
+        share = f.index(f.divide(f.index(count) + f["team"] - 1, f["team"]))
+        chunks = f.index(f.minimum(f.maximum(f.divide(share, call.grain), 1), CHUNKS_PER_THREAD))
+        _chunks(f, call, done, cursor, count, f.index(f.divide(share + chunks - 1, chunks)))
+        _await(f, done, count)
 
     f.when(_alone(f), lambda: _emit_call(f, call, 0, count), shared)
     if call.stamp is not None:
         _stamp(f, call.stamp + 1)
 
 
-def _done(f: Function, taken: Value) -> Value:
-    """Where finished items are counted: the line after the one that counts those taken."""
-    return f.at(taken, 64)
-
-
-def _await(f: Function, taken: Value, count: Index) -> None:
+def _await(f: Function, done: Value, count: Index) -> None:
     """Until all items are finished. A thread that never came has taken none and is not missed."""
-    f.emit(f"call void @ingot_await(ptr {_done(f, taken).text}, i64 {f.index(count).text})")
+    f.emit(f"call void @ingot_await(ptr {done.text}, i64 {f.index(count).text})")
 
 
-def _chunks(f: Function, call: Call, taken: Value, count: Index, chunk: Value) -> None:
-    """while ((begin = fetch_add(taken, chunk)) < count) call(begin, min(begin + chunk, count))"""
+def _chunks(f: Function, call: Call, done: Value, cursor: Value, count: Index, chunk: Value) -> None:
+    """while ((begin = take()) >= 0) call(begin, end)"""
     tag = len(f.lines)
+    for place in range(3):
+        f.store(f.constant("i64", 0), cursor, 8 * place)
     f.emit(f"br label %take{tag}")
     f._enter(f"take{tag}")
-    begin = f.value("i64", f"atomicrmw add ptr {taken.text}, i64 {chunk.text} monotonic")
-    condition = f.compare("slt", begin, f.index(count))
+    begin = f.value(
+        "i64",
+        f"call i64 @ingot_take(ptr {done.text}, ptr {cursor.text}, i64 {f.index(count).text}, i64 {chunk.text}, "
+        "i64 %thread, i64 %team)",
+    )
+    condition = f.compare("sge", begin, 0)
     f.emit(f"br i1 {condition.text}, label %chunk{tag}, label %taken{tag}")
     f._enter(f"chunk{tag}")
-    end = f.index(f.minimum(begin + chunk, count))
-    _emit_call(f, call, begin, end)
-    f.emit(f"call void @ingot_finish(ptr {_done(f, taken).text}, i64 {(end - begin).text})")
+    _emit_call(f, call, begin, f.load("i64", cursor, 8))
     f.emit(f"br label %take{tag}")
     f._enter(f"taken{tag}")

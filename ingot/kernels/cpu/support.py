@@ -4,13 +4,19 @@ The sync block (zeroed by the runtime, 64-byte aligned) is:
     128 job generation    192 sleepers    256 stop flag
     320 function  328 pointers  336 extents  344 scratch  352 scratch stride  360 team
     368 stamps or null    376 whether the job is open    448 workers inside
-    512 … two lines per group of phases: items taken, items finished
+    512 … GROUP_LINES lines per group of phases: items finished, then items taken of each range
+
+Items are divided into as many contiguous ranges as threads, at most RANGES. A thread takes chunks of its own range,
+then of the others': most of what it reads was written by itself in the phase before, and lies in its own cache, as does
+the counter. It tells what it has finished when nothing is left to take.
 """
 
 from __future__ import annotations
 
 SYNC_COUNTERS = 512
 SPINS = 4000
+RANGES = 8  # where threads are more, neighbours share a range
+GROUP_LINES = 1 + RANGES
 
 _FUTEX_WAIT, _FUTEX_WAKE, _SYS_FUTEX, _SYS_YIELD = 128, 129, 202, 24
 
@@ -66,6 +72,64 @@ yield:
   br i1 %same2, label %yield, label %out
 out:
   ret void
+}
+
+define internal i64 @bound(i64 %count, i64 %ranges, i64 %i) #0 {
+  %x = mul i64 %count, %i
+  %low = udiv i64 %x, %ranges
+  ret i64 %low
+}
+
+; Take a chunk: its begin, or -1 when none is left, which tells what was finished. %cursor: the ranges tried so far,
+; where the chunk ends, items taken; zeros at first.
+define i64 @ingot_take(ptr %group, ptr %cursor, i64 %count, i64 %chunk, i64 %thread, i64 %team) #0 {
+entry:
+  %few = icmp ult i64 %team, RANGES
+  %ranges = select i1 %few, i64 %team, i64 RANGES
+  %w = mul i64 %thread, %ranges
+  %own = udiv i64 %w, %team
+  %ep = getelementptr i8, ptr %cursor, i64 8
+  %mp = getelementptr i8, ptr %cursor, i64 16
+  %mine = load i64, ptr %mp, align 8
+  %tried0 = load i64, ptr %cursor, align 8
+  br label %look
+look:
+  %tried = phi i64 [%tried0, %entry], [%tried1, %next]
+  %some = icmp ult i64 %tried, %ranges
+  br i1 %some, label %range, label %none
+range:
+  %place = add i64 %own, %tried
+  %i = urem i64 %place, %ranges
+  %i1 = add i64 %i, 1
+  %low = call i64 @bound(i64 %count, i64 %ranges, i64 %i)
+  %high = call i64 @bound(i64 %count, i64 %ranges, i64 %i1)
+  %line = shl i64 %i1, 6
+  %cp = getelementptr i8, ptr %group, i64 %line
+  %at = atomicrmw add ptr %cp, i64 %chunk monotonic
+  %begin = add i64 %low, %at
+  %inside = icmp slt i64 %begin, %high
+  br i1 %inside, label %found, label %next
+next:
+  %tried1 = add i64 %tried, 1
+  store i64 %tried1, ptr %cursor, align 8
+  br label %look
+found:
+  %full = add i64 %begin, %chunk
+  %over = icmp sgt i64 %full, %high
+  %end = select i1 %over, i64 %high, i64 %full
+  store i64 %end, ptr %ep, align 8
+  %items = sub i64 %end, %begin
+  %more = add i64 %mine, %items
+  store i64 %more, ptr %mp, align 8
+  ret i64 %begin
+none:
+  %idle = icmp eq i64 %mine, 0
+  br i1 %idle, label %out, label %tell
+tell:
+  %x = atomicrmw add ptr %group, i64 %mine release
+  br label %out
+out:
+  ret i64 -1
 }
 
 ; Count items as finished; wait until enough are.
@@ -187,16 +251,26 @@ single:
   call void %f(ptr %p, ptr %e, ptr %s, ptr %sync, i64 0, i64 1)
   ret void
 clear:
-  %k = phi i64 [0, %entry], [%k1, %clearing]
+  %few = icmp ult i64 %team, RANGES
+  %ranges = select i1 %few, i64 %team, i64 RANGES
+  br label %group
+group:
+  %k = phi i64 [0, %clear], [%k1, %cleared]
   %more = icmp ult i64 %k, %phases
-  br i1 %more, label %clearing, label %ready
-clearing:
-  %o = shl i64 %k, 6
+  br i1 %more, label %line, label %ready
+line:
+  %l = phi i64 [0, %group], [%l1, %line]
+  %number = add i64 %k, %l
+  %o = shl i64 %number, 6
   %o2 = add i64 %o, COUNTERS
   %cp = getelementptr i8, ptr %sync, i64 %o2
   store atomic i64 0, ptr %cp monotonic, align 8
-  %k1 = add i64 %k, 1
-  br label %clear
+  %l1 = add i64 %l, 1
+  %another = icmp ule i64 %l1, %ranges
+  br i1 %another, label %line, label %cleared
+cleared:
+  %k1 = add i64 %k, GROUP_LINES
+  br label %group
 ready:
   %fp = getelementptr i8, ptr %sync, i64 320
   %pp = getelementptr i8, ptr %sync, i64 328
@@ -239,6 +313,8 @@ def support_text(attributes: str) -> str:
         "FUTEX_WAIT": _FUTEX_WAIT,
         "FUTEX_WAKE": _FUTEX_WAKE,
         "COUNTERS": SYNC_COUNTERS,
+        "RANGES": RANGES,
+        "GROUP_LINES": GROUP_LINES,
     }
     text = _TEXT
     for word, number in numbers.items():
