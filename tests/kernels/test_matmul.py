@@ -98,6 +98,24 @@ def test_bytes(dtypes: Sequence[str], rows: int, columns: int, depth: int, flags
     run(a, b, constants=[1], limit=1, **attributes, **zeros)
 
 
+@pytest.mark.parametrize("dtypes", [("int8", "uint8"), ("uint8", "int8"), ("uint8", "uint8")])
+@pytest.mark.parametrize("points", [(0, 0), (7, 0), (0, 3), (131, 119)])
+@pytest.mark.parametrize("sizes", [(128, 32, 64), (70, 50, 130), (33, 19, 191)])
+@pytest.mark.parametrize("flags", [0, 2])
+def test_bytes_of_attention(
+    dtypes: Sequence[str], points: tuple[int, int], sizes: tuple[int, int, int], flags: int
+) -> None:
+    a, b, attributes = operands(*sizes, flags, dtypes, ((2, 3), (1, 3)))
+    zeros = {"x_zero_point": points[0], "weight_zero_point": points[1]}
+    node, (expected,) = node_of("MatMul", [a, b], {**attributes, **zeros})
+    for isa in isas():
+        found = [c for c in candidates(node, "cpu", isa) if c.kernel.name == "matmul_tiles_bytes"]
+        assert bool(found) == isa.has("amx_int8")
+        for candidate in found:
+            for chunks in (1, 3):
+                assert np.array_equal(Standalone(node, candidate, isa)(a, b, chunks=chunks)[0], expected)
+
+
 @pytest.mark.parametrize("flags", range(4))
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 40, 5), (15, 17, 33), (30, 70, 300), (2, 0, 3)])
 def test_extents_known_at_run_time(sizes: tuple[int, int, int], flags: int) -> None:

@@ -64,11 +64,11 @@ def _applies(node: Node, isa: Isa) -> bool:
     if dot is None or len(node.input(0).shape) < 2 or len(right.shape) < 2:
         return False
     alike = right.dtype == node.dtype or (right.dtype in SHORT and node.dtype in SHORT)
-    centred = node.dtype in SHORT or not any(_zero_points(node))
+    centred = node.dtype in SHORT or not any(zero_points_of(node))
     return alike and centred and can_finish(node, dot.result)
 
 
-def _zero_points(node: Node) -> tuple[int, int]:
+def zero_points_of(node: Node) -> tuple[int, int]:
     return int(node.attributes.get("x_zero_point", 0)), int(node.attributes.get("weight_zero_point", 0))
 
 
@@ -141,7 +141,7 @@ def matmul(build: KernelBuilder, node: Node, rows: int, vectors: int, depth: int
 # -- operands
 
 
-def _matrix(f: PhaseFunction, batch: Sequence[Extent], dims: Sequence[Extent], matrix: Value) -> Index:
+def matrix_of(f: PhaseFunction, batch: Sequence[Extent], dims: Sequence[Extent], matrix: Value) -> Index:
     """Which of an operand's matrices meets in the output's `matrix`: axes of size 1 are repeated."""
     if tuple(dims) == tuple(batch):
         return matrix
@@ -172,7 +172,7 @@ class _LeftOperand:
 
     def __call__(self, f: PhaseFunction, matrix: Value) -> Left:
         """The rows of one matrix of the batch."""
-        index = f.index(_matrix(f, self.shape.batch, self.shape.left, matrix))
+        index = f.index(matrix_of(f, self.shape.batch, self.shape.left, matrix))
         pointer = f.at(f.pointer(self.handle), index * f.extent(self.matrix) * self.size)
         return Left(pointer, f.extent(self.row) * self.size, f.extent(self.step) * self.size)
 
@@ -184,7 +184,7 @@ def _left(build: KernelBuilder, node: Node, shape: Matrices, gemm: Gemm) -> _Lef
     if dot.group > 1:
         rows = product((*shape.left, shape.rows))
         turned = shape.rows if shape.transpose_left else None
-        made = prepared(build, 0, rows, shape.depth, dot, _zero_points(node)[0], columns=turned)
+        made = prepared(build, 0, rows, shape.depth, dot, zero_points_of(node)[0], columns=turned)
         return _LeftOperand(made.handle, product((shape.rows, made.pitch)), made.pitch, dot.group, shape, size)
     pitch = inner
     if needs_preparation(node.dtype, 1, dot):
@@ -210,7 +210,7 @@ class _RightOperand:
     def __call__(self, f: PhaseFunction, matrix: Value, panel: Value) -> Panel:
         """How to come by the blocks of a panel of one matrix of the batch."""
         gemm, shape = self.gemm, self.shape
-        index = f.index(_matrix(f, shape.batch, shape.right, matrix))
+        index = f.index(matrix_of(f, shape.batch, shape.right, matrix))
         depth, columns = f.extent(shape.depth), f.extent(shape.columns)
         if self.scratch is None:
             weights = (index * f.extent(gemm.panels) + panel) * f.extent(gemm.panel_bytes)
@@ -228,7 +228,7 @@ class _RightOperand:
 
 
 def _right(build: KernelBuilder, node: Node, shape: Matrices, gemm: Gemm) -> _RightOperand:
-    port, zero_point = node.input(1), _zero_points(node)[1]
+    port, zero_point = node.input(1), zero_points_of(node)[1]
     if port.constant is None:
         return _RightOperand(build.input(1), shape, gemm, port.dtype, zero_point, build.scratch(packed_bytes(gemm)))
     weights = np.swapaxes(port.constant, -1, -2) if shape.transpose_right else port.constant

@@ -29,19 +29,23 @@ class TileRows:
 
 
 def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: TileDot, sums: bool = False,
-              apart: bool = False) -> TileRows:  # fmt: skip
+              apart: bool = False, each: tuple[Extent, Extent] | None = None) -> TileRows:  # fmt: skip
     """Input `index`, [rows, depth], packed for `dot`; unsigned sums of the packed bytes of each row if wanted. apart:
-    groups do not lie at multiples of 16 KB, which would have the same few places in a cache."""
+    groups do not lie at multiples of 16 KB, which would have the same few places in a cache. each: how many
+    matrices the rows are of, and the rows of one, which begins with a group and has an even number of groups."""
     dtype = build.node.input(index).dtype
     steps = -(-depth // dot.depth)
     group_bytes = (steps * dot.parts + (apart and steps * dot.parts % 16 == 0)) * TILE_BYTES
-    source, target = build.input(index), build.temporary(product((ceil_div(rows, ROWS), group_bytes)))
+    source = build.input(index)
+    groups = ceil_div(rows, ROWS) if each is None else product((each[0], groups_of(each[1])))
+    target = build.temporary(product((groups, group_bytes)))
     totals = build.temporary(product((rows, 4))) if sums else None
     row_size, chunk = depth * ROW_BYTES * dot.source // dot.depth, ROW_BYTES * dot.source
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
         def row(r: Value) -> None:
-            place = f.index(f.divide(r, ROWS)) * group_bytes + f.index(f.remainder(r, ROWS)) * ROW_BYTES
+            group, within = _place(f, r, each)
+            place = group * group_bytes + within * ROW_BYTES
             read, write = f.at(f.pointer(source), r * row_size), f.at(f.pointer(target), place)
 
             def step(k: Index, count: int, *total: Value) -> list[Value]:
@@ -60,6 +64,21 @@ def tile_rows(build: KernelBuilder, index: int, rows: Extent, depth: int, dot: T
 
     build.phase(rows, body, max(_GRAIN_BYTES // max(row_size, 1), 1))
     return TileRows(target, group_bytes, totals)
+
+
+def groups_of(rows: Extent) -> Extent:
+    """Groups of 16 that a matrix of `rows` rows takes, two by two."""
+    return product((2, ceil_div(rows, 2 * ROWS)))
+
+
+def _place(f: PhaseFunction, row: Value, each: tuple[Extent, Extent] | None) -> tuple[Value, Value]:
+    """The group that a row belongs to, and its number there."""
+    if each is None:
+        return f.index(f.divide(row, ROWS)), f.index(f.remainder(row, ROWS))
+    rows = f.extent(each[1])
+    matrix, number = f.index(f.divide(row, rows)), f.index(f.remainder(row, rows))
+    first = matrix * f.extent(groups_of(each[1]))
+    return f.index(first + f.divide(number, ROWS)), f.index(f.remainder(number, ROWS))
 
 
 def _pack(f: Function, dtype: str, dot: TileDot, read: Value, write: Value, count: int,
