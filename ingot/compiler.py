@@ -43,6 +43,7 @@ from ingot.tune import choose, tuner
 
 Symbols = Mapping[str, int]
 _OUTLINE_LIMIT = 3000
+_FLOAT8_CAPABILITY = 89
 _TOOLCHAIN = ("ingot", "onnx", "onnx_ir", "onnx-shape-inference", "llvmlite", "numpy")
 _CUDA_TOOLCHAIN = ("triton", "cuda-bindings")
 
@@ -70,7 +71,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
     with log.stage("optimise"):
         fixed = fixed_symbols(source, config)
         model = shapes.specialize(source, fixed) if fixed else source.clone()
-        result = passes.run(model, quantized_weights=config.target == "cpu")
+        result = passes.run(model, quantized_weights=config.target == "cpu", float8=_multiplies_float8(config))
         for refused in result.rejections:
             log.note("not fused", refused.node, refused.reason)
         reasons = {r.node: f"{r.reason}; {r.remedy}" if r.remedy else r.reason for r in result.remaining}
@@ -83,6 +84,11 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         if config.target.startswith("cuda"):
             log.figures["joined"] = join_linears(model)
         return model
+
+
+def _multiplies_float8(config: BuildConfig) -> bool:
+    """Whether every variant's processor does."""
+    return config.target.startswith("cuda") and all(a.capability >= _FLOAT8_CAPABILITY for a in _architectures(config))
 
 
 def _narrow(model: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> None:
