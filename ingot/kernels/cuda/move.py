@@ -8,7 +8,7 @@ from typing import Any
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cuda.axes import HEADS, Axis, ordered, strides_of
 from ingot.kernels.cuda.build import CudaBuilder
-from ingot.kernels.cuda.copying import Copy, emit_copy, movable, same_layouts
+from ingot.kernels.cuda.copying import Copy, emit_copies, emit_copy, movable, same_layouts
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, add, product
 
@@ -92,23 +92,25 @@ def slice_copy(build: CudaBuilder, node: Node) -> None:
 def concat(build: CudaBuilder, node: Node) -> None:
     """Each input to its place"""
     axis, y = node.attributes["axis"], node.output
-    whole = strides_of(y.shape, y.layout)
+    whole, copies = strides_of(y.shape, y.layout), []
     start: Extent = 0
     for index in range(len(node.inputs)):
         x = node.input(index)
         axes = ordered(x.shape, y.layout, (whole, strides_of(x.shape, x.layout if x.constant is None else "plain")))
         if x.elements != 0:
-            emit_copy(build, Copy(build.output(), build.input(index), axes, product((start, whole[axis]))))
+            copies.append(Copy(build.output(), build.input(index), axes, product((start, whole[axis]))))
         start = add(start, x.shape[axis])
+    emit_copies(build, copies)
 
 
 @kernel("Split", on="cuda", when=movable, layouts=same_layouts)
 def split(build: CudaBuilder, node: Node) -> None:
     """Each output from its place"""
     axis, x = node.attributes["axis"], node.input(0)
-    whole = strides_of(x.shape, x.layout)
+    whole, copies = strides_of(x.shape, x.layout), []
     start: Extent = 0
     for index, y in enumerate(node.outputs):
         axes = ordered(y.shape, y.layout, (strides_of(y.shape, y.layout), whole))
-        emit_copy(build, Copy(build.output(index), build.input(0), axes, 0, product((start, whole[axis]))))
+        copies.append(Copy(build.output(index), build.input(0), axes, 0, product((start, whole[axis]))))
         start = add(start, y.shape[axis])
+    emit_copies(build, copies)
