@@ -37,8 +37,9 @@ from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
 from ingot.precision import half, maps
 from ingot.report import BuildLog
-from ingot.runtime import cuda
+from ingot.runtime import cuda, library
 from ingot.runtime.cpu import usable_threads
+from ingot.runtime.session import features
 from ingot.tune import choose, tuner
 
 Symbols = Mapping[str, int]
@@ -150,7 +151,14 @@ def _architectures(config: BuildConfig) -> list[Architecture]:
     """Of the target's name ("cuda:sm_90"), of --variants, or of the GPU that is here."""
     named = config.target.partition(":")[2]
     names = named.split(",") if named else list(config.variants) or [cuda.first_architecture()]
-    return sorted((architecture(name, config.precision) for name in names), key=lambda a: a.capability, reverse=True)
+    found = [architecture(name, config.precision, _libraries(name, config)) for name in names]
+    return sorted(found, key=lambda a: a.capability, reverse=True)
+
+
+def _libraries(name: str, config: BuildConfig) -> tuple[str, ...]:
+    """Whose tactics are timed: of those that are here, where such a GPU is."""
+    here = library.installed(config.libraries) if config.level else ()
+    return here if here and name in features("cuda") else ()
 
 
 def _isas(config: BuildConfig) -> list[Isa]:
@@ -211,7 +219,7 @@ def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
 def _note_approximations(choices: Mapping[Work, Candidate], config: BuildConfig, log: BuildLog) -> None:
     kernels = [candidate.kernel for candidate in choices.values() if candidate.kernel.tolerance]
     for (name, tolerance), count in Counter((k.name, k.tolerance) for k in kernels).items():
-        remedy = "--bf16 asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
+        remedy = f"--{config.precision} asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
         said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}"
         log.note("approximation", name, said)
     rounded = any(kernel.tolerance > SPLIT_ERROR for kernel in kernels) or "kept in float32" in log.figures

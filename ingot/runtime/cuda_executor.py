@@ -19,8 +19,8 @@ from ingot.engine import Variant
 from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
-from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
-from ingot.runtime import cubins, cuda, dlpack, nvtx
+from ingot.plan.plan import GraphSegment, Launch, LibraryCall, Plan, Segment, Value
+from ingot.runtime import cubins, cuda, dlpack, library, nvtx
 from ingot.runtime.buffers import Array
 from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
 
@@ -28,6 +28,7 @@ _DEVICE_ALIGNMENT = 256
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
 _MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
 _GRAPHS_KEPT = 16  # of a segment and frame, for tensors that lie elsewhere
+Replacement = tuple[LibraryCall, library.Ready]
 Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
 
@@ -101,6 +102,7 @@ class CudaFrame(Frame):
         self.context.activate()
         self.stream = self.context.stream()
         self._graphs: OrderedDict[tuple[int, Addresses], Any] = OrderedDict()
+        self._libraries: dict[int, dict[int, Replacement]] = {}
         self._recent: OrderedDict[Addresses, None] = OrderedDict()
         self._late_device: dict[int, cuda.Allocation] = {}
         self._addresses: Addresses = ()
@@ -377,24 +379,40 @@ class CudaFrame(Frame):
 
     def _load(self, number: int) -> None:
         """Loading is not allowed while a stream is being captured."""
+        replaced = self._replaced(number)
         for launch in self._segment(number).launches:
-            self.loaded.kernels.function(launch.entry)
+            if launch.step not in replaced:
+                self.loaded.kernels.function(launch.entry)
+
+    def _replaced(self, number: int) -> Mapping[int, Replacement]:
+        """Steps of a segment that a library computes here."""
+        if number not in self._libraries:
+            calls = self._segment(number).libraries
+            made = [(call, library.prepare(self.context, call, self.symbols)) for call in calls]
+            self._libraries[number] = {call.step: (call, ready) for call, ready in made if ready is not None}
+        return self._libraries[number]
 
     def _enqueue(self, number: int, between: Callable[[int], None] = lambda step: None) -> None:
         """Every launch of the segment; `between(step)` before the first launch of each step."""
-        segment, latest = self._segment(number), -1
+        segment, replaced, latest = self._segment(number), self._replaced(number), -1
         synchronous = os.environ.get("INGOT_CUDA_SYNC") == "1"
         for launch in segment.launches:
+            if latest == launch.step and latest in replaced:
+                continue
             while latest < launch.step:
                 latest += 1
                 between(latest)
             step = segment.steps[launch.step]
             with self.executor.marks.step(step):
-                self._put(launch)
+                self._put(launch, replaced.get(launch.step))
             if synchronous:
                 self.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
 
-    def _put(self, launch: Launch) -> None:
+    def _put(self, launch: Launch, instead: Replacement | None = None) -> None:
+        if instead is not None:
+            call, ready = instead
+            ready([int(self.pointers[p]) for p in call.pointers], self.stream)
+            return
         grid = [evaluate(e, self.symbols) for e in launch.grid]
         grid += [1] * (3 - len(grid))
         if 0 in grid:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -90,6 +90,15 @@ class Call:
     extents: tuple[Extent, ...]
     grid: tuple[Extent, ...]
     copies: bool = False
+
+
+@dataclass(frozen=True)
+class LibraryUse:
+    """What a library computes in the place of the launches: its recipe, the operands whose addresses it takes."""
+
+    library: str
+    recipe: Mapping[str, Any]
+    handles: tuple[Handle, ...]
 
 
 @dataclass(eq=False)
@@ -193,6 +202,7 @@ class CudaBuilder:
     node: Node
     target: Architecture
     launches: list[Call] = field(default_factory=list)
+    libraries: list[LibraryUse] = field(default_factory=list)
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     temporaries: list[Extent] = field(default_factory=list)
     counters: list[Extent] = field(default_factory=list)
