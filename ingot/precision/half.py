@@ -29,6 +29,7 @@ from ingot.ir.graph import (
     type_of,
 )
 from ingot.ir.ops_linear import SHORT_INTEGERS
+from ingot.ir.ops_paged import STATEFUL
 from ingot.ir.ops_table import TensorType
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -92,6 +93,8 @@ class _Change:
         x = node.inputs[0] if skipped else None
         if x is not None and dtype_name(x.dtype) in _BYTES:  # scales of sums need float32's range
             wide[skipped:] = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)][skipped:]
+        if node.op_type in STATEFUL:  # tables of angles need more digits
+            wide = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)]
         if node in self.scope.opens:
             wide[:skipped] = [False] * skipped
         if key is not None:
