@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Any
 
 from ingot.kernels import Ports, kernel
-from ingot.kernels.cuda.axes import HEADS, Axis, ordered, strides_of
+from ingot.kernels.cuda.axes import HEADS, LAST, Axis, memory_order, ordered, strides_of
 from ingot.kernels.cuda.build import CudaBuilder
 from ingot.kernels.cuda.copying import Copy, emit_copies, emit_copy, movable, same_layouts
 from ingot.kernels.node import Node
@@ -25,14 +25,21 @@ def reorder(build: CudaBuilder, node: Node) -> None:
     emit_copy(build, Copy(build.output(), build.input(0), ordered(shape, node.output.layout, sides)))
 
 
-def _exchanges_heads(node: Node, target: Any) -> bool:
-    return tuple(node.attributes["perm"]) == (0, 2, 1, 3) and movable(node, target)
+def _seen(node: Node, target: Any) -> list[Ports]:
+    """The layouts in which the result has the same bytes as x."""
+    perm = tuple(node.attributes["perm"])
+    known = ((HEADS, 4), (LAST, 3))
+    orders = {layout: memory_order(len(perm), layout) for layout, least in known if len(perm) >= least}
+    same = [Ports((layout,), ("",)) for layout, order in orders.items() if order == perm]
+    back = [Ports(("",), (layout,)) for layout, order in orders.items()
+            if tuple(perm[axis] for axis in order) == tuple(range(len(perm)))]  # fmt: skip
+    return [*same, *back]
 
 
-@kernel("Transpose", on="cuda", when=_exchanges_heads, cost=lambda node, target: 0.0, in_place=lambda node: (0,),
-        layouts=lambda node, target: [Ports((HEADS,), ("",)), Ports(("",), (HEADS,))])  # fmt: skip
+@kernel("Transpose", on="cuda", when=lambda node, target: movable(node, target) and bool(_seen(node, target)),
+        cost=lambda node, target: 0.0, in_place=lambda node: (0,), layouts=_seen)  # fmt: skip
 def transpose_seen(build: CudaBuilder, node: Node) -> None:
-    """The same bytes, seen with two axes exchanged: nothing to do where y takes the place of x"""
+    """The same bytes, seen with other axes: nothing to do where y takes the place of x"""
     emit_copy(build, Copy(build.output(), build.input(0), [Axis(node.output.elements, (1, 1))]))
 
 

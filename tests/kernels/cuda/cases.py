@@ -152,6 +152,11 @@ def _rows() -> Iterator[Case]:
                 (),
                 dtype,
             )
+    group = {"kind": "group", "axis": 1, "groups": 4, "epsilon": 1e-5}
+    silu = "Sigmoid %0 -> float32; Mul $0 %0 -> float32; Add $1 %1 -> float32; Mul $2 %2 -> float32"
+    for name, shape, large in (("small", (2, 24, 5, 7), False), ("of a U-Net", (2, 320, 64, 64), True)):
+        shapes = [shape, (shape[1],), (shape[1],), shape, (shape[1], 1, 1)]
+        yield Case(f"Norm groups and SiLU, {name}", "Norm", shapes, group, silu, large=large)
     yield Case("Norm long", "Norm", [(2, 9000)], {"kind": "layer", "axis": 1, "groups": 1, "epsilon": 1e-5})
 
 
