@@ -31,18 +31,21 @@ from ingot.kernels.cuda.architecture import Architecture, architecture
 from ingot.kernels.cuda.backend import open_backend as open_cuda
 from ingot.kernels.target import Backend, Target
 from ingot.passes.parallel import join_linears
+from ingot.passes.sequences import see_as_sequences
 from ingot.plan.assemble import Code, assemble
 from ingot.plan.lower import REJECTED, Module, Work, lower
 from ingot.plan.memory import plan_memory
 from ingot.plan.plan import Plan, TensorSpec
 from ingot.precision import half, maps
 from ingot.report import BuildLog
-from ingot.runtime import cuda
+from ingot.runtime import cuda, library
 from ingot.runtime.cpu import usable_threads
+from ingot.runtime.session import features
 from ingot.tune import choose, tuner
 
 Symbols = Mapping[str, int]
 _OUTLINE_LIMIT = 3000
+_FLOAT8_CAPABILITY = 89
 _TOOLCHAIN = ("ingot", "onnx", "onnx_ir", "onnx-shape-inference", "llvmlite", "numpy")
 _CUDA_TOOLCHAIN = ("triton", "cuda-bindings")
 
@@ -70,7 +73,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
     with log.stage("optimise"):
         fixed = fixed_symbols(source, config)
         model = shapes.specialize(source, fixed) if fixed else source.clone()
-        result = passes.run(model, quantized_weights=config.target == "cpu")
+        result = passes.run(model, quantized_weights=config.target == "cpu", float8=_multiplies_float8(config))
         for refused in result.rejections:
             log.note("not fused", refused.node, refused.reason)
         reasons = {r.node: f"{r.reason}; {r.remedy}" if r.remedy else r.reason for r in result.remaining}
@@ -82,7 +85,13 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
             _narrow(model, config, log)
         if config.target.startswith("cuda"):
             log.figures["joined"] = join_linears(model)
+            log.figures["seen as sequences"] = see_as_sequences(model)
         return model
+
+
+def _multiplies_float8(config: BuildConfig) -> bool:
+    """Whether every variant's processor does."""
+    return config.target.startswith("cuda") and all(a.capability >= _FLOAT8_CAPABILITY for a in _architectures(config))
 
 
 def _narrow(model: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> None:
@@ -144,7 +153,14 @@ def _architectures(config: BuildConfig) -> list[Architecture]:
     """Of the target's name ("cuda:sm_90"), of --variants, or of the GPU that is here."""
     named = config.target.partition(":")[2]
     names = named.split(",") if named else list(config.variants) or [cuda.first_architecture()]
-    return sorted((architecture(name, config.precision) for name in names), key=lambda a: a.capability, reverse=True)
+    found = [architecture(name, config.precision, _libraries(name, config)) for name in names]
+    return sorted(found, key=lambda a: a.capability, reverse=True)
+
+
+def _libraries(name: str, config: BuildConfig) -> tuple[str, ...]:
+    """Whose tactics are timed: of those that are here, where such a GPU is."""
+    here = library.installed(config.libraries) if config.level else ()
+    return here if here and name in features("cuda") else ()
 
 
 def _isas(config: BuildConfig) -> list[Isa]:
@@ -205,7 +221,7 @@ def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
 def _note_approximations(choices: Mapping[Work, Candidate], config: BuildConfig, log: BuildLog) -> None:
     kernels = [candidate.kernel for candidate in choices.values() if candidate.kernel.tolerance]
     for (name, tolerance), count in Counter((k.name, k.tolerance) for k in kernels).items():
-        remedy = "--bf16 asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
+        remedy = f"--{config.precision} asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
         said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}"
         log.note("approximation", name, said)
     rounded = any(kernel.tolerance > SPLIT_ERROR for kernel in kernels) or "kept in float32" in log.figures

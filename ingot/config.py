@@ -14,6 +14,8 @@ TARGETS = ("cpu", "host", "cuda")
 PRECISIONS = {"cpu": ("fp32", "bf16"), "host": ("fp32",), "cuda": ("fp32", "tf32", "fp16", "bf16")}
 # Errors of products in two bfloat16 parts and in one, relative to the magnitudes multiplied.
 SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
+_ROUNDING = {"fp16": 2.0**-11, "bf16": BFLOAT16_ERROR}
+LIBRARIES = ("cublaslt",)
 
 
 class Profile:
@@ -53,6 +55,7 @@ class BuildConfig:
     measured times; timing_cache_only: refuse to measure what it lacks. memory_limit: bytes the build may plan for one
     arena. seed: of generated verification inputs. overflows: tensors by name, with the range observed, that a 16-bit
     type cannot hold: with fp16 the steps that write or read them stay in float32 (`ingot.precision.overflow`).
+    libraries: whose tactics may be timed beside generated kernels, on a GPU that is here, where they are installed.
     """
 
     target: str = "cpu"
@@ -70,7 +73,7 @@ class BuildConfig:
     inputs: Mapping[str, Any] | None = field(default=None, compare=False)
     memory_limit: int | None = None
     seed: int = 0
-    tactics: Mapping[str, str] = field(default_factory=dict)
+    libraries: Sequence[str] = LIBRARIES
     overflows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class BuildConfig:
             raise ConfigError("exact allows no products in bfloat16; leave out one of the two")
         if not 0 <= self.level <= 5:
             raise ConfigError(f"level must be 0 to 5, not {self.level}")
+        if unknown := set(self.libraries) - set(LIBRARIES):
+            raise ConfigError(f"there is no library {min(unknown)!r} with tactics; there is {', '.join(LIBRARIES)}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
         for name, tolerance in (("atol", self.atol), ("rtol", self.rtol)):
@@ -93,7 +98,7 @@ class BuildConfig:
     @property
     def tolerance(self) -> float:
         """Error that a kernel may add to its operator's, relative to the magnitudes multiplied."""
-        return 0.0 if self.exact else BFLOAT16_ERROR if self.precision == "bf16" else SPLIT_ERROR
+        return 0.0 if self.exact else _ROUNDING.get(self.precision, SPLIT_ERROR)
 
     def described(self) -> dict[str, Any]:
         """What of the configuration changes the engine, as JSON."""

@@ -41,3 +41,7 @@ class InputError(IngotError):
 
 class DeviceError(IngotError):
     """The machine lacks what the engine needs, or the device failed."""
+
+
+class LibraryUnusable(DeviceError):
+    """A library is not here, or does not take what was chosen for it; the generated kernels do the same work."""

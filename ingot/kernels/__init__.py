@@ -34,8 +34,8 @@ class Kernel:
     microseconds on
     one core for level 0; `layouts(node, isa)` lists the port layouts it can do; `in_place` names inputs whose storage
     the
-    first output may take; `tolerance` says what relative error it may add to its op's (0: as exact as any order of
-    sums)."""
+    first output may take; `library` is what computes it in the place of what is generated, if any; `tolerance` says
+    what relative error it may add to its op's (0: as exact as any order of sums)."""
 
     op: str
     target: str

@@ -9,16 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
+
 from ingot import compiler
 from ingot.config import BuildConfig, Profile
 from ingot.engine import Engine
 from ingot.errors import BuildError, ConfigError
+from ingot.ir.graph import make_node
 from ingot.llm import evidence
 from ingot.llm.decoder import Decoder
 from ingot.llm.formats import Format, format_of
 from ingot.llm.graph import BLOCK, graph_of
 from ingot.llm.models import decoder_of
+from ingot.llm.projections import project
 from ingot.llm.weights import Checkpoint, open_checkpoint
+from ingot.precision import half
 from ingot.report import BuildLog
 from ingot.runtime.session import features
 
@@ -29,12 +34,14 @@ MOST_BLOCKS = 1 << 20  # of a pool, whose size is decided when the engine is run
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user decides. context: tokens of prompt and answer together, None for the model's (at most 8192);
-    token_budget, sequence_budget: most tokens and sequences of one step; typical: tokens of the step to tune for;
-    level, variants: as `ingot.BuildConfig`'s. verify: compare with the reference; text: file on which the mean negative
-    log-likelihood of a token may rise by `max_rise`."""
+    """What a user decides. target, level, variants: as `ingot.BuildConfig`'s.
+
+    context: tokens of prompt and answer together, None for the model's (at most 8192); token_budget, sequence_budget:
+    most tokens and sequences of one step; typical: tokens of the step to tune for. verify: compare with the reference;
+    text: file on which the mean negative log-likelihood of a token may rise by `max_rise`."""
 
     precision: str = "fp32"
+    target: str = "cpu"
     context: int | None = None
     token_budget: int = 512
     sequence_budget: int = 64
@@ -64,7 +71,7 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
         text = None
         if options.text is not None:
             text = evidence.tokens_of(Path(options.text), checkpoint.files(), decoder.vocabulary)
-        model = graph_of(decoder, kept, str(checkpoint.config.get("model_type")))
+        model = graph_for(decoder, kept, str(checkpoint.config.get("model_type")), options.target)
     config = _config(decoder, options)
     compiled = compiler.compile_variants(model, model, config, log)
     if log.figures.get("host steps"):
@@ -72,11 +79,29 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
     engine = compiler.package(model, compiled, config, log)
     details = {**engine.details, "llm": described(checkpoint, decoder, kept, options)}
     made = replace(engine, details={**details, "evidence": []})
-    if not options.verify or not frozenset(made.variants[0].requires) <= features("cpu"):
+    kind = options.target.partition(":")[0]
+    if not options.verify or not frozenset(made.variants[0].requires) <= features(kind):
         return made
     with log.stage("verify"):
         found = evidence.verified(made, decoder, kept, text, options.max_rise)
     return replace(engine, details={**details, "evidence": found})
+
+
+def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
+    """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and a
+    second output `chosen` [R], the likeliest tokens."""
+    model = graph_of(decoder, kept, name)
+    if not target.startswith("cuda"):
+        return model
+    if kept.bits < 32:
+        half.convert(model, "bfloat16")
+    project(model)
+    logits = model.graph.outputs[0]
+    chosen = make_node("Reduce", [logits], {"kind": "argmax", "axes": (1,), "keepdims": 0}, name="chosen")
+    chosen.outputs[0].name = "chosen"
+    model.graph.append(chosen)
+    model.graph.outputs.append(chosen.outputs[0])
+    return model
 
 
 def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
@@ -92,7 +117,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
         }
     )
     return BuildConfig(
-        profiles=[profile], level=options.level, variants=options.variants, verify=False,
+        target=options.target, profiles=[profile], level=options.level, variants=options.variants, verify=False,
         precision="fp32" if options.precision == "fp32" else "bf16", timing_cache=options.timing_cache,
     )  # fmt: skip
 

@@ -100,13 +100,16 @@ class Writer:
     ) -> ir.Value:
         """x @ matrix with its bias, then the epilogue's instructions."""
         whole = Epilogue()
+        op, weights, attributes = self.format.linear(matrix, role)
+        operands = [None if w is None else self.constant(w, f"{name}.{part}")
+                    for part, w in weights.items() if part != "columns"]  # fmt: skip
+        if weights.get("columns") is not None:
+            whole.then("Mul", whole.operand(self.constant(np.asarray(weights["columns"]), f"{name}.columns")))
         if matrix.biases:
             bias = np.concatenate(matrix.biases).astype(np.float32)
             whole.then("Add", whole.operand(self.constant(bias, f"{name}.bias")))
         if epilogue is not None:
             whole = _after(whole, epilogue)
-        op, weights, attributes = self.format.linear(matrix, role)
-        operands = [None if w is None else self.constant(w, f"{name}.{part}") for part, w in weights.items()]
         return self.value(op, [x, *operands, *whole.extras], name, **attributes, epilogue=whole.text)
 
     def norm(self, x: ir.Value, scale: Scale, name: str, residual: ir.Value | None = None) -> ir.Value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,32 +10,36 @@ from typing import Any
 
 import numpy as np
 
-from ingot.dtypes import numpy_dtype, size_of
+from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.errors import DeviceError, EngineError, InputError
 from ingot.llm.batch import Batch, Floats, Integers
-from ingot.runtime.buffers import aligned_bytes
+from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.session import Session
 
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-_SHARE = 4  # of the free memory, one part is for keys and values unless the user says how many blocks
 
 
-def open_runner(engine: Engine | str | Path, threads: int | None = None, blocks: int | None = None) -> EngineRunner:
+def open_runner(
+    engine: Engine | str | Path, threads: int | None = None, blocks: int | None = None, device: str | None = None
+) -> EngineRunner:
     """A runner for an engine file of `ingot llm build`. blocks: of keys and values; None: as many as all sequences can
-    fill, in at most a quarter of the memory that is free."""
-    return EngineRunner(engine if isinstance(engine, Engine) else Engine.load(engine), threads, blocks)
+    fill, in at most a quarter of the memory that is free, or nine tenths of a GPU's. device: as a session's; None:
+    what the engine was built for."""
+    return EngineRunner(engine if isinstance(engine, Engine) else Engine.load(engine), threads, blocks, device)
 
 
 class EngineRunner:
     """A `Runner` (ingot/llm/batch.py) on a session. One step at a time."""
 
-    def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None) -> None:
+    def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None,
+                 device: str | None = None) -> None:  # fmt: skip
         facts = engine.details.get("llm")
         if not isinstance(facts, Mapping) or facts.get("form") != 1:
             raise EngineError(f"{engine.source} is no language model of this Ingot; make one with `ingot llm build`")
         self.facts: Mapping[str, Any] = facts
-        self.engine, self.session = engine, Session(engine, threads=threads)
+        self.engine = engine
+        self.session = Session(engine, device or _device_of(engine), threads)
         self.vocabulary, self.context = int(facts["vocabulary"]), int(facts["context"])
         self.block_size = int(facts["block_size"])
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
@@ -44,9 +47,9 @@ class EngineRunner:
         self.eos = frozenset(map(int, facts["eos"]))
         self.width = -(-self.context // self.block_size)
         self.blocks = blocks or self._affordable()
-        self._pools = [self._pool() for _ in range(int(facts["layers"]))]
-        self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
         self._check_memory()
+        self._pools = self._made_pools()
+        self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -56,13 +59,21 @@ class EngineRunner:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes planned: weights (mapped), activations at the token budget, keys and values."""
-        planned = max((m.bytes for m in self.session.plan.memory), default=0)
-        scratch = self.session.plan.scratch * self.session.threads
-        kept = sum(pool.nbytes for pool in self._pools)
-        return {"weights": len(self.session.variant.weights), "activations": planned + scratch, "cache": kept}
+        return {"weights": len(self.session.variant.weights), "activations": self._activations(),
+                "cache": self._pools.nbytes}  # fmt: skip
 
     def step(self, batch: Batch) -> Floats:
         """Logits [R, vocabulary] of the batch's rows."""
+        return self._run(batch, "logits")
+
+    def choose(self, batch: Batch) -> Integers:
+        """The likeliest token [R] after each of the batch's rows: on a GPU nothing else comes back from there."""
+        if self.session.on_device:
+            return self._run(batch, "chosen")
+        return np.asarray(self.step(batch).argmax(-1), np.int32)
+
+    def _run(self, batch: Batch, output: str) -> Any:
+        """The output's first R rows."""
         tokens, rows = len(batch.token_ids), len(batch.rows)
         self._check(batch, tokens)
         if not rows and not tokens:
@@ -75,18 +86,21 @@ class EngineRunner:
             "positions": _filled(batch.positions, wide, -1),
             "slots": _filled(batch.slots, wide, -1),
             "owners": _filled(np.repeat(np.arange(count), np.diff(batch.starts)), wide, 0),
-            "tables": self._tables,
+            "tables": self._tables[: self._rows_of_tables(count)],
             "rows": _filled(batch.rows, tall, 0),
+            **self._pools.feeds,
         }
-        feeds |= {f"cache.{number}": pool for number, pool in enumerate(self._pools)}
-        logits: Floats = self.session.run(feeds)["logits"]
-        return logits[:rows]
+        return self.session.run_wanted(feeds, (output,))[output][:rows]
+
+    def _rows_of_tables(self, count: int) -> int:
+        """On a GPU tables travel: no more of them than a padded size."""
+        if not self.session.on_device:
+            return self.sequence_budget
+        return next((n for n in _FEW if count <= n <= self.sequence_budget), self.sequence_budget)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the keys and values of block a into block b, for every (a, b)."""
-        for source, target in pairs:
-            for pool in self._pools:
-                pool[target] = pool[source]
+        self._pools.copy(pairs)
 
     def close(self) -> None:
         """Stop the session's threads; idempotent."""
@@ -98,18 +112,25 @@ class EngineRunner:
         line = 2 * int(facts["groups"]) * self.block_size * int(facts["depth"]) * size_of(facts["format"]["cache"])
         return line * int(facts["layers"])
 
+    def _activations(self) -> int:
+        plan = self.session.plan
+        return max((m.bytes for m in plan.memory), default=0) + plan.scratch * self.session.threads
+
     def _affordable(self) -> int:
         wanted = self.sequence_budget * self.width
-        return max(min(wanted, free_memory() // _SHARE // self._block_bytes()), 1)
+        return max(min(wanted, spare_memory(self.session, self._activations()) // self._block_bytes()), 1)
 
-    def _pool(self) -> Any:
+    def _made_pools(self) -> Pools:
         facts = self.facts
         shape = (self.blocks, 2, int(facts["groups"]), self.block_size * int(facts["depth"]))
-        dtype = numpy_dtype(facts["format"]["cache"])
-        return aligned_bytes(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+        layers, dtype = int(facts["layers"]), str(facts["format"]["cache"])
+        return DevicePools(self.session, layers, shape, dtype) if self.session.on_device else HostPools(
+            layers, shape, dtype
+        )
 
     def _check_memory(self) -> None:
-        needed, free = self.memory["cache"] + self.memory["activations"], free_memory()
+        needed = self.blocks * self._block_bytes() + self._activations()
+        free = free_memory(self.session)
         if needed > free:
             raise DeviceError(
                 f"{self.blocks} blocks of {self.block_size} tokens and the activations need {needed / 2**30:.1f} GiB, "
@@ -149,10 +170,5 @@ def _filled(values: Any, size: int, rest: int) -> Integers:
     return filled
 
 
-def free_memory() -> int:
-    """Bytes the system could give now."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def _device_of(engine: Engine) -> str:
+    return "cuda" if engine.variants and all(v.target == "cuda" for v in engine.variants) else "cpu"

@@ -19,6 +19,7 @@ from ingot.passes.common import graphs_of, remove_dead, share
 from ingot.passes.fuse_attention import ATTENTION
 from ingot.passes.fuse_conv import CONVOLUTION
 from ingot.passes.fuse_epilogue import EPILOGUES
+from ingot.passes.fuse_float8 import FLOAT8
 from ingot.passes.fuse_heads import HEADS
 from ingot.passes.fuse_linear import LINEAR, VIEWS, WEIGHTS
 from ingot.passes.fuse_norm import NORM
@@ -37,6 +38,7 @@ class State:
 
     journal: Journal = field(default_factory=Journal)
     remaining: tuple[canonical.Remaining, ...] = ()
+    float8: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def _fold(model: ir.Model, state: State) -> int:
 
 
 def _fold_but_weights(model: ir.Model, state: State) -> int:
-    """Folds all but 8-bit weights, which may stay integers."""
-    return fold.fold(model, keep_integers=True)
+    """Folds all but 8-bit weights, which may stay so."""
+    return fold.fold(model, keep_integers=True, keep_float8=state.float8)
 
 
 def _share(model: ir.Model, state: State) -> int:
@@ -76,8 +78,8 @@ def _remove_dead(model: ir.Model, state: State) -> int:
 
 
 TABLES = (
-    SIMPLIFY, IDIOMS, NORM, ATTENTION, QUANT, CONVOLUTION, LINEAR, UNARY, EPILOGUES, WEIGHTS, VIEWS, HEADS, CHAINS,
-    REQUANTIZE,
+    SIMPLIFY, IDIOMS, NORM, ATTENTION, QUANT, FLOAT8, CONVOLUTION, LINEAR, UNARY, EPILOGUES, WEIGHTS, VIEWS, HEADS,
+    CHAINS, REQUANTIZE,
 )  # fmt: skip
 
 
@@ -130,6 +132,7 @@ PIPELINE: tuple[Pass, ...] = (
     rewriting(NORM),
     rewriting(ATTENTION),
     rewriting(QUANT),
+    rewriting(FLOAT8, option="float8"),
     Pass("fold", _fold),
     rewriting(CONVOLUTION),
     rewriting(LINEAR),
@@ -177,15 +180,16 @@ Check = Callable[[ir.Model], None]
 
 
 def run(model: ir.Model, check: Check | None = None, merge_heads: bool = False,
-        quantized_weights: bool = False) -> PassReport:  # fmt: skip
+        quantized_weights: bool = False, float8: bool = False) -> PassReport:  # fmt: skip
     """Every pass in order, in place; `check` (ir.verify's, in tests) looks at the model after each.
 
     merge_heads: one Linear for query, key and value. Not by default: its result must be copied apart again, so that it
     was no faster than three (BERT-base within 1 %, MiniLM at most 3 % on two threads; AVX-512 with AMX, 128 tokens).
     quantized_weights: those that are dequantized stay integers (QuantizedLinear): for targets that have kernels for it.
+    float8: products of two dequantized float8e4m3fn are products of these: for targets that multiply them.
     """
-    state, times = State(), []
-    options = {"merge_heads": merge_heads, "quantized_weights": quantized_weights}
+    state, times = State(float8=float8), []
+    options = {"merge_heads": merge_heads, "quantized_weights": quantized_weights, "float8": float8}
     for step in PIPELINE:
         if step.option is not None and not options[step.option]:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -29,19 +29,22 @@ from ingot.ir.shapes import shape_of
 
 _log = logging.getLogger(__name__)
 LARGEST_GROWTH = 1 << 20  # bytes: a result may always be this large, or as large as what it is made of
+_INTEGERS, _FLOAT8 = (ir.DataType.INT8, ir.DataType.UINT8), (ir.DataType.FLOAT8E4M3FN,)
 RANDOM = frozenset({
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
 })  # fmt: skip
 
 
-def fold(model: ir.Model, largest_growth: int = LARGEST_GROWTH, keep_integers: bool = False) -> int:
+def fold(
+    model: ir.Model, largest_growth: int = LARGEST_GROWTH, keep_integers: bool = False, keep_float8: bool = False
+) -> int:
     """Replace nodes that only read constants by initializers, in place, subgraphs included; the number of nodes gone.
 
     A graph output stays a node: a View of the constant. What the oracle cannot compute stays as well, and with
-    `keep_integers` 8-bit weights under a Dequantize, for products that can take them as they are.
+    `keep_integers` (`keep_float8`) such weights under a Dequantize, for products that can take them as they are.
     """
     opsets = dict(model.opset_imports)
-    kept = _dequantizes if keep_integers else _nothing
+    kept = frozenset((*(_INTEGERS if keep_integers else ()), *(_FLOAT8 if keep_float8 else ())))
     return sum(_fold_graph(graph, opsets, largest_growth, kept) for graph in _graphs(model.graph))
 
 
@@ -58,14 +61,10 @@ def empty_inputs(model: ir.Model) -> int:
     return len(empty)
 
 
-def _nothing(node: ir.Node) -> bool:
-    return False
-
-
-def _dequantizes(node: ir.Node) -> bool:
-    """Whether the node makes floats of 8-bit integers."""
+def _dequantizes(node: ir.Node, kept: frozenset[ir.DataType]) -> bool:
+    """Whether the node makes wider floats of one of these types."""
     source = node.inputs[0] if node.inputs else None
-    if source is None or source.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+    if source is None or source.dtype not in kept:
         return False
     if node.op_type == "Pointwise" and node.domain == DOMAIN:
         return "Dequantize" in node.attributes["expression"].as_string()
@@ -78,11 +77,11 @@ def _graphs(graph: ir.Graph) -> list[ir.Graph]:
 
 
 def _fold_graph(
-    graph: ir.Graph, opsets: Mapping[str, int], largest_growth: int, kept: Callable[[ir.Node], bool]
+    graph: ir.Graph, opsets: Mapping[str, int], largest_growth: int, kept: frozenset[ir.DataType]
 ) -> int:
     count = 0
     for node in list(graph):
-        if kept(node) or not _is_foldable(node, largest_growth):
+        if _dequantizes(node, kept) or not _is_foldable(node, largest_growth):
             continue
         results = _results(node, opsets)
         if results is not None and all(_fits(node, result, largest_growth) for result in results):

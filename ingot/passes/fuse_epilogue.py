@@ -7,6 +7,7 @@ from math import prod
 import onnx_ir as ir
 
 from ingot.ir import expression as expressions
+from ingot.ir.expression import Input
 from ingot.ir.shapes import shape_of
 from ingot.passes.facts import (
     ACCUMULATOR,
@@ -16,13 +17,14 @@ from ingot.passes.facts import (
     epilogue_of,
     extras_of,
     main_inputs,
+    maker,
     only_reader,
     operand_kind,
     operands_of,
     same_shape,
     takes_epilogue,
 )
-from ingot.passes.fuse_pointwise import TOO_LARGE, distinct, fits
+from ingot.passes.fuse_pointwise import CHEAP, TOO_LARGE, distinct, fits, is_one_of
 from ingot.passes.rewrite import Builder, Rejection, Result, Table, reject, rewrite_node
 
 
@@ -83,4 +85,33 @@ def _absorbed(op: Builder, node: ir.Node, value: ir.Value) -> Result:
     return op.make(source.op_type, *main_inputs(source), *extras, **attributes)
 
 
-EPILOGUES = Table("epilogues", (epilogue,))
+@rewrite_node("Conv", "ConvTranspose", "Linear", "QuantizedLinear", "MatMul")
+def operand_chain(op: Builder, node: ir.Node) -> Result:
+    """Linear(x, w, f(y); g) => Linear(x, w, y; g∘f) where f is one cheap instruction that nobody else reads"""
+    for value in extras_of(node):
+        source = maker(value, "Pointwise")
+        if source is not None and source.graph is node.graph and _can_join(node, value, source):
+            names: tuple[object, ...] = (ACCUMULATOR, *extras_of(node))
+            inner, operands = distinct(epilogue_of(source), operands_of(source))
+            moved = expressions.substitute(inner, {i: Input(i + 1) for i in range(len(operands))})
+            inner_names = (ACCUMULATOR, *operands)
+            whole, merged = expressions.compose(epilogue_of(node), moved, names.index(value), names, inner_names)
+            whole, merged = expressions.prune(whole, merged, keep=1)
+            extras = tuple(operand for operand in merged[1:] if isinstance(operand, ir.Value))
+            if fits(whole, extras):
+                attributes = changed(node, epilogue=expressions.format(whole))
+                return op.make(node.op_type, *main_inputs(node), *extras, **attributes)
+    return None
+
+
+def _can_join(node: ir.Node, value: ir.Value, source: ir.Node) -> bool:
+    """Whether a product can compute its operand itself: no more is read than was."""
+    shape, axis = shape_of(node.outputs[0]), channel_axis(node)
+    if only_reader(value) is not node or not is_one_of(source, CHEAP) or shape is None:
+        return False
+    return same_shape(value, node.outputs[0]) and all(
+        operand_kind(shape_of(operand), shape, axis) is not None for operand in operands_of(source)
+    )  # fmt: skip
+
+
+EPILOGUES = Table("epilogues", (epilogue, operand_chain))

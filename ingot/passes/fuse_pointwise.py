@@ -21,7 +21,7 @@ from ingot.passes.rewrite import Builder, Result, Table, reject, rewrite_node
 Operands = tuple[ir.Value, ...]
 TOO_LARGE = f"the fused expression would pass {MAX_INSTRUCTIONS} instructions or {MAX_OPERANDS} operands"
 _WIDENING = frozenset({"Cast", "Dequantize"})  # recomputed by every reader, which then reads fewer bytes
-_CHEAP = _WIDENING | {"Neg", "Abs", "Relu", "Add", "Sub", "Mul", "Not", "Clip"}
+CHEAP = _WIDENING | {"Neg", "Abs", "Relu", "Add", "Sub", "Mul", "Not", "Clip"}
 
 
 def distinct(expression: Expression, operands: Operands) -> tuple[Expression, Operands]:
@@ -51,7 +51,8 @@ def _sources(node: ir.Node) -> list[ir.Node]:
             and same_shape(source.outputs[0], node.outputs[0])]  # fmt: skip
 
 
-def _is_one_of(node: ir.Node, ops: frozenset[str]) -> bool:
+def is_one_of(node: ir.Node, ops: frozenset[str]) -> bool:
+    """Whether a Pointwise is one instruction of these, over one operand that varies."""
     instructions = epilogue_of(node).instructions
     return len(instructions) == 1 and instructions[0].op in ops and len(varying(operands_of(node))) == 1
 
@@ -71,14 +72,14 @@ def _parts_at_bytes(source: ir.Node, node: ir.Node) -> bool:
     """Whether bytes between the two are what elementwise readers shall read: `widening` takes the node to them."""
     last = epilogue_of(source).instructions[-1:]
     quantized = bool(last) and last[0].op == "Quantize"
-    return quantized and _is_one_of(node, _WIDENING) and _repeatable(node) and bool(node.outputs[0].uses())
+    return quantized and is_one_of(node, _WIDENING) and _repeatable(node) and bool(node.outputs[0].uses())
 
 
 @rewrite_node("Pointwise")
 def widening(op: Builder, node: ir.Node) -> Result:
     """g(Dequantize(q)) => (g∘Dequantize)(q) for every reader: it then reads the narrow type"""
     for source in _sources(node):
-        if _is_one_of(source, _WIDENING) and _widens(source):
+        if is_one_of(source, _WIDENING) and _widens(source):
             expression, operands = inlined(node, source)
             if fits(expression, operands):
                 return op.Pointwise(*operands, expression=expressions.format(expression))
@@ -110,7 +111,7 @@ def pointwise_chain(op: Builder, node: ir.Node) -> Result:
 def _repeatable(source: ir.Node) -> bool:
     """Whether all readers are elementwise and computing it in each costs less than keeping it."""
     value = source.outputs[0]
-    return not value.is_graph_output() and _is_one_of(source, _CHEAP) and all(
+    return not value.is_graph_output() and is_one_of(source, CHEAP) and all(
         use.node.op_type == "Pointwise" and same_shape(use.node.outputs[0], value) for use in value.uses()
     )  # fmt: skip
 

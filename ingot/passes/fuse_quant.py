@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,8 @@ class Quantized:
     axis: int | None = None
 
 
-def dequantized(value: ir.Value | None) -> Quantized | None:
-    """What a value that is a Dequantize of 8-bit integers with constant parameters stands for."""
+def dequantized(value: ir.Value | None, types: Collection[str] = SHORT) -> Quantized | None:
+    """What a value that is a Dequantize with constant parameters stands for, of 8-bit integers or of other `types`."""
     node = maker(value, "Pointwise")
     instruction = None if node is None else instruction_of(node)
     if node is None or instruction is None or instruction.op != "Dequantize":
@@ -57,7 +57,7 @@ def dequantized(value: ir.Value | None) -> Quantized | None:
         return None
     q = operands_of(node)[source.index]
     axis = _axis_of(scale, rank_of(q) or 0)
-    if dtype_of(q) not in SHORT or not same_shape(q, node.outputs[0]) or np.any(zero != zero.reshape(-1)[0]):
+    if dtype_of(q) not in types or not same_shape(q, node.outputs[0]) or np.any(zero != zero.reshape(-1)[0]):
         return None
     return Quantized(q, scale.reshape(() if axis is None else -1), int(zero.reshape(-1)[0]), axis)
 
@@ -88,12 +88,12 @@ def integer_product(op: Builder, node: ir.Node) -> Result:
         return reject("its input is quantized per channel", x.q)
     if attribute(node, "x_zero_point") or attribute(node, "weight_zero_point"):
         return reject("it computes in integers already")
-    placed = _placed(op, node, weight)
-    if isinstance(placed, Rejection):
-        return placed
-    kind, weight_value, attributes = placed
+    found = placed(op, node, weight)
+    if isinstance(found, Rejection):
+        return found
+    kind, weight_value, attributes = found
     scales = np.asarray(x.scale * weight.scale, np.float32)
-    extras, text = _scaled_epilogue(op, node, scales, weight.axis is not None)
+    extras, text = scaled_epilogue(op, node, scales, weight.axis is not None)
     zeros = {"x_zero_point": x.zero, "weight_zero_point": weight.zero}
     return op.make(kind, x.q, weight_value, *extras, **{**attributes, **zeros, "epilogue": text})
 
@@ -101,7 +101,7 @@ def integer_product(op: Builder, node: ir.Node) -> Result:
 _Placed = tuple[str, ir.Value, dict[str, Any]]
 
 
-def _placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejection:
+def placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejection:
     """(operator, its weight, its attributes): Linear where a MatMul's weight is a constant matrix."""
     if node.op_type == "Conv":
         fits = weight.axis in (None, 0)
@@ -116,7 +116,7 @@ def _placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejectio
     return "Linear", op.constant(array.T, weight.q) if flipped else weight.q, {}
 
 
-def _scaled_epilogue(op: Builder, node: ir.Node, scales: Array, per_channel: bool) -> tuple[Sequence[ir.Value], str]:
+def scaled_epilogue(op: Builder, node: ir.Node, scales: Array, per_channel: bool) -> tuple[Sequence[ir.Value], str]:
     """The node's epilogue over `Cast(%0) * scales`, and its extras."""
     if per_channel:
         rank, axis = rank_of(node.outputs[0]), channel_axis(node)
@@ -156,10 +156,10 @@ def integer_mean(op: Builder, node: ir.Node) -> Result:
 # Q and DQ across what only moves elements
 
 
-_MOVES = ("View", "Transpose", "Slice", "Expand", "Tile", "Gather", "GatherElements", "GatherND", "Split")
+MOVES = ("View", "Transpose", "Slice", "Expand", "Tile", "Gather", "GatherElements", "GatherND", "Split")
 
 
-@rewrite_node(*_MOVES, "Pad", "Pool", "Reduce", "Resize")
+@rewrite_node(*MOVES, "Pad", "Pool", "Reduce", "Resize")
 def move_in_integers(op: Builder, node: ir.Node) -> Result:
     """Move(DQ(x)) => DQ(Move(x)); the largest of a window or axis too, as DQ keeps the order"""
     x = dequantized(operands_of(node)[0])
@@ -172,7 +172,7 @@ def move_in_integers(op: Builder, node: ir.Node) -> Result:
         return None
     moved = op.make(node.op_type, x.q, *node.inputs[1:], _outputs=len(node.outputs), **attributes)
     results = moved if isinstance(moved, tuple) else (moved,)
-    return {old: _dequantize(op, x, new) for old, new in zip(node.outputs, results, strict=True)}
+    return {old: dequantize(op, x, new) for old, new in zip(node.outputs, results, strict=True)}
 
 
 def _integer_attributes(node: ir.Node, x: Quantized) -> dict[str, Any] | None:
@@ -198,7 +198,7 @@ def _quantized_number(value: float, x: Quantized) -> int | None:
     return round(q) if np.isfinite(q) and abs(q - round(q)) < 1e-6 and low <= round(q) <= high else None
 
 
-def _dequantize(op: Builder, x: Quantized, value: ir.Value) -> ir.Value:
+def dequantize(op: Builder, x: Quantized, value: ir.Value) -> ir.Value:
     text = f"Dequantize %0 {float(str(np.float32(x.scale)))!r} {x.zero} -> float32"
     result: ir.Value = op.Pointwise(value, expression=text)
     return result
@@ -215,7 +215,7 @@ def concat_in_integers(op: Builder, node: ir.Node) -> Result:
     same = [p for p in known if p.scale == first.scale and p.zero == first.zero and dtype_of(p.q) == dtype_of(first.q)]
     if len(same) < len(parts):
         return reject("its parts have different scales", node)
-    return _dequantize(op, first, op.Concat(*(part.q for part in same), axis=attribute(node, "axis")))
+    return dequantize(op, first, op.Concat(*(part.q for part in same), axis=attribute(node, "axis")))
 
 
 @rewrite_node("Pointwise")

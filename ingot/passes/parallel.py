@@ -1,4 +1,5 @@
-"""Linears of one input become one ParallelLinear: for targets where a launch costs more than its work."""
+"""Linears of one input, and a Linear whose result is split, become one ParallelLinear: for targets where a launch costs
+more than its work."""
 
 from __future__ import annotations
 
@@ -12,21 +13,44 @@ from ingot.ir.graph import add_constant, constant_of, dtype_of, make_node
 from ingot.ir.provenance import merged_origins, set_origins
 from ingot.ir.shapes import shape_of
 from ingot.passes.affine import vectors_of
-from ingot.passes.facts import epilogue_of, extras_of, is_op, operands_of
+from ingot.passes.facts import attribute, epilogue_of, extras_of, is_op, only_reader, operands_of
 from ingot.passes.rewrite import detach
 
 
 def join_linears(model: ir.Model) -> int:
-    """Every group of Linears that read one value and add a bias at most; the number that went."""
+    """Every group of Linears that read one value and add a bias at most; the number of nodes that went."""
     groups: dict[tuple[ir.Value, str], list[ir.Node]] = {}
     for node in model.graph:
         if is_op(node, "Linear") and _bias_of(node) is not None:
             x = operands_of(node)[0]
             groups.setdefault((x, dtype_of(x)), []).append(node)
-    found = [nodes for nodes in groups.values() if len(nodes) > 1]
-    for nodes in found:
-        _join(model.graph, nodes)
-    return sum(len(nodes) - 1 for nodes in found)
+    before = len(model.graph)
+    for nodes in groups.values():
+        if sum(len(_results(node)) for node in nodes) > 1:
+            _join(model.graph, nodes)
+    return before - len(model.graph)
+
+
+def _split_of(node: ir.Node) -> ir.Node | None:
+    """The one reader of a Linear's result, where that divides its columns."""
+    reader, shape = only_reader(node.outputs[0]), shape_of(node.outputs[0])
+    if reader is None or shape is None or not is_op(reader, "Split"):
+        return None
+    if any(value.is_graph_output() for value in reader.outputs):
+        return None
+    return reader if attribute(reader, "axis") in (-1, len(shape) - 1) else None
+
+
+def _results(node: ir.Node) -> list[ir.Value]:
+    """What is made of the columns of a Linear."""
+    split = _split_of(node)
+    return list(node.outputs if split is None else split.outputs)
+
+
+def _columns(value: ir.Value) -> int:
+    shape = shape_of(value)
+    assert shape is not None
+    return int(shape[-1])
 
 
 def _bias_of(node: ir.Node) -> Array | None:
@@ -52,11 +76,14 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     biases = [array for node in nodes if (array := _bias_of(node)) is not None]
     weight = add_constant(graph, np.concatenate(weights, axis=1), first.name)
     bias = add_constant(graph, np.concatenate(biases), first.name)
-    sizes = [array.shape[1] for array in weights]
-    joined = make_node("ParallelLinear", (first.inputs[0], weight, bias), {"sizes": sizes}, outputs=len(nodes))
+    results = [value for node in nodes for value in _results(node)]
+    sizes = [_columns(value) for value in results]
+    joined = make_node("ParallelLinear", (first.inputs[0], weight, bias), {"sizes": sizes}, outputs=len(sizes))
     joined.name = first.name
-    set_origins(joined, merged_origins(nodes))
+    readers = [split for node in nodes if (split := _split_of(node)) is not None]
+    set_origins(joined, merged_origins((*nodes, *readers)))
     graph.insert_before(first, joined)
-    for node, value in zip(nodes, joined.outputs, strict=True):
-        node.outputs[0].replace_all_uses_with(value)
+    for old, new in zip(results, joined.outputs, strict=True):
+        old.replace_all_uses_with(new)
+    for node in (*readers, *nodes):
         detach(node)

@@ -96,12 +96,24 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class LibraryCall:
+    """What a library computes in the place of a step's launches, where it is there: `recipe` is its own description,
+    `pointers` the storages whose addresses it takes."""
+
+    library: str
+    step: int
+    recipe: Mapping[str, Any]
+    pointers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class GraphSegment:
     """Steps on a GPU, captured into one graph per set of shapes."""
 
     kind: Literal["graph"] = field(default="graph", init=False)
     steps: tuple[Step, ...]
     launches: tuple[Launch, ...]
+    libraries: tuple[LibraryCall, ...] = ()
 
 
 @dataclass(frozen=True)

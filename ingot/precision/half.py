@@ -29,10 +29,12 @@ from ingot.ir.graph import (
     type_of,
 )
 from ingot.ir.ops_linear import SHORT_INTEGERS
+from ingot.ir.ops_paged import STATEFUL
 from ingot.ir.ops_table import TensorType
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _WIDE = "float32"
+_BYTES = (*SHORT_INTEGERS, "float8_e4m3fn")
 _KEPT = frozenset({"RNN", "TopK", "CumSum", "Range", "Unreachable", "ScatterElements", "ScatterND"})
 LIMITS = {"float16": 65504.0, "bfloat16": 3.3895e38}
 
@@ -89,8 +91,10 @@ class _Change:
         stays = results[0] and (outputs[0] or node in self.scope.closes) and key is not None
         skipped = 0 if key in (None, "expression") else _main_inputs(node)
         x = node.inputs[0] if skipped else None
-        if x is not None and dtype_name(x.dtype) in SHORT_INTEGERS:  # scales of sums need float32's range
+        if x is not None and dtype_name(x.dtype) in _BYTES:  # scales of sums need float32's range
             wide[skipped:] = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)][skipped:]
+        if node.op_type in STATEFUL:  # tables of angles need more digits
+            wide = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)]
         if node in self.scope.opens:
             wide[:skipped] = [False] * skipped
         if key is not None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ingot.ir.graph import add_constant, make_node
 from ingot.precision import nodes, scales
+from ingot.precision.absorb import absorb
 from ingot.precision.nodes import Target
 from ingot.precision.ranges import TensorRange
 
@@ -99,15 +100,23 @@ def expected_error(channels: Channels, known: TensorRange, rows: Sequence[Array]
 
 def divide_and_multiply(x: ir.Value, readers: Sequence[Target], factors: Array) -> None:
     """The readers read x / factors, their weights are multiplied by them."""
-    graph, anchor, behind = nodes.place_after(x, readers[0].node)
+    divided_x = absorb(x, [reader.node for reader in readers], factors)
+    if divided_x is None:
+        divided_x = _divided(x, readers[0].node, factors)
+    for reader in readers:
+        column = (-1, 1) if reader.sum_axis == 0 else (1, -1)
+        nodes.replace_weight(reader, reader.array * factors.reshape(column))
+        reader.node.replace_input_with(0, divided_x)
+
+
+def _divided(x: ir.Value, reader: ir.Node, factors: Array) -> ir.Value:
+    """A multiplication by the inverse, right behind what makes x."""
+    graph, anchor, behind = nodes.place_after(x, reader)
     inverse = add_constant(graph, (1 / factors).astype(np.float32), f"{x.name}.smooth")
     node = make_node("Mul", [x, inverse], domain="", name=f"{x.name}.smooth")
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{x.name}.smooth", x.type, x.shape
     (graph.insert_after if behind else graph.insert_before)(anchor, [node])
-    for reader in readers:
-        column = (-1, 1) if reader.sum_axis == 0 else (1, -1)
-        nodes.replace_weight(reader, reader.array * factors.reshape(column))
-        reader.node.replace_input_with(0, node.outputs[0])
+    return node.outputs[0]
 
 
 def divided(known: TensorRange, factors: Array) -> TensorRange:

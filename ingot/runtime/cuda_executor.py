@@ -19,8 +19,8 @@ from ingot.engine import Variant
 from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
-from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
-from ingot.runtime import cubins, cuda, dlpack, nvtx
+from ingot.plan.plan import GraphSegment, Launch, LibraryCall, Plan, Segment, Value
+from ingot.runtime import cubins, cuda, dlpack, library, nvtx
 from ingot.runtime.buffers import Array
 from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
 
@@ -28,6 +28,7 @@ _DEVICE_ALIGNMENT = 256
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
 _MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
 _GRAPHS_KEPT = 16  # of a segment and frame, for tensors that lie elsewhere
+Replacement = tuple[LibraryCall, library.Ready]
 Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
 
@@ -65,7 +66,19 @@ class CudaExecutor(Executor):
         self.loaded = loaded
         self.marks = nvtx.Marks()
         self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1" or self.marks.wanted
+        self.resident: dict[int, int] = {}  # storage -> address
         super().__init__(plan, None, loaded.weights, None)
+
+    @property
+    def context(self) -> cuda.Context:
+        """The GPU's context."""
+        return self.loaded.context
+
+    def keep(self, addresses: Mapping[int, int]) -> None:
+        """Inputs (by position) that lie on the device from now on: every run reads and writes them where they are."""
+        self.resident |= {self.plan.values[self.plan.inputs[k]].storage: a for k, a in addresses.items()}
+        with self._lock:
+            self._free.clear()
 
     def _frame(self, shapes: Shapes, outer: Bindings) -> CudaFrame:
         return CudaFrame(self, shapes, outer)
@@ -101,6 +114,7 @@ class CudaFrame(Frame):
         self.context.activate()
         self.stream = self.context.stream()
         self._graphs: OrderedDict[tuple[int, Addresses], Any] = OrderedDict()
+        self._libraries: dict[int, dict[int, Replacement]] = {}
         self._recent: OrderedDict[Addresses, None] = OrderedDict()
         self._late_device: dict[int, cuda.Allocation] = {}
         self._addresses: Addresses = ()
@@ -117,9 +131,12 @@ class CudaFrame(Frame):
         """One block: the arena, then inputs and outputs. Refused before it is taken when it does not fit."""
         self._check_sizes()
         offsets, end = self._offsets()
+        executor = self.executor
         self._late_owned, self._memory = {}, {}
         for index, storage in enumerate(self.plan.storages):
-            if storage.place in ("input", "output") and index not in self._late:
+            if index in executor.resident:
+                self.pointers[index] = executor.resident[index]
+            elif storage.place in ("input", "output") and index not in self._late:
                 end = align(end, _DEVICE_ALIGNMENT)
                 offsets[index] = end
                 end += evaluate(storage.bytes, self.symbols)
@@ -141,7 +158,8 @@ class CudaFrame(Frame):
     def _staged_values(self) -> dict[int, Array]:
         """Pinned arrays for the plan's inputs and outputs that are on the device and of known size."""
         wanted = dict.fromkeys((*self.plan.inputs, *self.plan.outputs))
-        fixed = [i for i in wanted if self._on_device(self.plan.values[i]) and self._known(self.plan.values[i])]
+        fixed = [i for i in wanted if self._on_device(self.plan.values[i]) and self._known(self.plan.values[i])
+                 and self.plan.values[i].storage not in self.executor.resident]  # fmt: skip
         sizes = [align(self._extent_bytes(self.plan.values[i]), 64) for i in fixed]
         block = self.context.pinned(sum(sizes))
         starts = np.cumsum([0, *sizes])
@@ -189,6 +207,15 @@ class CudaFrame(Frame):
         self._objects, self._borrowed = {}, {}
         return results
 
+    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int]) -> list[Any]:
+        """The same, with the outputs at some positions alone."""
+        self._execute(inputs, {}, None)
+        waiting = [(position, self._ask(position, None)) for position in positions]
+        self.wait("the run")
+        results = [self._result_into(position, found, None) for position, found in waiting]
+        self._objects, self._borrowed = {}, {}
+        return results
+
     def run_on_device(self, inputs: Sequence[Any]) -> list[Any]:
         """The same, with results that stay on the device: a DeviceArray each (objects stay what they are)."""
         self._execute(inputs, {}, None)
@@ -210,7 +237,7 @@ class CudaFrame(Frame):
     def _borrow(self, inputs: Sequence[Any], targets: Mapping[int, Any]) -> None:
         """Whose memory is used in the place of the frame's own."""
         found = [*zip(self.plan.inputs, inputs, strict=True), *((self.plan.outputs[p], y) for p, y in targets.items())]
-        lent = [(index, x) for index, x in found if type(x) is dlpack.Foreign]
+        lent = [(index, x) for index, x in found if type(x) is dlpack.Foreign and x.source is not None]
         if not lent and not self._addresses:
             return
         views = self._borrowed = {index: self._view_of(index, x) for index, x in lent}
@@ -252,6 +279,8 @@ class CudaFrame(Frame):
                 self._copy(int(self.pointers[storage]), view.address, self._extent_bytes(self.plan.values[index]))
             return
         staged = self._staging.get(index)
+        if storage in self.executor.resident:
+            return
         if staged is None or not isinstance(x, np.ndarray):
             self._objects[index] = x
             return
@@ -377,24 +406,40 @@ class CudaFrame(Frame):
 
     def _load(self, number: int) -> None:
         """Loading is not allowed while a stream is being captured."""
+        replaced = self._replaced(number)
         for launch in self._segment(number).launches:
-            self.loaded.kernels.function(launch.entry)
+            if launch.step not in replaced:
+                self.loaded.kernels.function(launch.entry)
+
+    def _replaced(self, number: int) -> Mapping[int, Replacement]:
+        """Steps of a segment that a library computes here."""
+        if number not in self._libraries:
+            calls = self._segment(number).libraries
+            made = [(call, library.prepare(self.context, call, self.symbols)) for call in calls]
+            self._libraries[number] = {call.step: (call, ready) for call, ready in made if ready is not None}
+        return self._libraries[number]
 
     def _enqueue(self, number: int, between: Callable[[int], None] = lambda step: None) -> None:
         """Every launch of the segment; `between(step)` before the first launch of each step."""
-        segment, latest = self._segment(number), -1
+        segment, replaced, latest = self._segment(number), self._replaced(number), -1
         synchronous = os.environ.get("INGOT_CUDA_SYNC") == "1"
         for launch in segment.launches:
+            if latest == launch.step and latest in replaced:
+                continue
             while latest < launch.step:
                 latest += 1
                 between(latest)
             step = segment.steps[launch.step]
             with self.executor.marks.step(step):
-                self._put(launch)
+                self._put(launch, replaced.get(launch.step))
             if synchronous:
                 self.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
 
-    def _put(self, launch: Launch) -> None:
+    def _put(self, launch: Launch, instead: Replacement | None = None) -> None:
+        if instead is not None:
+            call, ready = instead
+            ready([int(self.pointers[p]) for p in call.pointers], self.stream)
+            return
         grid = [evaluate(e, self.symbols) for e in launch.grid]
         grid += [1] * (3 - len(grid))
         if 0 in grid:

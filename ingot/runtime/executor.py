@@ -73,6 +73,15 @@ class Executor:
             while len(self._free) > _FRAMES_KEPT:
                 self._free.pop(next(iter(self._free)))
 
+    @property
+    def context(self) -> Any:
+        """The GPU's context; only an executor on one has it."""
+        raise DeviceError("the session computes on no GPU; this is a bug in Ingot")
+
+    def keep(self, addresses: Mapping[int, int]) -> None:
+        """Inputs that stay on a GPU; only an executor on one has them."""
+        raise DeviceError("inputs are kept by sessions on a GPU; this is a bug in Ingot")
+
     def _frame(self, shapes: Shapes, outer: Bindings) -> Frame:
         return Frame(self, shapes, outer)
 
@@ -298,6 +307,11 @@ class Frame:
     def step_times(self, segment: GraphSegment, repeats: int = 1) -> list[float]:
         """Microseconds of each step of a graph; only a frame on a GPU has graphs."""
         raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
+
+    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int]) -> list[Any]:
+        """A run whose outputs at these positions are asked for."""
+        results = self.run(inputs, None)
+        return [results[position] for position in positions]
 
     def run_on_device(self, inputs: Sequence[Any]) -> list[Any]:
         """Results that stay on a GPU; only a frame on one has them."""

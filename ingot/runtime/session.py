@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -101,6 +101,7 @@ class Session:
         self._dtypes = tuple(numpy_dtype(spec.dtype) for spec in engine.inputs)
         self._output_names = tuple(spec.name for spec in engine.outputs)
         self._accepted: set[Shapes] = set()
+        self._kept: dict[str, Foreign] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
         self._verified = False
@@ -145,6 +146,36 @@ class Session:
             self._verified = True
         return dict(zip(self._output_names, results, strict=True))
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self._on_device
+
+    @property
+    def context(self) -> Any:
+        """The GPU's context (ingot/runtime/cuda.py)."""
+        return self._executor.context
+
+    def keep(self, places: Mapping[str, tuple[int, tuple[int, ...]]]) -> None:
+        """Inputs by name that lie on the GPU from now on, (address, shape) each: no run is given them, every run reads
+        and writes them where they are. For what outlives runs, and for one run at a time."""
+        self._executor.keep({self._names.index(name): address for name, (address, _) in places.items()})
+        self._kept |= {name: Foreign(None, shape, 0) for name, (_, shape) in places.items()}
+
+    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """As `run`, with the named outputs alone: what else there is stays where it is."""
+        executor = self._executor
+        arrays, shapes = self._checked(feeds)
+        frame = executor.take(shapes)
+        try:
+            results = frame.run_wanted(arrays, [self._output_names.index(name) for name in names])
+        finally:
+            executor.give(frame)
+        if not self._verified:
+            self.engine.verified()
+            self._verified = True
+        return dict(zip(names, results, strict=True))
+
     def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> Future[dict[str, Any]]:
         """The same in the background."""
         if self._pool is None:
@@ -187,6 +218,8 @@ class Session:
         """Inputs in order, and their shapes. The first run of each combination of shapes is checked thoroughly."""
         if self._closed:
             raise InputError("the session is closed; open a new one")
+        if self._kept:
+            feeds = {**feeds, **self._kept}
         try:
             arrays = [feeds[name] for name in self._names]
         except KeyError as error:
@@ -197,7 +230,7 @@ class Session:
         shapes: Shapes = ()
         for position, dtype in enumerate(self._dtypes):
             x = arrays[position]
-            if type(x) is not np.ndarray or x.dtype != dtype or not x.flags.c_contiguous:
+            if type(x) is not Foreign and (type(x) is not np.ndarray or x.dtype != dtype or not x.flags.c_contiguous):
                 x = arrays[position] = self._adapted(position, x)
             shapes += (x.shape if type(x) is np.ndarray or type(x) is Foreign else (),)
         if shapes not in self._accepted:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import ingot
-from ingot.config import TARGETS, BuildConfig
+from ingot.config import LIBRARIES, TARGETS, BuildConfig
+from ingot.errors import ConfigError
 from ingot.precision import report as precision_report
 from ingot.report import BuildLog, last_log
 from ingot.tools import precision_flags
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision_flags.add_arguments(parser)
     parser.add_argument(
         "--variants", default="", help="instruction sets to hold, e.g. avx512_vnni,avx2; default: this machine's best"
+    )
+    parser.add_argument(
+        "--tacticSources", default="", help="libraries tried beside generated kernels on a GPU, e.g. -CUDNN,+CUBLAS_LT"
     )
     parser.add_argument("--timingCacheFile", help="file of measured times, read and extended")
     parser.add_argument("--exact", action="store_true", help="no kernel that rounds float32 more coarsely")
@@ -65,9 +69,28 @@ def config_from(arguments: argparse.Namespace) -> BuildConfig:
         target=arguments.target,
         profiles=(profile,) if profile else (), level=arguments.level,
         variants=tuple(filter(None, arguments.variants.split(","))), verify=not arguments.no_verify,
-        exact=arguments.exact,
+        exact=arguments.exact, libraries=libraries_from(arguments.tacticSources),
         atol=arguments.atol, rtol=arguments.rtol, timing_cache=arguments.timingCacheFile, memory_limit=limit,
     )  # fmt: skip
+
+
+_SOURCES = {"CUBLAS_LT": "cublaslt"}
+
+
+def libraries_from(text: str) -> tuple[str, ...]:
+    """The libraries left or added by trtexec's `--tacticSources`; ConfigError for a source that cannot be switched."""
+    wanted = dict.fromkeys(LIBRARIES)
+    for word in filter(None, text.split(",")):
+        name, add = word.lstrip("+-").upper(), not word.startswith("-")
+        if name == "TRITON" and add:
+            continue
+        if name not in _SOURCES:
+            reason = "every step has a generated kernel" if name == "TRITON" else "it is not known"
+            known = ", ".join((*_SOURCES, "TRITON"))
+            raise ConfigError(f"--tacticSources={word}: {reason}; sources are {known}, of which TRITON stays")
+        wanted.pop(_SOURCES[name], None)
+        wanted.update({_SOURCES[name]: None} if add else {})
+    return tuple(name for name in LIBRARIES if name in wanted)
 
 
 def summarise(engine: ingot.Engine, log: BuildLog, path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ingot.errors import DeviceError
-from ingot.kernels.cuda.architecture import Architecture, architecture
+from ingot.kernels.cuda.architecture import parse
 from ingot.kernels.cuda.compile import Cubin, compile_unit
 from ingot.kernels.cuda.standalone import Standalone, generate
 from ingot.kernels.node import Node
@@ -17,14 +17,13 @@ from ingot.tune.measure import Description, candidate_of, draw, with_drawn_weigh
 _RUNS = 5
 
 
-def _target(named: str) -> Architecture:
-    return architecture(*named.split())
-
-
 def compile_candidate(node: Node, described: Description, named: str) -> list[Cubin]:
-    """The candidate's cubins, in the order of its launches."""
-    target, drawn = _target(named), with_drawn_weights(node)
-    build = generate(drawn, candidate_of(drawn, described, target), target)
+    """The candidate's cubins, in the order of its launches; none where a library will be timed in their place."""
+    target, drawn = parse(named), with_drawn_weights(node)
+    candidate = candidate_of(drawn, described, target)
+    if candidate.kernel.library is not None:
+        return []
+    build = generate(drawn, candidate, target)
     return [compile_unit(call.unit, target.name) for call in build.launches]
 
 
@@ -32,7 +31,7 @@ def time_candidates(
     node: Node, ready: Sequence[tuple[Description, Sequence[Cubin]]], named: str, budget: float, distant: bool
 ) -> list[float | str]:
     """Microseconds of each candidate, or what is wrong with its results: all must be what the operator means."""
-    target, node = _target(named), with_drawn_weights(node)
+    target, node = parse(named), with_drawn_weights(node)
     context = cuda.context_of(cuda.select("cuda"))
     feeds = [None if p is None or p.constant is not None else draw(p) for p in node.inputs]
     wanted = expected(node, feeds)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ingot.kernels import Candidate
 from ingot.kernels.cpu.workers import WorkerDied, WorkerPool
-from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.architecture import Architecture, described
 from ingot.kernels.node import Node
 from ingot.kernels.target import Target
 from ingot.runtime.cpu import usable_threads
@@ -97,9 +97,9 @@ def _timed(pool: WorkerPool, trial: Trial, ready: Ready, how: How, limit: float)
     """Outcomes in the order of `ready`; if timing all together fails, one by one."""
     if not ready:
         return []
-    described = [(describe(candidate), code) for candidate, code in ready]
+    sent = [(describe(candidate), code) for candidate, code in ready]
     function = f"{_MODULES[how[0].target]}:time_candidates"
-    job = pool.submit(function, trial.node, described, named(how[0]), *how[1:], limit=limit)
+    job = pool.submit(function, trial.node, sent, named(how[0]), *how[1:], limit=limit)
     try:
         return list(job.result())
     except Exception as error:  # noqa: BLE001  one candidate is lost and named, the build goes on
@@ -109,8 +109,8 @@ def _timed(pool: WorkerPool, trial: Trial, ready: Ready, how: How, limit: float)
 
 
 def named(target: Target) -> str:
-    """The target as a child finds it: by its name, a GPU's with the precision of its products."""
-    return f"{target.name} {target.precision}" if isinstance(target, Architecture) else target.name
+    """The target as a child finds it: by its name, a GPU's with what the build allows."""
+    return described(target) if isinstance(target, Architecture) else target.name
 
 
 def _words(error: Exception) -> str:

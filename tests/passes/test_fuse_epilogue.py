@@ -152,3 +152,21 @@ def test_half_precision_keeps_its_type() -> None:
     inputs: dict[str, Any] = {"x": ("float16", (2, 3, 8))}
     result = rewritten_same(net, inputs, net.node("Relu", net.node("MatMul", "x", weight)), rtol=1e-2)
     assert text(result, "Linear") == "Relu %0 -> float16"
+
+
+def test_a_scaled_residual_is_scaled_in_the_epilogue() -> None:
+    net = Net()
+    residual = net.node("Mul", net.node("Transpose", "r", perm=[0, 1, 2]), net.draw(6))
+    result = rewritten_same(net, ROWS, net.node("Add", linear(net), residual), N=2)
+    assert result.fired("operand chain") == 1 and "Pointwise" not in result.operators
+
+
+@pytest.mark.parametrize("case", ["used elsewhere", "a vector of rows", "dear"])
+def test_a_residual_that_is_made_before(case: str) -> None:
+    net = Net()
+    made = {"used elsewhere": lambda: net.node("Mul", "r", net.draw(6)),
+            "a vector of rows": lambda: net.node("Mul", "r", net.draw(3, 1)),
+            "dear": lambda: net.node("Tanh", net.node("Mul", "r", net.draw(6)))}[case]()  # fmt: skip
+    outputs = [net.node("Add", linear(net), made), *([made] if case == "used elsewhere" else [])]
+    result = rewritten_same(net, ROWS, *outputs, N=2)
+    assert result.fired("operand chain") == 0

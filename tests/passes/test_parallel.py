@@ -12,6 +12,7 @@ from ingot import passes
 from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.ops import meaning
+from ingot.ir.provenance import origins
 from ingot.passes.parallel import join_linears
 from ingot.precision import half
 
@@ -61,3 +62,20 @@ def test_meaning() -> None:
     x, weight, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 8), (8, 10), (10,)))
     first, second = meaning("ParallelLinear")(x, weight, bias, sizes=(4, 6))
     np.testing.assert_allclose(np.concatenate([first, second], -1), x @ weight + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_that_is_split() -> None:
+    rng = np.random.default_rng(2)
+    weight = numpy_helper.from_array(rng.standard_normal((8, 10)).astype(np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], "product"),
+             helper.make_node("Split", ["m"], ["a", "b"], "halves", axis=-1, num_outputs=2),
+             helper.make_node("Mul", ["a", "b"], ["y"], "gate")]  # fmt: skip
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", w]) for n, w in (("x", 8), ("y", 5)))
+    graph = helper.make_graph(nodes, "gated", [x], [y], [weight])
+    loaded = onnx_importer.load(helper.make_model(graph, opset_imports=[onnx.OperatorSetIdProto(version=18)]))
+    shapes.infer(loaded)
+    passes.run(loaded)
+    assert join_linears(loaded) == 1
+    (node,) = [n for n in loaded.graph if n.op_type == "ParallelLinear"]
+    assert tuple(node.attributes["sizes"].value) == (5, 5)
+    assert origins(node) == ("product", "halves")

@@ -39,7 +39,8 @@ from ingot.plan.extent import Extent, ceil_div, product
 _FLOATS, _BITS, _LINE = "<16 x float>", "<16 x i32>", 64
 _PARTS_BYTES = 16 << 10  # of a panel's part as tiles: it stays in the first cache beside the rows that pass
 _KEPT_BLOCKS = 16  # whose sums wait in scratch
-_PANELS = 8  # that share the reading of x
+_MOST_PANELS = 8  # that share the reading of x
+_FEWEST_BUNDLES = 16  # where there are as many panels: threads take whole ones, so that weights are unpacked once
 _MANTISSA, _BIAS = 23, 127
 _AHEAD_BYTES = 2048
 _INTERLEAVED = [half for i in range(16) for half in (i, 16 + i)]
@@ -65,9 +66,14 @@ class _Job:
         return -(-self.weights.columns // self.gemm.width)
 
     @property
+    def bundle(self) -> int:
+        """Panels that x passes together."""
+        return self.gemm.run
+
+    @property
     def bundles(self) -> int:
-        """Bundles of panels that x passes together."""
-        return -(-self.panels // _PANELS)
+        """How many of these there are."""
+        return -(-self.panels // self.bundle)
 
     @property
     def groups(self) -> int:
@@ -82,11 +88,12 @@ def multiply_tiles(build: KernelBuilder, weights: Weights, digits: Digits, store
     steps = -(-weights.depth // dot.depth)
     parts = -(-steps * wide * dot.right_bytes // _PARTS_BYTES)
     depth, run = -(-steps // parts), max(min(known(ceil_div(rows, height)), _KEPT_BLOCKS), 1)
-    gemm = TileGemm(dot, rows, weights.columns, steps, height, wide, depth, _PANELS)
+    together = min(-(-weights.columns // (wide * COLUMNS * _FEWEST_BUNDLES)), _MOST_PANELS)
+    gemm = TileGemm(dot, rows, weights.columns, steps, height, wide, depth, together)
     like = Gemm(bfloat16_dot(build.isa), Tile(height, wide), rows, weights.columns, steps, steps, 1)
     job = _Job(
         weights, digits, stored, gemm, like, x, epilogue, build.pack(configuration()), run,
-        build.scratch(gemm.slot_bytes * run * _PANELS), build.scratch(depth * gemm.step_bytes * _PANELS),
+        build.scratch(gemm.slot_bytes * run * gemm.run), build.scratch(depth * gemm.step_bytes * gemm.run),
     )  # fmt: skip
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
@@ -95,7 +102,7 @@ def multiply_tiles(build: KernelBuilder, weights: Weights, digits: Digits, store
         f.loop(f.divide(begin, run), last, lambda number: _visit(f, job, number, begin, end))
         release(f)
 
-    build.phase(product((runs, ceil_div(gemm.blocks, run), job.bundles, run)), body)
+    build.phase(product((runs, ceil_div(gemm.blocks, run), job.bundles, run)), body, grain=run)
 
 
 def _visit(f: PhaseFunction, job: _Job, number: Value, begin: Value, end: Value) -> None:
@@ -105,7 +112,8 @@ def _visit(f: PhaseFunction, job: _Job, number: Value, begin: Value, end: Value)
     group, bundle = f.index(f.divide(number, job.bundles)), f.index(f.remainder(number, job.bundles))
     first = group * run + f.maximum(begin - number * run, 0)
     last = f.index(f.minimum(group * run + f.minimum(end - number * run, run), limit))
-    part = _Part(bundle * _PANELS, f.index(f.minimum(_PANELS, job.panels - bundle * _PANELS)), first, last, group * run)
+    panel = bundle * job.bundle
+    part = _Part(panel, f.index(f.minimum(job.bundle, job.panels - panel)), first, last, group * run)
     if gemm.depth >= gemm.steps:
         _multiply_part(f, job, part, f.index(0), gemm.steps, False, lambda finish: finish())
         return
@@ -143,7 +151,7 @@ def _multiply_part(f: PhaseFunction, job: _Job, part: _Part, tile: Value, count:
         there = f.minimum(gemm.height, f.index(f.extent(gemm.rows)) - row)
 
         def panel(p: Value) -> None:
-            slot = f.at(f.scratch, ((index - part.kept) * _PANELS + p) * gemm.slot_bytes + job.slots)
+            slot = f.at(f.scratch, ((index - part.kept) * job.bundle + p) * gemm.slot_bytes + job.slots)
             ahead = f.at(left, p * (gemm.share * gemm.depth) + (gemm.height // ROWS) * x.group_bytes)
             multiply(f, gemm, left, x.group_bytes, f.at(tiles, p * panel_bytes), count, slot, started, ahead)
             place = part.panel + p

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ingot.errors import ConfigError
 from ingot.kernels.target import Pace
@@ -13,7 +14,8 @@ _KIB = 1024
 @dataclass(frozen=True)
 class Architecture:
     """`capability` 90 for sm_90; `processors` and speeds of the usual chip of that kind: gigabytes a second, fp16
-    TFLOP/s; `shared` bytes a block may have. `precision` is the build's: what float32 products may be rounded to."""
+    TFLOP/s; `shared` bytes a block may have. Of the build: what float32 products may be rounded to (`precision`), and
+    the libraries whose tactics are tried beside generated kernels."""
 
     name: str
     capability: int
@@ -22,6 +24,7 @@ class Architecture:
     bandwidth: float
     tensor: float
     precision: str = "fp32"
+    libraries: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -62,10 +65,19 @@ BY_NAME = {
 }
 
 
-def architecture(name: str, precision: str = "fp32") -> Architecture:
+def architecture(name: str, precision: str = "fp32", libraries: Sequence[str] = ()) -> Architecture:
     """The architecture of a name; ConfigError for an unknown one."""
     if name not in BY_NAME:
         raise ConfigError(f"there is no GPU architecture {name!r}; choose from {', '.join(BY_NAME)}")
-    known = BY_NAME[name]
-    return Architecture(known.name, known.capability, known.processors, known.shared, known.bandwidth, known.tensor,
-                        precision)  # fmt: skip
+    return replace(BY_NAME[name], precision=precision, libraries=tuple(libraries))
+
+
+def described(target: Architecture) -> str:
+    """A name that `parse` reads: what a child process is told."""
+    return f"{target.name} {target.precision} {','.join(target.libraries)}"
+
+
+def parse(text: str) -> Architecture:
+    """Of "sm_90 fp16 cublaslt"."""
+    name, precision, libraries = text.split(" ")
+    return architecture(name, precision, libraries.split(",") if libraries else ())

@@ -15,7 +15,7 @@ from ingot.kernels.cuda.build import NAME, CudaBuilder, Unit
 from ingot.kernels.cuda.compile import Cubin, overlaps
 from ingot.kernels.node import Node
 from ingot.kernels.target import Place
-from ingot.plan.plan import GraphSegment, Launch, Step
+from ingot.plan.plan import GraphSegment, Launch, LibraryCall, Step
 from ingot.report import BuildLog
 from ingot.runtime.cpu import usable_threads
 from ingot.runtime.cubins import Code, pack
@@ -51,9 +51,13 @@ class CudaBackend:
                 self._cubins[name] = (job, call.unit, f"{candidate.label} of {', '.join(node.origins) or node.name}")
         return build
 
-    def calls(self, build: CudaBuilder, place: Place) -> list[Launch]:
-        """A launch per function."""
-        return [
+    def calls(self, build: CudaBuilder, place: Place) -> list[Launch | LibraryCall]:
+        """A launch per function, and what a library does in their place."""
+        libraries = [
+            LibraryCall(use.library, place.step, use.recipe, tuple(place.storage(h) for h in use.handles))
+            for use in build.libraries
+        ]
+        launches = [
             Launch(
                 call.unit.symbol(self.target), place.step, call.grid,
                 tuple(place.storage(h) for h in call.handles), tuple(place.extent(e) for e in call.extents),
@@ -61,10 +65,12 @@ class CudaBackend:
             for call in build.launches
             if not (call.copies and len({place.storage(h) for h in call.handles}) == 1)
         ]  # fmt: skip
+        return [*libraries, *launches]
 
-    def segment(self, steps: tuple[Step, ...], calls: Sequence[Launch]) -> GraphSegment:
+    def segment(self, steps: tuple[Step, ...], calls: Sequence[Launch | LibraryCall]) -> GraphSegment:
         """One graph."""
-        return GraphSegment(steps, tuple(calls))
+        launches = tuple(call for call in calls if isinstance(call, Launch))
+        return GraphSegment(steps, launches, tuple(call for call in calls if isinstance(call, LibraryCall)))
 
     def image(self) -> tuple[bytes, dict[str, int]]:
         """The code section."""

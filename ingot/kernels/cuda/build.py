@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from ingot.plan.extent import Extent, product
 TYPES = {
     "float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16", "bool": "i1",
     "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
-    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64", "float8_e4m3fn": "fp8e4nv",
 }  # fmt: skip
 LANGUAGE = {
     "float32": "tl.float32", "float64": "tl.float64", "float16": "tl.float16", "bfloat16": "tl.bfloat16",
@@ -90,6 +90,15 @@ class Call:
     extents: tuple[Extent, ...]
     grid: tuple[Extent, ...]
     copies: bool = False
+
+
+@dataclass(frozen=True)
+class LibraryUse:
+    """What a library computes in the place of the launches: its recipe, the operands whose addresses it takes."""
+
+    library: str
+    recipe: Mapping[str, Any]
+    handles: tuple[Handle, ...]
 
 
 @dataclass(eq=False)
@@ -193,6 +202,7 @@ class CudaBuilder:
     node: Node
     target: Architecture
     launches: list[Call] = field(default_factory=list)
+    libraries: list[LibraryUse] = field(default_factory=list)
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     temporaries: list[Extent] = field(default_factory=list)
     counters: list[Extent] = field(default_factory=list)

@@ -36,6 +36,7 @@ from ingot.plan.extent import product
 _FEW_CHANNELS = 8  # a row-major input with so few is read as it is
 _MOST_ADDRESSES = 64 * 64  # of a block, before registers spill
 _SLOWER_GATHER = 1.6  # of single elements against vectors of channels
+_VECTOR, _MOST_FILLED = 8, 1.7  # channels that are loaded at once; steps that are filled up, as against the channels
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,25 @@ def window_of(node: Node) -> Window:
     return Window(tuple(kernel), tuple(a["strides"]), tuple(a["dilations"]), tuple(a["pads"]), channels, a["group"])
 
 
-def _problem(node: Node) -> Problem:
+def _blocks(window: Window, step: int) -> int | None:
+    """Steps of `step` channels that a tap takes, the last one filled up; None where steps go over several taps."""
+    blocks = -(-window.channels // step)
+    if window.channels % step == 0:
+        return blocks
+    slim = window.taps == 1 or blocks * step <= _MOST_FILLED * window.channels
+    return blocks if window.channels % _VECTOR == 0 and slim else None
+
+
+def _width(window: Window, step: int) -> int:
+    """The depth of the product: taps by channels, filled up to whole steps."""
+    blocks = _blocks(window, step)
+    return window.taps * blocks * step if blocks else -(-window.taps * window.channels // step) * step
+
+
+def _problem(node: Node, step: int = 1) -> Problem:
     y, window = node.output, window_of(node)
     rows, outputs = product((y.shape[0], *y.shape[2:])), int(node.input(1).shape[0])
-    return Problem(rows, outputs // window.group, window.taps * window.channels, node.dtype, window.group,
+    return Problem(rows, outputs // window.group, _width(window, step), node.dtype, window.group,
                    extra_bytes(node.inputs[2:]), grouped=window.group > 1)  # fmt: skip
 
 
@@ -98,20 +114,21 @@ def conv_layouts(node: Node, few: bool) -> list[Ports]:
 
 
 def _price(node: Node, target: Architecture, tile: str, split: int, join: int) -> float:
-    parsed = Tile.parse(tile)
-    aligned = window_of(node).channels % parsed.depth == 0
-    return cost(_problem(node), parsed, split, target, bool(join)) * (1.0 if aligned else _SLOWER_GATHER)
+    parsed, window = Tile.parse(tile), window_of(node)
+    slower = 1.0 if _blocks(window, parsed.depth) else _SLOWER_GATHER
+    return cost(_problem(node, parsed.depth), parsed, split, target, bool(join)) * slower
 
 
 def _prune(node: Node, target: Architecture, tile: str, split: int, join: int) -> bool:
-    return join > split - 1 or split not in splits_for(_problem(node), Tile.parse(tile), target)
+    parsed = Tile.parse(tile)
+    return join > split - 1 or split not in splits_for(_problem(node, parsed.depth), parsed, target)
 
 
 def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
     """Those for the product; where every element has an address of its own, small steps."""
-    found, channels = tiles_for(_problem(node), target), window_of(node).channels
+    found, window = tiles_for(_problem(node), target), window_of(node)
     parsed = [Tile.parse(tile) for tile in found]
-    return tuple(str(t) for t in parsed if channels % t.depth == 0 or t.rows * t.depth <= _MOST_ADDRESSES)
+    return tuple(str(t) for t in parsed if _blocks(window, t.depth) or t.rows * t.depth <= _MOST_ADDRESSES)
 
 
 @kernel("Conv", on="cuda", when=lambda node, target: conv_applies(node, TYPES) and not is_depthwise(node),
@@ -121,22 +138,24 @@ def conv(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> No
     """epilogue(Σ over taps and channels of x · w); the weights are stored [O, taps, C], zeros up to a whole step"""
     shape, window = Tile.parse(tile), window_of(node)
     packed = build.pack(pack_weights(node, shape.depth))
-    width = -(-window.taps * window.channels // shape.depth) * shape.depth
     right = _open_weights(build, packed, window, shape)
-    sides = Sides(_open_input(build, node, window), right, 2, (packed, width))
-    emit_product(build, _problem(node), shape, split, sides, join)
+    sides = Sides(_open_input(build, node, window), right, 2, (packed, _width(window, shape.depth)))
+    emit_product(build, _problem(node, shape.depth), shape, split, sides, join)
 
 
 def pack_weights(node: Node, step: int) -> np.ndarray[Any, Any]:
-    """w[O, C, *K] as [O, taps · C], the last step filled with zeros."""
-    weight = node.input(1).constant
+    """w[O, C, *K] as [O, taps · C], each tap or the last step filled up with zeros."""
+    weight, window = node.input(1).constant, window_of(node)
     assert weight is not None
-    flat = np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    rows = np.moveaxis(weight, 1, -1).reshape(weight.shape[0], window.taps, -1)
+    if (blocks := _blocks(window, step)) is not None:
+        rows = np.pad(rows, ((0, 0), (0, 0), (0, blocks * step - window.channels)))
+    flat = rows.reshape(len(rows), -1)
     return np.ascontiguousarray(np.pad(flat, ((0, 0), (0, -flat.shape[1] % step))))
 
 
 def _open_weights(build: CudaBuilder, packed: Any, window: Window, tile: Tile) -> Open:
-    width = -(-window.taps * window.channels // tile.depth) * tile.depth
+    width = _width(window, tile.depth)
 
     def open_side(site: Site) -> Load:
         f = site.f
@@ -158,7 +177,7 @@ def _open_input(build: CudaBuilder, node: Node, window: Window) -> Open:
             first += f" + batch * {f.extent(product((window.channels, strides[1])))}"
         base = f.let(f"{f.pointer(build.input(0))} + {first}")
         corners = [f.let(f"{p} * {s} - {b}") for p, s, b in zip(places, window.strides, window.pads, strict=False)]
-        if window.channels % site.tile.depth == 0:
+        if _blocks(window, site.tile.depth):
             return _by_blocks(site, x, window, base, corners)
         return _by_elements(site, x, window, base, corners)
 
@@ -168,15 +187,16 @@ def _open_input(build: CudaBuilder, node: Node, window: Window) -> Open:
 def _by_blocks(site: Site, x: Port, window: Window, base: str, corners: list[str]) -> Load:
     """A step is a part of the channels at one tap."""
     tile, strides = site.tile, strides_of(x.shape, x.layout)
-    blocks = window.channels // tile.depth
+    blocks, partial = -(-window.channels // tile.depth), window.channels % tile.depth != 0
 
     def load(f: FunctionBuilder, step: str) -> str:
         taps = unravel(f, f.let(f"{step} // {blocks}"), window.kernel) if window.taps > 1 else ["0"] * len(corners)
         spots = _spots(f, corners, taps, window)
         inside = _inside(f, spots, x, window)
         channel = f"({step} % {blocks}) * {tile.depth} + depths"
+        held = [f"({inside})[:, None]"] * bool(inside) + [f"(({channel}) < {window.channels})[None, :]"] * partial
         place = f"({base} + {offset(f, spots, strides[2:])})[:, None] + ({channel})[None, :] * {f.extent(strides[1])}"
-        return f.let(f"tl.load({place}, ({inside})[:, None], other=0)" if inside else f"tl.load({place})")
+        return f.let(f"tl.load({place}, {' & '.join(held)}, other=0)" if held else f"tl.load({place})")
 
     return load
 

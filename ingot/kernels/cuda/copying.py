@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from ingot.kernels import PLAIN, Ports
 from ingot.kernels.cuda.axes import LAST, Axis, collapse, offset, unravel
-from ingot.kernels.cuda.build import TYPES, CudaBuilder, Handle
+from ingot.kernels.cuda.build import TYPES, CudaBuilder, FunctionBuilder, Handle
+from ingot.kernels.cuda.pointwise import block_for, element_index
 from ingot.kernels.node import Node
-from ingot.plan.extent import Extent, ceil_div, product
+from ingot.plan.extent import Extent, add, ceil_div, product
 
 _TILE = 64
 
@@ -44,11 +46,41 @@ def same_layouts(node: Node, target: Any) -> list[Ports]:
 def emit_copy(build: CudaBuilder, copy: Copy) -> None:
     """target[target_start + …] = source[source_start + …]"""
     axes = collapse(copy.axes)
-    along = next((i for i, axis in enumerate(axes) if axis.strides[1] == 1), len(axes) - 1)
-    if along == len(axes) - 1 or axes[-1].strides[0] != 1 or _is_thin(axes[-1]) or _is_thin(axes[along]):
+    along = _along(axes)
+    if along is None:
         _by_elements(build, copy, axes)
     else:
         _by_tiles(build, copy, axes, along)
+
+
+def emit_copies(build: CudaBuilder, copies: Sequence[Copy]) -> None:
+    """All of them, in one launch where none needs tiles."""
+    collapsed = [(copy, collapse(copy.axes)) for copy in copies]
+    if len(copies) == 1 or any(_along(axes) is not None for _, axes in collapsed):
+        for copy in copies:
+            emit_copy(build, copy)
+        return
+    totals = [product(axis.size for axis in axes) for _, axes in collapsed]
+    block = block_for(reduce(add, totals), build.target.processors)
+    f = build.function(warps=max(block // 256, 1))
+    f.emit("number = tl.program_id(0)")
+    start: Extent = 0
+    for (copy, axes), total in zip(collapsed, totals, strict=True):
+        end = add(start, ceil_div(total, block))
+        with f.block(f"if (number >= {f.extent(start)}) & (number < {f.extent(end)}):"):
+            f.emit(f"index = (number - {f.extent(start)}) * {block} + tl.arange(0, {block})")
+            f.emit(f"mask = index < {f.extent(total)}")
+            _move(f, copy, axes)
+        start = end
+    f.launch(start)
+
+
+def _along(axes: Sequence[Axis]) -> int | None:
+    """The axis that lies side by side in the source, where another one does in the target."""
+    along = next((i for i, axis in enumerate(axes) if axis.strides[1] == 1), len(axes) - 1)
+    if along == len(axes) - 1 or axes[-1].strides[0] != 1 or _is_thin(axes[-1]) or _is_thin(axes[along]):
+        return None
+    return along
 
 
 def _is_thin(axis: Axis) -> bool:
@@ -56,19 +88,22 @@ def _is_thin(axis: Axis) -> bool:
 
 
 def _by_elements(build: CudaBuilder, copy: Copy, axes: Sequence[Axis]) -> None:
-    from ingot.kernels.cuda.pointwise import block_for, element_index
-
     total = product(axis.size for axis in axes)
     block = block_for(total, build.target.processors)
     f = build.function(warps=max(block // 256, 1))
-    index, mask = element_index(f, total, block)
-    places = unravel(f, index, [a.size for a in axes])
-    target = f"{f.extent(copy.target_start)} + {offset(f, places, [a.strides[0] for a in axes])}"
-    source = f"{f.extent(copy.source_start)} + {offset(f, places, [a.strides[1] for a in axes])}"
-    f.emit(f"value = tl.load({f.pointer(copy.source)} + {source}, {mask})")
-    f.emit(f"tl.store({f.pointer(copy.target)} + {target}, value, {mask})")
+    element_index(f, total, block)
+    _move(f, copy, axes)
     straight = [a.strides for a in axes] == [(1, 1)] and copy.target_start == copy.source_start == 0
     f.launch(ceil_div(total, block), copies=straight)
+
+
+def _move(f: FunctionBuilder, copy: Copy, axes: Sequence[Axis]) -> None:
+    """The elements of number `index`, where `mask`."""
+    places = unravel(f, "index", [a.size for a in axes])
+    target = f"{f.extent(copy.target_start)} + {offset(f, places, [a.strides[0] for a in axes])}"
+    source = f"{f.extent(copy.source_start)} + {offset(f, places, [a.strides[1] for a in axes])}"
+    f.emit(f"value = tl.load({f.pointer(copy.source)} + {source}, mask)")
+    f.emit(f"tl.store({f.pointer(copy.target)} + {target}, value, mask)")
 
 
 def _by_tiles(build: CudaBuilder, copy: Copy, axes: Sequence[Axis], along: int) -> None:

@@ -6,9 +6,9 @@ from functools import reduce
 from typing import Any
 
 from ingot.kernels import Ports, kernel
-from ingot.kernels.cuda.axes import HEADS, Axis, ordered, strides_of
+from ingot.kernels.cuda.axes import HEADS, LAST, Axis, memory_order, ordered, strides_of
 from ingot.kernels.cuda.build import CudaBuilder
-from ingot.kernels.cuda.copying import Copy, emit_copy, movable, same_layouts
+from ingot.kernels.cuda.copying import Copy, emit_copies, emit_copy, movable, same_layouts
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, add, product
 
@@ -25,14 +25,21 @@ def reorder(build: CudaBuilder, node: Node) -> None:
     emit_copy(build, Copy(build.output(), build.input(0), ordered(shape, node.output.layout, sides)))
 
 
-def _exchanges_heads(node: Node, target: Any) -> bool:
-    return tuple(node.attributes["perm"]) == (0, 2, 1, 3) and movable(node, target)
+def _seen(node: Node, target: Any) -> list[Ports]:
+    """The layouts in which the result has the same bytes as x."""
+    perm = tuple(node.attributes["perm"])
+    known = ((HEADS, 4), (LAST, 3))
+    orders = {layout: memory_order(len(perm), layout) for layout, least in known if len(perm) >= least}
+    same = [Ports((layout,), ("",)) for layout, order in orders.items() if order == perm]
+    back = [Ports(("",), (layout,)) for layout, order in orders.items()
+            if tuple(perm[axis] for axis in order) == tuple(range(len(perm)))]  # fmt: skip
+    return [*same, *back]
 
 
-@kernel("Transpose", on="cuda", when=_exchanges_heads, cost=lambda node, target: 0.0, in_place=lambda node: (0,),
-        layouts=lambda node, target: [Ports((HEADS,), ("",)), Ports(("",), (HEADS,))])  # fmt: skip
+@kernel("Transpose", on="cuda", when=lambda node, target: movable(node, target) and bool(_seen(node, target)),
+        cost=lambda node, target: 0.0, in_place=lambda node: (0,), layouts=_seen)  # fmt: skip
 def transpose_seen(build: CudaBuilder, node: Node) -> None:
-    """The same bytes, seen with two axes exchanged: nothing to do where y takes the place of x"""
+    """The same bytes, seen with other axes: nothing to do where y takes the place of x"""
     emit_copy(build, Copy(build.output(), build.input(0), [Axis(node.output.elements, (1, 1))]))
 
 
@@ -92,23 +99,25 @@ def slice_copy(build: CudaBuilder, node: Node) -> None:
 def concat(build: CudaBuilder, node: Node) -> None:
     """Each input to its place"""
     axis, y = node.attributes["axis"], node.output
-    whole = strides_of(y.shape, y.layout)
+    whole, copies = strides_of(y.shape, y.layout), []
     start: Extent = 0
     for index in range(len(node.inputs)):
         x = node.input(index)
         axes = ordered(x.shape, y.layout, (whole, strides_of(x.shape, x.layout if x.constant is None else "plain")))
         if x.elements != 0:
-            emit_copy(build, Copy(build.output(), build.input(index), axes, product((start, whole[axis]))))
+            copies.append(Copy(build.output(), build.input(index), axes, product((start, whole[axis]))))
         start = add(start, x.shape[axis])
+    emit_copies(build, copies)
 
 
 @kernel("Split", on="cuda", when=movable, layouts=same_layouts)
 def split(build: CudaBuilder, node: Node) -> None:
     """Each output from its place"""
     axis, x = node.attributes["axis"], node.input(0)
-    whole = strides_of(x.shape, x.layout)
+    whole, copies = strides_of(x.shape, x.layout), []
     start: Extent = 0
     for index, y in enumerate(node.outputs):
         axes = ordered(y.shape, y.layout, (strides_of(y.shape, y.layout), whole))
-        emit_copy(build, Copy(build.output(index), build.input(0), axes, 0, product((start, whole[axis]))))
+        copies.append(Copy(build.output(index), build.input(0), axes, 0, product((start, whole[axis]))))
         start = add(start, y.shape[axis])
+    emit_copies(build, copies)

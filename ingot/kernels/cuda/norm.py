@@ -7,33 +7,38 @@ from typing import Any
 
 from ingot.ir.expression import operands_of
 from ingot.kernels import PLAIN, Ports, kernel
+from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import LAST, Axis, broadcast_strides, memory_order, strides_of
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder
 from ingot.kernels.cuda.reduce import accumulator
 from ingot.kernels.cuda.render import NARROW, REAL, can_render, converted, render
 from ingot.kernels.cuda.rows import Rows, Tile, open_tile, rows_of
 from ingot.kernels.node import Node, Port
+from ingot.kernels.work import bytes_of
 from ingot.plan.extent import Extent, product
 
-_MAIN = 3  # x, scale, bias; extras follow
+MAIN = 3  # x, scale, bias; extras follow
+_ALONE = 30_000  # bytes that one processor reads a microsecond
 
 
-def _applies(node: Node, target: Any) -> bool:
-    floats = all(p is None or p.dtype in (*NARROW, *REAL) for p in node.inputs[:_MAIN])
+def norm_applies(node: Node, target: Any) -> bool:
+    """Whether types, groups and epilogue are such that a Norm can be written."""
+    floats = all(p is None or p.dtype in (*NARROW, *REAL) for p in node.inputs[:MAIN])
     divided = node.attributes["kind"] != "group" or isinstance(node.input(0).shape[1], int)
-    return floats and divided and can_render(node.epilogue, [node.dtype, *(p.dtype for p in _extras(node))])
+    return floats and divided and can_render(node.epilogue, [node.dtype, *(p.dtype for p in extras_of(node))])
 
 
-def _extras(node: Node) -> list[Port]:
-    return [p for p in node.inputs[_MAIN:] if p is not None]
+def extras_of(node: Node) -> list[Port]:
+    """Operands of the epilogue."""
+    return [p for p in node.inputs[MAIN:] if p is not None]
 
 
 def _layouts(node: Node, target: Any) -> list[Ports]:
     x = node.input(0)
     if node.attributes["kind"] not in ("instance", "group") or len(x.shape) < 3:
         return [PLAIN]
-    extras = (LAST if p.constant is None and p.shape == node.output.shape else "" for p in _extras(node))
-    return [PLAIN, Ports((LAST, *("" for _ in node.inputs[1:_MAIN]), *extras), (LAST,))]
+    extras = (LAST if p.constant is None and p.shape == node.output.shape else "" for p in extras_of(node))
+    return [PLAIN, Ports((LAST, *("" for _ in node.inputs[1:MAIN]), *extras), (LAST,))]
 
 
 def _channel(port: Port | None, shape: Sequence[Extent]) -> tuple[Extent, ...]:
@@ -48,9 +53,9 @@ def _rows(node: Node) -> Rows:
     kind, given = node.attributes["kind"], [*node.inputs, None, None]
     by_channel = kind in ("instance", "group")
     affine = [_channel(p, x.shape) if by_channel else (0,) * len(x.shape) if p is None else
-              broadcast_strides(p, x.shape) for p in given[1:_MAIN]]  # fmt: skip
+              broadcast_strides(p, x.shape) for p in given[1:MAIN]]  # fmt: skip
     sides = [strides_of(x.shape, x.layout), strides_of(y.shape, y.layout), *affine,
-             *(broadcast_strides(p, y.shape) for p in _extras(node))]  # fmt: skip
+             *(broadcast_strides(p, y.shape) for p in extras_of(node))]  # fmt: skip
     axes = {a: Axis(x.shape[a], tuple(s[a] for s in sides)) for a in range(len(x.shape))}
     order = memory_order(len(x.shape), x.layout)
     if kind == "group":
@@ -69,7 +74,16 @@ def _grouped(axes: dict[int, Axis], order: Sequence[int], groups: int) -> Rows:
     return rows_of([axes[0], outer], [within[a] for a in order if a != 0])
 
 
-@kernel("Norm", on="cuda", when=_applies, layouts=_layouts)
+def _cost(node: Node, target: Architecture) -> float:
+    """A row is one processor's: few long ones take as long as one."""
+    size, count = bytes_of(node), _rows(node).count
+    if not isinstance(size, int) or not isinstance(count, int) or count == 0:
+        return target.pace.step
+    alone = size / count / _ALONE * (3.0 if node.input(0).layout == LAST else 1.0)
+    return target.pace.step + max(size / target.pace.bytes, -(-count // target.processors) * alone)
+
+
+@kernel("Norm", on="cuda", when=norm_applies, layouts=_layouts, cost=_cost)
 def norm(build: CudaBuilder, node: Node) -> None:
     """epilogue((x - mean) / sqrt(variance + epsilon) * scale + bias)"""
     tile = open_tile(build, _rows(node))
@@ -116,9 +130,9 @@ def _write(build: CudaBuilder, node: Node, tile: Tile, value: str) -> None:
         if node.has_input(index):
             value = f"({value}) {sign} {tile.load(build.input(index), index + 1)}.to({LANGUAGE[type]})"
     result, used = f.let(value), set(operands_of(node.epilogue))
-    extras = [tile.load(build.input(k), k + 1) if k - _MAIN + 1 in used else ""
-              for k in range(_MAIN, len(node.inputs))]  # fmt: skip
-    made = render(f, node.epilogue, [result, *extras], [type, *(p.dtype for p in _extras(node))])
+    extras = [tile.load(build.input(k), k + 1) if k - MAIN + 1 in used else ""
+              for k in range(MAIN, len(node.inputs))]  # fmt: skip
+    made = render(f, node.epilogue, [result, *extras], [type, *(p.dtype for p in extras_of(node))])
     held = node.epilogue.dtype or type
     f.emit(f"tl.store({f.pointer(build.output())} + {tile.offset(1)}, {converted(made, held, node.output.dtype)}, "
            f"{tile.mask})")  # fmt: skip

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
+from ingot.errors import DeviceError
 from ingot.kernels import Candidate, with_layouts
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import memory_order
-from ingot.kernels.cuda.build import NAME, CudaBuilder, Handle
+from ingot.kernels.cuda.build import NAME, CudaBuilder, Handle, LibraryUse
 from ingot.kernels.cuda.compile import Cubin, compile_unit, overlaps
 from ingot.kernels.layout import physical_shape
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import evaluate
-from ingot.runtime import cuda
+from ingot.plan.plan import LibraryCall
+from ingot.runtime import cuda, library
 from ingot.runtime.buffers import Array
 from ingot.runtime.cubins import Code
 
@@ -35,18 +37,27 @@ def generate(node: Node, candidate: Candidate, target: Architecture) -> CudaBuil
 
 
 class Standalone:
-    """A candidate of a node on a device: `Standalone(node, candidate, target, context)(x, w) -> [y]`, row-major."""
+    """A candidate of a node on a device: `Standalone(node, candidate, target, context)(x, w) -> [y]`, row-major. A
+    library's candidate is the library, not the kernels that may have to take its place."""
 
     def __init__(self, node: Node, candidate: Candidate, target: Architecture, context: cuda.Context,
                  cubins: Sequence[Cubin] | None = None) -> None:  # fmt: skip
         self.context, self.build = context, generate(node, candidate, target)
         self.node = self.build.node
-        self.cubins = cubins or [compile_unit(call.unit, target.name) for call in self.build.launches]
-        ahead = [overlaps(call.unit, target.capability) for call in self.build.launches]
+        launches = () if self.build.libraries else self.build.launches
+        self.cubins = cubins or [compile_unit(call.unit, target.name) for call in launches]
+        ahead = [overlaps(call.unit, target.capability) for call in launches]
+        self._libraries = [(use.handles, self._ready(use)) for use in self.build.libraries]
         codes = {str(i): Code(c.code, NAME, c.threads, c.shared, ahead[i]) for i, c in enumerate(self.cubins)}
         self._kernels, self._stream = cuda.Kernels(context, codes), context.stream()
         self._memory: dict[tuple[str, int, int], cuda.Allocation] = {}
         weakref.finalize(self, context.driver.raw("cuStreamDestroy"), self._stream)
+
+    def _ready(self, use: LibraryUse) -> library.Ready:
+        ready = library.prepare(self.context, LibraryCall(use.library, 0, use.recipe, ()), {})
+        if ready is None:
+            raise DeviceError(f"{use.library} cannot compute {self.node.op} here")
+        return ready
 
     def __call__(self, *inputs: Array | None) -> list[Array]:
         """Results for row-major inputs; constant ones are ignored."""
@@ -109,7 +120,9 @@ class Standalone:
             self._put(copy)
 
     def _put(self, copy: int) -> None:
-        for number, call in enumerate(self.build.launches):
+        for handles, ready in self._libraries:
+            ready([self._address(handle, copy) for handle in handles], self._stream)
+        for number, call in enumerate(() if self._libraries else self.build.launches):
             grid = [evaluate(e, {}) for e in call.grid]
             values = [self._address(h, copy) for h in call.handles]
             extents = [evaluate(e, {}) for e in call.extents]

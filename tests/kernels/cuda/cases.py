@@ -39,6 +39,8 @@ def _convolutions() -> Iterator[Case]:
         ("1x1 stride 2", 64, 32, 1, 9, conv(1, 2), "float32", False),
         ("stem", 3, 20, 7, 23, conv(7, 2), "float16", False),
         ("odd channels", 24, 20, 3, 9, conv(pad=2, dilation=2), "float32", False),
+        ("channels filled up", 40, 24, 3, 7, conv(), "float16", False),
+        ("80 channels", 80, 80, 3, 20, conv(), "float16", True),
         ("groups", 64, 64, 3, 9, conv(group=2), "float16", False),
         ("depthwise", 40, 40, 3, 9, conv(group=40), "float16", False),
         ("depthwise 5x5", 40, 80, 5, 9, conv(5, 2, group=40), "float32", False),
@@ -150,6 +152,11 @@ def _rows() -> Iterator[Case]:
                 (),
                 dtype,
             )
+    group = {"kind": "group", "axis": 1, "groups": 4, "epsilon": 1e-5}
+    silu = "Sigmoid %0 -> float32; Mul $0 %0 -> float32; Add $1 %1 -> float32; Mul $2 %2 -> float32"
+    for name, shape, large in (("small", (2, 24, 5, 7), False), ("of a U-Net", (2, 320, 64, 64), True)):
+        shapes = [shape, (shape[1],), (shape[1],), shape, (shape[1], 1, 1)]
+        yield Case(f"Norm groups and SiLU, {name}", "Norm", shapes, group, silu, large=large)
     yield Case("Norm long", "Norm", [(2, 9000)], {"kind": "layer", "axis": 1, "groups": 1, "epsilon": 1e-5})
 
 
@@ -194,6 +201,7 @@ def _elements() -> Iterator[Case]:
     yield Case("Concat channels", "Concat", [image, (2, 3, 9, 13)], {"axis": 1}, dtype="float16")
     yield Case("Concat last", "Concat", [image, image], {"axis": 3})
     yield Case("Split", "Split", [image], {"axis": 1, "sizes": (30, 40)}, dtype="float16")
+    yield Case("Concat of one and many", "Concat", [(2, 1, 40), (2, 7, 40), (2, 300, 40)], {"axis": 1})
     for mode in ("constant", "reflect", "edge", "wrap"):
         yield Case(
             f"Pad {mode}",

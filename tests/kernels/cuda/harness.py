@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
+from ingot.ir.ops_paged import STATEFUL
 from ingot.kernels import Candidate
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.axes import memory_order
@@ -40,7 +41,7 @@ def interpreted(build: CudaBuilder, inputs: Sequence[Array | None], symbols: Map
         held["counter", index] = aligned_bytes(evaluate(size, symbols))
         held["counter", index][:] = 0
     for index, port in enumerate(node.outputs):
-        held["output", index] = _empty(port, symbols)
+        held["output", index] = held["input", 0] if node.op in STATEFUL and index == 0 else _empty(port, symbols)
 
     def address(handle: Handle) -> int:
         return address_of(held[handle.kind, handle.index])

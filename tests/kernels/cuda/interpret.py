@@ -32,6 +32,22 @@ def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
 
 interpreter._patch_lang_tensor = _patch_lang_tensor
 
+_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+    """Triton's, which takes the bits of bfloat16 for integers."""
+    return _dot(self, _widened(a), _widened(b), *rest)
+
+
+def _widened(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+interpreter.InterpreterBuilder.create_dot = _create_dot
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rint": np.rint, "sqrt": np.sqrt, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,

@@ -1,0 +1,228 @@
+"""PagedAttention: tokens that are alone in their sequence's part of the step share its keys among blocks; tokens that
+follow each other go in tiles of queries, as flash attention has them (Dao et al. 2022; Flash-Decoding)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ingot.kernels import kernel
+from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
+from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.node import Node
+from ingot.plan.extent import Extent, ceil_div, product
+
+_LOW = 'float("-inf")'
+_LOG2E = math.log2(math.e)
+_FLOAT = 4
+_SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that share a token's keys
+_KEYS = 64  # a step
+_ROWS = 128  # queries and their heads in a tile of tokens that follow each other
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`share` query heads read one group's keys; `block` tokens lie together in the pool."""
+
+    tokens: Extent
+    heads: int
+    groups: int
+    depth: int
+    block: int
+
+    @classmethod
+    def of(cls, node: Node) -> Sizes:
+        """Of a node."""
+        tokens, heads, depth = node.input(0).shape
+        _, _, groups, line = node.input(1).shape
+        return cls(tokens, int(heads), int(groups), int(depth), int(line) // int(depth))
+
+    @property
+    def share(self) -> int:
+        """Query heads of a group."""
+        return self.heads // self.groups
+
+    @property
+    def wide(self) -> int:
+        """The depth as a block has it."""
+        return max(power_of_two(self.depth), 16)
+
+    @property
+    def tile(self) -> int:
+        """Tokens of a tile of queries."""
+        return max(_ROWS // power_of_two(self.share), 1)
+
+
+def _applies(node: Node, target: Any) -> bool:
+    if {node.input(0).dtype, node.input(1).dtype} - {*NARROW, "float32"}:
+        return False
+    sizes = Sizes.of(node)
+    return sizes.depth <= 256 and _KEYS % sizes.block == 0
+
+
+@kernel("PagedAttention", on="cuda", when=_applies)
+def paged_attention(build: CudaBuilder, node: Node) -> None:
+    """Every token to the positions up to its own of its sequence"""
+    sizes = Sizes.of(node)
+    for rung, splits in _SPLITS:
+        if rung.takes(sizes.tokens):
+            first = len(build.launches)
+            _alone(build, node, sizes, rung, splits)
+            restrict(build, first, rung, sizes.tokens)
+    if Rung(2).takes(sizes.tokens):
+        first = len(build.launches)
+        _together(build, node, sizes)
+        restrict(build, first, Rung(2), sizes.tokens)
+
+
+def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
+    names = ("query", "cache", "positions", "owners", "tables")
+    return {name: f.pointer(build.input(k)) for k, name in enumerate(names)}
+
+
+# tokens that are alone
+
+
+def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int) -> None:
+    """A block is a token, a group, and a part of the keys; the last of the parts adds them up."""
+    f = build.function(warps=4, stages=2)
+    p, rows = _pointers(f, build), max(power_of_two(sizes.share), 16)
+    f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")
+    f.emit(f"rows = tl.arange(0, {rows})\ndepths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")
+    f.emit(f"heads = group * {sizes.share} + rows\nexists = rows < {sizes.share}")
+    f.wait()
+    last = f.extent(sizes.tokens)
+    f.emit(f"position = tl.load({p['positions']} + token)\nowner = tl.load({p['owners']} + token)")
+    f.emit(f"before = tl.load({p['owners']} + tl.maximum(token - 1, 0)) == owner")
+    f.emit(f"after = tl.load({p['owners']} + tl.minimum(token + 1, {last} - 1)) == owner")
+    f.emit(f"after = after & (tl.load({p['positions']} + tl.minimum(token + 1, {last} - 1)) >= 0)")
+    f.emit(f"together = ((token > 0) & before) | ((token < {last} - 1) & after)")
+    f.emit("mine = (position < 0) | (together == 0)")
+    with f.block("if mine:"):
+        place = f"token * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
+        f.emit(f"place = {place}\ninside = exists[:, None] & (depths < {sizes.depth})[None, :]")
+        f.emit(f"q = tl.load({p['query']} + place, inside, other=0.0)")
+        window = int(node.attributes["window"])
+        f.emit("low = " + (f"tl.maximum(position + 1 - {window}, 0) // {_KEYS}" if window else "0"))
+        f.emit(f"steps = (position + {_KEYS}) // {_KEYS} - low\nshare = (steps + {splits - 1}) // {splits}")
+        f.emit("begin = low + part * share\nend = tl.minimum(begin + share, low + steps)")
+        _begin(f, rows, sizes)
+        with f.block("for step in range(begin, end):"):
+            _step(f, build, sizes, p, ("position", "exists[:, None]", "position"))
+        if splits == 1:
+            f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
+            f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[node.output.dtype]}), inside)")
+        else:
+            _share_out(f, build, sizes, rung, splits, rows)
+    f.launch(sizes.tokens, sizes.groups, splits)
+
+
+def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung, splits: int, rows: int) -> None:
+    """Parts to memory; the last block of a token and group joins them."""
+    held = product((rung.cut(sizes.tokens), sizes.groups, splits, rows))
+    sums = f.pointer(build.temporary(product((held, sizes.wide, _FLOAT)), "float32"))
+    facts = f.pointer(build.temporary(product((held, 2, _FLOAT)), "float32"))
+    tickets = f.pointer(build.counter(product((rung.cut(sizes.tokens), sizes.groups, _FLOAT))))
+    f.emit(f"site = token * {sizes.groups} + group\nown = (site * {splits} + part) * {rows} + rows")
+    f.emit(f"tl.store({sums} + own[:, None] * {sizes.wide} + depths[None, :], sums)")
+    f.emit(f"tl.store({facts} + own * 2, peak)\ntl.store({facts} + own * 2 + 1, total)")
+    f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({tickets} + site, 1, sem='acq_rel')")
+    with f.block(f"if ticket == {splits - 1}:"):
+        f.emit(f"tl.store({tickets} + site, 0)\nparts = tl.arange(0, {splits})")
+        f.emit(f"all = (site * {splits} + parts)[:, None] * {rows} + rows[None, :]")
+        f.emit(f"peaks = tl.load({facts} + all * 2, cache_modifier='.cg')\npeak = tl.max(peaks, 0)")
+        f.emit(f"base = tl.where(peak == {_LOW}, 0.0, peak)\nfactors = tl.exp2(peaks - base[None, :])")
+        f.emit(f"total = tl.sum(factors * tl.load({facts} + all * 2 + 1, cache_modifier='.cg'), 0)")
+        f.emit(f"sums = tl.zeros(({rows}, {sizes.wide}), tl.float32)")
+        with f.block(f"for other in tl.static_range({splits}):"):
+            f.emit(f"their = (site * {splits} + other) * {rows} + rows")
+            f.emit(f"theirs = tl.load({facts} + their * 2, cache_modifier='.cg')")
+            f.emit(f"part_sums = tl.load({sums} + their[:, None] * {sizes.wide} + depths[None, :], "
+                   "cache_modifier='.cg')")  # fmt: skip
+            f.emit("sums += part_sums * tl.exp2(theirs - base)[:, None]")
+        f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
+        f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[build.node.output.dtype]}), inside)")
+
+
+# tokens that follow each other
+
+
+def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
+    """A block is a tile of tokens and a group; it walks over the sequences of its tokens, and their keys."""
+    tile, share = sizes.tile, power_of_two(sizes.share)
+    rows = tile * share
+    f = build.function(warps=8 if rows >= 128 else 4, stages=2)
+    p, count = _pointers(f, build), f.extent(sizes.tokens)
+    f.emit(f"group = tl.program_id(1)\nrows = tl.arange(0, {rows})")
+    f.emit(f"depths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")
+    f.emit(f"origin = (tl.num_programs(0) - 1 - tl.program_id(0)) * {tile}\ntokens = origin + rows // {share}")
+    f.emit(f"heads = group * {sizes.share} + rows % {share}")
+    f.emit(f"there = (tokens < {count}) & (rows % {share} < {sizes.share})")
+    f.wait()
+    f.emit(f"positions = tl.load({p['positions']} + tokens, there, other=-1)")
+    f.emit(f"owners = tl.load({p['owners']} + tokens, there, other=-1)\nvalid = there & (positions >= 0)")
+    f.emit(f"before = tl.load({p['owners']} + tokens - 1, there & (tokens > 0), other=-1) == owners")
+    f.emit(f"following = there & (tokens + 1 < {count})")
+    f.emit(f"after = (tl.load({p['owners']} + tokens + 1, following, other=-1) == owners) & "
+           f"(tl.load({p['positions']} + tokens + 1, following, other=-1) >= 0)")  # fmt: skip
+    f.emit("valid = valid & (before | after)")
+    f.emit("first = tl.min(tl.where(valid, owners, 2147483647))\nfinal = tl.max(tl.where(valid, owners, -1))")
+    with f.block("if final >= 0:"):
+        place = f"tokens[:, None] * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
+        f.emit(f"place = {place}\ninside = valid[:, None] & (depths < {sizes.depth})[None, :]")
+        f.emit(f"q = tl.load({p['query']} + place, inside, other=0.0)")
+        _begin(f, rows, sizes)
+        with f.block("for owner in range(first, final + 1):"):
+            f.emit("mine = valid & (owners == owner)\nlimit = tl.max(tl.where(mine, positions, -1))")
+            window = int(node.attributes["window"])
+            low = f"tl.maximum(tl.min(tl.where(mine, positions, 2147483647)) + 1 - {window}, 0) // {_KEYS}"
+            f.emit(f"begin = tl.where(limit >= 0, {low}, 0)" if window else "begin = 0")
+            with f.block(f"for step in range(begin, (limit + {_KEYS}) // {_KEYS}):"):
+                _step(f, build, sizes, p, ("positions[:, None]", "mine[:, None]", "limit"))
+        f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
+        f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[node.output.dtype]}), inside)")
+    f.launch(ceil_div(sizes.tokens, tile), sizes.groups)
+
+
+# both
+
+
+def _begin(f: FunctionBuilder, rows: int, sizes: Sizes) -> None:
+    f.emit(f"peak = tl.full(({rows},), {_LOW}, tl.float32)\ntotal = tl.zeros(({rows},), tl.float32)")
+    f.emit(f"sums = tl.zeros(({rows}, {sizes.wide}), tl.float32)")
+
+
+def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str],
+          seeing: tuple[str, str, str]) -> None:  # fmt: skip
+    """`_KEYS` positions of `owner`: scores, and what the sums become. seeing: the rows' positions, which rows are
+    concerned, and the last position of them all. What lies behind it may be no number at all."""
+    position, mine, most = seeing
+    node, block, depth = build.node, sizes.block, sizes.depth
+    line, width = block * depth, f.extent(node.input(4).shape[1])
+    f.emit(f"keys = step * {_KEYS} + places")
+    number = f"tl.load({p['tables']} + owner * {width} + tl.minimum(keys // {block}, {width} - 1))"
+    f.emit(f"start = {number}.to(tl.int64) * {2 * sizes.groups * line} + group * {line}")
+    deep = "" if sizes.wide == depth else f"(depths < {depth})"
+    key = f"start[None, :] + (depths * {block})[:, None] + (keys % {block})[None, :]"
+    f.emit(f"k = tl.load({p['cache']} + tl.max_contiguous(tl.multiple_of({key}, [1, {block}]), [1, {block}])"
+           + (f", {deep}[:, None], other=0.0)" if deep else ")"))  # fmt: skip
+    value = f"(start + {sizes.groups * line} + keys % {block} * {depth})[:, None] + depths[None, :]"
+    aligned = min(depth & -depth, 16)
+    there = f"(keys <= {most})[:, None]" + f" & {deep}[None, :]" * bool(deep)
+    f.emit(f"v = tl.load({p['cache']} + tl.multiple_of({value}, [1, {aligned}]), {there}, other=0.0)")
+    dtype = LANGUAGE[node.input(1).dtype]
+    precision = ', input_precision="tf32x3"' if node.input(1).dtype == "float32" else ""
+    f.emit(f"scores = tl.dot(q.to({dtype}), k{precision}) * {float(node.attributes['scale'])!r}")
+    cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
+    if cap:
+        f.emit(f"scores = {cap!r} * libdevice.tanh(scores / {cap!r})")
+    seen = f"{mine} & (keys[None, :] <= {position})"
+    seen += f" & (keys[None, :] > {position} - {window})" if window else ""
+    f.emit(f"scores = tl.where({seen}, scores * {_LOG2E!r}, {_LOW})")
+    f.emit(f"higher = tl.maximum(peak, tl.max(scores, 1))\nbase = tl.where(higher == {_LOW}, 0.0, higher)")
+    f.emit("powers = tl.exp2(scores - base[:, None])\nfactor = tl.exp2(peak - base)")
+    f.emit("total = total * factor + tl.sum(powers, 1)\nsums = sums * factor[:, None]\npeak = higher")
+    f.emit(f"sums = tl.dot(powers.to({dtype}), v, sums{precision})")

@@ -1,0 +1,228 @@
+"""cuBLASLt through nvmath-python: products with bias, activation and residual in one call, by a chosen algorithm.
+
+Matrices here are row-major; cuBLASLt's are column-major, so that what it computes is the transposed product:
+resultᵀ[columns, rows] = weight[columns, depth] · x[rows, depth]ᵀ.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import LibraryUnusable
+from ingot.plan.extent import Extent, evaluate
+from ingot.runtime import cuda
+
+WORKSPACE = 32 << 20  # bytes an algorithm may ask for: what cuBLAS recommends for sm_90
+_ALIGNED = 16  # bytes: what addresses are multiples of at least
+_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14, "float8_e4m3fn": 28}  # of cudaDataType_t
+_SUM_IN_FLOAT32 = 68  # of cublasComputeType_t
+_ACTIVATIONS = {"": 1, "Relu": 2, "GeluTanh": 32}  # of cublasLtEpilogue_t
+_BIAS = 4
+_NO_EPILOGUE = 1
+_SCALE_EACH = 3  # of cublasLtMatmulMatrixScale_t: a factor for each row or column
+
+
+@dataclass(frozen=True)
+class Product:
+    """outputs[i] = activation(scale · x[rows, depth] · weight[i, columns, depth]ᵀ + bias[i, columns] + residual).
+
+    `factors` is the type of x and the weights, `results` that of all else. `count` outputs lie in places of their own,
+    their weights and biases one after the other. `scaled`: each column and each row of the product has a factor of its
+    own, in float32. Addresses are taken in the order x, weight, columns' factors, rows' factors, bias, residual (where
+    there are such), workspace, outputs.
+    """
+
+    factors: str
+    results: str
+    rows: Extent
+    columns: int
+    depth: int
+    count: int = 1
+    scale: float = 1.0
+    activation: str = ""
+    bias: bool = False
+    residual: bool = False
+    scaled: bool = False
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any], symbols: Mapping[str, int]) -> Product:
+        """What a plan's recipe describes, at these sizes."""
+        product = cls(**{name: recipe[name] for name in cls.__dataclass_fields__})
+        return replace(product, rows=evaluate(product.rows, symbols))
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One of cuBLASLt's ways: its 64 bytes, good for one version of the library, and the workspace it wants."""
+
+    version: int
+    workspace: int
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.version}-{self.workspace}-{self.code}"
+
+    @classmethod
+    def parse(cls, text: str) -> Algorithm:
+        """Of "130100-0-2a…"."""
+        version, workspace, code = text.split("-")
+        return cls(int(version), int(workspace), code)
+
+
+def recipe_of(product: Product, algorithm: Algorithm) -> dict[str, Any]:
+    """What a plan keeps."""
+    return {**asdict(product), "algorithm": str(algorithm)}
+
+
+def _library() -> Any:
+    """The bindings; tests put their own in its place."""
+    from nvmath.bindings import cublasLt
+
+    return cublasLt
+
+
+@cache
+def _open(ordinal: int) -> tuple[Any, int]:
+    """The bindings and a handle for the device, whose context is the thread's; for the life of the process."""
+    try:
+        lt = _library()
+        return lt, int(lt.create())
+    except (ImportError, RuntimeError) as error:  # the second: bindings without the library itself
+        words = " ".join(str(error).split())
+        raise LibraryUnusable(f"cuBLASLt is not here ({words}): pip install 'ingot[cuda-libraries]'") from None
+
+
+class Matmul:
+    """A product on a device, described to cuBLASLt."""
+
+    def __init__(self, context: cuda.Context, product: Product) -> None:
+        context.activate()
+        self.product = product
+        self._lt, self._handle = _open(context.device.ordinal)
+        self._numbers = np.array([product.scale, float(product.residual)], np.float32)
+        lt = self._lt
+        self._description = lt.matmul_desc_create(_SUM_IN_FLOAT32, _TYPES["float32"])
+        self._set_description()
+        depth, rows, columns = product.depth, product.rows, product.columns
+        shapes = ((product.factors, depth, columns), (product.factors, depth, rows), (product.results, columns, rows))
+        self._layouts = [lt.matrix_layout_create(_TYPES[dtype], high, wide, high) for dtype, high, wide in shapes]
+        weakref.finalize(self, _destroy, lt, self._description, self._layouts)
+
+    def _set_description(self) -> None:
+        attribute, product = self._lt.MatmulDescAttribute, self.product
+        self._set(attribute.TRANSA, 1, np.int32)
+        epilogue = _ACTIVATIONS[product.activation] | (_BIAS * product.bias)
+        if epilogue != _NO_EPILOGUE:
+            epilogue &= ~_NO_EPILOGUE
+        self._set(attribute.EPILOGUE, epilogue, np.int32)
+        if product.bias:
+            self._set(attribute.BIAS_DATA_TYPE, _TYPES[product.results], np.int32)
+        if product.scaled:
+            for side in "AB":
+                self._set(getattr(attribute, f"{side}_SCALE_MODE"), _SCALE_EACH, np.int32)
+
+    def _set(self, attribute: int, number: int, kind: type[np.generic]) -> None:
+        held = np.array([number], kind)
+        self._lt.matmul_desc_set_attribute(self._description, int(attribute), held.ctypes.data, held.nbytes)
+
+    def algorithms(self, most: int) -> list[Algorithm]:
+        """What cuBLASLt proposes, best first; none where it has no way."""
+        lt, found = self._lt, self._lt.MatmulHeuristicResult(most)
+        count = np.zeros(1, np.int32)
+        with _preference(lt) as preference:
+            try:
+                lt.matmul_algo_get_heuristic(*self._described(), preference, most, found.ptr, count.ctypes.data)
+            except lt.cuBLASLtError:
+                return []
+        version = int(lt.get_version())
+        results = _structures(lt, found, int(count[0]))
+        return [Algorithm(version, size, code.hex()) for code, size, state in results if state == 0]
+
+    def _described(self) -> tuple[int, ...]:
+        weight, x, result = self._layouts
+        return (self._handle, self._description, weight, x, result, result)
+
+    def accepts(self, algorithm: Algorithm) -> str:
+        """Why the algorithm cannot be used here; empty when it can."""
+        lt = self._lt
+        if int(lt.get_version()) != algorithm.version:
+            return f"it was chosen with cuBLASLt {algorithm.version}, here is {int(lt.get_version())}"
+        checked = lt.MatmulHeuristicResult(1)
+        code = self._code(algorithm)
+        try:
+            lt.matmul_algo_check(*self._described(), code.ctypes.data, checked.ptr)
+        except lt.cuBLASLtError as error:
+            return f"cuBLASLt refuses its algorithm ({error})"
+        ((_, size, _),) = _structures(lt, checked, 1)
+        return f"cuBLASLt wants {size} bytes for it, not {algorithm.workspace}" * (size > algorithm.workspace)
+
+    @staticmethod
+    def _code(algorithm: Algorithm) -> Any:
+        return np.frombuffer(bytes.fromhex(algorithm.code), np.uint8).copy()
+
+    def run(self, algorithm: Algorithm, addresses: Sequence[int], stream: Any) -> None:
+        """Put it on the stream."""
+        product, code = self.product, self._code(algorithm)
+        left = iter(addresses)
+        x, weight = next(left), next(left)
+        if product.scaled:
+            for side in "AB":
+                self._set(getattr(self._lt.MatmulDescAttribute, f"{side}_SCALE_POINTER"), next(left), np.uint64)
+        bias, residual = next(left) if product.bias else 0, next(left) if product.residual else 0
+        workspace, *outputs = left
+        weights, x_layout, results = self._layouts
+        scale, keep = self._numbers.ctypes.data, self._numbers.ctypes.data + self._numbers.itemsize
+        for number, output in enumerate(outputs):
+            if product.bias:
+                at = bias + number * product.columns * _size(product.results)
+                self._set(self._lt.MatmulDescAttribute.BIAS_POINTER, at, np.uint64)
+            part = weight + number * product.columns * product.depth * _size(product.factors)
+            self._lt.matmul(
+                self._handle, self._description, scale, part, weights, x, x_layout, keep, residual or output, results,
+                output, results, code.ctypes.data, workspace, algorithm.workspace, int(stream),
+            )  # fmt: skip
+
+
+def _size(dtype: str) -> int:
+    return {"float32": 4, "float8_e4m3fn": 1}.get(dtype, 2)
+
+
+def _structures(lt: Any, found: Any, count: int) -> Iterator[tuple[bytes, int, int]]:
+    """(algorithm, workspace, status) of cublasLtMatmulHeuristicResult_t's."""
+    kind = np.dtype(lt.matmul_heuristic_result_dtype)
+    for one in np.frombuffer(ctypes.string_at(found.ptr, count * kind.itemsize), kind):
+        yield one["algo"].tobytes(), int(one["workspace_size"]), int(one["state"])
+
+
+@contextmanager
+def _preference(lt: Any) -> Iterator[int]:
+    """A description of what algorithms may use, while it is needed."""
+    preference, attribute = lt.matmul_preference_create(), lt.MatmulPreferenceAttribute
+    wanted = [(attribute.MAX_WORKSPACE_BYTES, np.array([WORKSPACE], np.uint64))]
+    wanted += [(getattr(attribute, f"MIN_ALIGNMENT_{side}_BYTES"), np.array([_ALIGNED], np.uint32)) for side in "ABCD"]
+    for name, held in wanted:
+        lt.matmul_preference_set_attribute(preference, int(name), held.ctypes.data, held.nbytes)
+    yield preference
+    lt.matmul_preference_destroy(preference)
+
+
+def _destroy(lt: Any, description: int, layouts: Sequence[int]) -> None:
+    lt.matmul_desc_destroy(description)
+    for layout in layouts:
+        lt.matrix_layout_destroy(layout)
+
+
+def prepare(context: cuda.Context, recipe: Mapping[str, Any], symbols: Mapping[str, int]) -> Callable[..., None]:
+    """What puts the recipe's product on a stream: (addresses, stream) -> None. LibraryUnusable when it cannot be."""
+    matmul, algorithm = Matmul(context, Product.of(recipe, symbols)), Algorithm.parse(recipe["algorithm"])
+    if refusal := matmul.accepts(algorithm):
+        raise LibraryUnusable(refusal)
+    return partial(matmul.run, algorithm)
