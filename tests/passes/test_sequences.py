@@ -8,6 +8,7 @@ import pytest
 
 import ingot
 from ingot.passes.sequences import see_as_sequences
+from ingot.plan.plan import GraphSegment
 from tests.passes.support import Net, Rewritten, assert_same, check_graph, model_of, rewritten
 
 IMAGE, SEQUENCE = (2, 6, 3, 4), (2, 6, 12)
@@ -63,6 +64,7 @@ def test_no_copy_between_convolutions_and_rows(target: str) -> None:
     model = model_of(net, {"x": ("float32", (1, 64, 8, 8))}, result)
     engine = ingot.build(model, target=target, level=0, verify=False)
     (segment,) = engine.variants[0].plan.segments
+    assert isinstance(segment, GraphSegment)
     launched = [segment.steps[launch.step].op for launch in segment.launches]
     assert launched.count("Linear") == 1 and "Transpose" not in launched
     assert launched.count("Reorder") <= 2  # of the input, of the output

@@ -15,6 +15,7 @@ from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
 _DEEPEST = 256
+_LONG, _MANY = 1024, 8  # keys for which more steps are in flight; whole blocks of keys that are walked without masks
 # With depths that are filled up, two products one after the other without a loop around them gave wrong numbers on an
 # H200 (Triton 3.6, float16); the same lines in a loop that runs once are right.
 _WHOLE_DEPTHS = frozenset({16, 32, 64, 128, 256})
@@ -41,7 +42,7 @@ def _number(extent: Extent) -> int:
     return extent if isinstance(extent, int) else 128
 
 
-def _cost(node: Node, target: Architecture, rows: int, columns: int) -> float:
+def _cost(node: Node, target: Architecture, rows: int, columns: int, stages: int) -> float:
     batch, heads, queries, depth = map(_number, node.input(0).shape)
     keys = _number(node.input(1).shape[2])
     blocks = batch * heads * -(-queries // rows)
@@ -52,52 +53,78 @@ def _cost(node: Node, target: Architecture, rows: int, columns: int) -> float:
     return target.pace.step + 1.5 + waves * steps * max(work * together, 0.35)
 
 
-def _fits(node: Node, target: Architecture, rows: int, columns: int) -> bool:
+def _fits(node: Node, target: Architecture, rows: int, columns: int, stages: int) -> bool:
     element = 4 if node.dtype == "float32" else 2
     depth = power_of_two(_number(node.input(0).shape[3]))
-    return (rows + 4 * columns) * depth * element <= target.shared and rows * depth <= 128 * 128
+    return (rows + 2 * stages * columns) * depth * element <= target.shared and rows * depth <= 128 * 128
 
 
-def _prune(node: Node, target: Architecture, rows: int, columns: int) -> bool:
+def _prune(node: Node, target: Architecture, rows: int, columns: int, stages: int) -> bool:
     queries, keys = _number(node.input(0).shape[2]), _number(node.input(1).shape[2])
     wasted = rows > max(2 * queries - 1, 16) or columns > max(2 * keys - 1, 32)
-    return wasted or not _fits(node, target, rows, columns)
+    return wasted or not _fits(node, target, rows, columns, stages)
+
+
+def _stages(node: Node, target: Architecture) -> tuple[int, ...]:
+    return (2, 3) if _number(node.input(1).shape[2]) >= _LONG else (2,)
 
 
 @kernel("Attention", on="cuda", when=_applies, layouts=_layouts, cost=_cost, prune=_prune,
-        space={"rows": (64, 128, 32, 16), "columns": (64, 128, 32)})  # fmt: skip
-def flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int) -> None:
+        space={"rows": (64, 128, 32, 16), "columns": (64, 128, 32), "stages": _stages})  # fmt: skip
+def flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int, stages: int) -> None:
     """A block is `rows` queries of one head; it walks over the keys, `columns` at a time"""
-    query, key, value = (node.input(k) for k in range(3))
+    query, value = node.input(0), node.input(2)
     depth, width = int(query.shape[3]), int(value.shape[3])
-    f = build.function(warps=8 if rows >= 128 else 4, stages=2)
+    f = build.function(warps=8 if rows >= 128 else 4, stages=stages)
     _open(f, build, node, rows, columns)
-    q = _load(f, build, 0, "queries[:, None]", f"depths[None, :] < {depth}", "head")
+    f.emit(f"q = {_load(f, build, 0, 'queries[:, None]', f'depths[None, :] < {depth}', 'head')}")
     f.emit(f"peak = tl.full(({rows},), {_LOW}, tl.float32)\ntotal = tl.zeros(({rows},), tl.float32)")
     f.emit(f"sums = tl.zeros(({rows}, {max(power_of_two(width), 16)}), tl.float32)")
-    queries, keys = f.extent(query.shape[2]), f.extent(key.shape[2])
-    last = keys
-    if key.shape[2] in range(columns + 1) and {depth, width} - _WHOLE_DEPTHS:
-        last = f.let(f"{keys} * tl.minimum(tl.num_programs(0), 1)")  # the loop stays one: see _WHOLE_DEPTHS
-    if node.attributes["causal"]:
-        last = f.let(f"tl.minimum({keys}, tl.program_id(0) * {rows} + {rows} + {keys} - {queries})")
-    precision = f', input_precision="{"tf32" if build.target.precision == "tf32" else "tf32x3"}"'
-    precision = precision if node.dtype == "float32" else ""
-    with f.block(f"for start in range(0, {last}, {columns}):"):
-        f.emit("keys = start + places")
-        k = _load(f, build, 1, "keys[None, :]", f"depths[:, None] < {depth}", "group")
-        f.emit(f"scores = tl.dot({q}, {k}{precision}) * {node.attributes['scale']!r}")
-        _mask(f, build, node)
-        f.emit(f"higher = tl.maximum(peak, tl.max(scores, 1))\nbase = tl.where(higher == {_LOW}, 0.0, higher)")
-        f.emit("powers = tl.exp2(scores - base[:, None])\nfactor = tl.exp2(peak - base)")
-        f.emit("total = total * factor + tl.sum(powers, 1)\nsums = sums * factor[:, None]\npeak = higher")
-        v = _load(f, build, 2, "keys[:, None]", f"widths[None, :] < {width}", "group")
-        f.emit(f"sums = tl.dot(powers.to({LANGUAGE[value.dtype]}), {v}, sums{precision})")
+    for begin, end, whole in _walks(f, node, rows, columns):
+        with f.block(f"for start in range({begin}, {end}, {columns}):"):
+            _step(f, build, node, whole)
     f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
     place, mask = _place(f, node.output, "queries[:, None]", "widths[None, :]", "head")
     f.emit(f"tl.store({f.pointer(build.output())} + {place}, sums.to({LANGUAGE[node.output.dtype]}), "
            f"{mask} & (widths[None, :] < {width}))")  # fmt: skip
     f.launch(ceil_div(query.shape[2], rows), product(query.shape[:2]))
+
+
+def _walks(f: FunctionBuilder, node: Node, rows: int, columns: int) -> list[tuple[str, str, bool]]:
+    """Parts of the keys: (begin, end, whether every block of them is whole and wholly seen). Of many blocks only the
+    last one asks which keys there are."""
+    query, key, value = (node.input(k) for k in range(3))
+    queries, keys = f.extent(query.shape[2]), f.extent(key.shape[2])
+    if node.attributes["causal"]:
+        return [("0", f.let(f"tl.minimum({keys}, tl.program_id(0) * {rows} + {rows} + {keys} - {queries})"), False)]
+    last = keys
+    if isinstance(key.shape[2], int) and {query.shape[3], value.shape[3]} - _WHOLE_DEPTHS:
+        last = f.let(f"{keys} * tl.minimum(tl.num_programs(0), 1)")  # a loop stays one: see _WHOLE_DEPTHS
+    if not isinstance(key.shape[2], int):
+        return [("0", last, False)]
+    full = key.shape[2] // columns * columns
+    if full == key.shape[2] or full < _MANY * columns:
+        return [("0", last, full == key.shape[2])]
+    return [("0", str(full), True), (str(full), last, False)]
+
+
+def _step(f: FunctionBuilder, build: CudaBuilder, node: Node, whole: bool) -> None:
+    """One block of keys and values."""
+    depth, value = int(node.input(0).shape[3]), node.input(2)
+    precision = f', input_precision="{"tf32" if build.target.precision == "tf32" else "tf32x3"}"'
+    precision = precision if node.dtype == "float32" else ""
+    f.emit("keys = start + places")
+    k = _load(f, build, 1, "keys[None, :]", f"depths[:, None] < {depth}", "group", whole)
+    f.emit(f"scores = tl.dot(q, {k}{precision})")
+    factor = _scaled(f, build, node)
+    hidden = _hide(f, build, node, whole)
+    f.emit("higher = tl.maximum(peak, tl.max(scores, 1))")
+    f.emit(f"base = tl.where(higher == {_LOW}, 0.0, higher)" if hidden else "base = higher")
+    f.emit(f"powers = tl.exp2(scores * {factor!r} - (base * {factor!r})[:, None])")
+    f.emit(f"factor = tl.exp2((peak - base) * {factor!r})\npeak = higher")
+    f.emit("total = total * factor + tl.sum(powers, 1)\nsums = sums * factor[:, None]")
+    v = _load(f, build, 2, "keys[:, None]", f"widths[None, :] < {int(value.shape[3])}", "group", whole)
+    f.emit(f"sums = tl.dot(powers.to({LANGUAGE[value.dtype]}), {v}, sums{precision})")
 
 
 def _open(f: FunctionBuilder, build: CudaBuilder, node: Node, rows: int, columns: int) -> None:
@@ -116,37 +143,51 @@ def _place(f: FunctionBuilder, port: Port, along: str, deep: str, head: str) -> 
     return place, f"({along} < {f.extent(port.shape[2])})"
 
 
-def _load(f: FunctionBuilder, build: CudaBuilder, index: int, along: str, deep: str, head: str) -> str:
-    """A block of query, key or value; zeros where it ends."""
+def _load(f: FunctionBuilder, build: CudaBuilder, index: int, along: str, deep: str, head: str,
+          whole: bool = False) -> str:  # fmt: skip
+    """A block of query, key or value; zeros where it ends, unless it is known to be `whole`."""
     port = build.node.input(index)
     place, mask = _place(f, port, along, deep.partition(" <")[0], head)
     size = int(port.shape[3])
-    whole = mask if power_of_two(size) == size and size >= 16 else f"{mask} & ({deep})"
-    return f.let(f"tl.load({f.pointer(build.input(index))} + {place}, {whole}, other=0)")
+    masks = [mask] * (not whole) + [f"({deep})"] * (power_of_two(size) != size or size < 16)
+    held = f", {' & '.join(masks)}, other=0" if masks else ""
+    return f.let(f"tl.load({f.pointer(build.input(index))} + {place}{held})")
 
 
-def _mask(f: FunctionBuilder, build: CudaBuilder, node: Node) -> None:
-    """The cap, the mask, what is later, what is not there; then to powers of two."""
-    cap = node.attributes["softcap"]
+def _scaled(f: FunctionBuilder, build: CudaBuilder, node: Node) -> float:
+    """Scores as they compare, with cap and mask; the factor that makes powers of two of their differences."""
+    cap, scale = node.attributes["softcap"], node.attributes["scale"]
+    added = node.has_input(3) and node.input(3).dtype != "bool"
+    if not cap and not added and scale > 0:
+        return float(scale * _LOG2E)
     if cap:
-        f.emit(f"scores = {cap!r} * libdevice.tanh(scores / {cap!r})")
+        f.emit(f"scores = {cap!r} * libdevice.tanh(scores * {scale / cap!r})")
+    factor = _LOG2E if cap else scale * _LOG2E
+    mask = f" + {_given(f, build, node)}.to(tl.float32) * {_LOG2E!r}" if added else ""
+    f.emit(f"scores = scores * {factor!r}{mask}")
+    return 1.0
+
+
+def _hide(f: FunctionBuilder, build: CudaBuilder, node: Node, whole: bool) -> bool:
+    """What is later, masked or not there is -inf; whether a query may see nothing."""
     keys, queries = f.extent(node.input(1).shape[2]), f.extent(node.input(0).shape[2])
-    seen = f"(keys[None, :] < {keys})"
+    seen = [f"(keys[None, :] < {keys})"] * (not whole)
     if node.attributes["causal"]:
-        seen += f" & (keys[None, :] <= queries[:, None] + {keys} - {queries})"
-    if node.has_input(3):
-        port = node.input(3)
-        shape = (*node.input(0).shape[:3], node.input(1).shape[2])
-        batch, head, row, column = (f.extent(s) for s in broadcast_strides(port, shape))
-        place = f"image * {batch} + head * {head} + queries[:, None] * {row} + keys[None, :] * {column}"
-        inside = f"(queries[:, None] < {queries}) & (keys[None, :] < {keys})"
-        if row == "0":  # all queries' alike
-            place = f"image * {batch} + head * {head} + keys * {column}"
-            given = f.let(f"tl.load({f.pointer(build.input(3))} + {place}, keys < {keys}, other=0)[None, :]")
-        else:
-            given = f.let(f"tl.load({f.pointer(build.input(3))} + {place}, {inside}, other=0)")
-        if port.dtype == "bool":
-            seen += f" & {given}"
-        else:
-            f.emit(f"scores = scores + {given}.to(tl.float32)")
-    f.emit(f"scores = tl.where({seen}, scores * {_LOG2E!r}, {_LOW})")
+        seen.append(f"(keys[None, :] <= queries[:, None] + {keys} - {queries})")
+    if node.has_input(3) and node.input(3).dtype == "bool":
+        seen.append(_given(f, build, node))
+    if seen:
+        f.emit(f"scores = tl.where({' & '.join(seen)}, scores, {_LOW})")
+    return bool(seen) or node.has_input(3)
+
+
+def _given(f: FunctionBuilder, build: CudaBuilder, node: Node) -> str:
+    """A variable with the mask's elements for the block."""
+    port, keys, queries = node.input(3), f.extent(node.input(1).shape[2]), f.extent(node.input(0).shape[2])
+    shape = (*node.input(0).shape[:3], node.input(1).shape[2])
+    batch, head, row, column = (f.extent(s) for s in broadcast_strides(port, shape))
+    start = f"{f.pointer(build.input(3))} + image * {batch} + head * {head}"
+    if row == "0":  # all queries' alike
+        return f.let(f"tl.load({start} + keys * {column}, keys < {keys}, other=0)[None, :]")
+    inside = f"(queries[:, None] < {queries}) & (keys[None, :] < {keys})"
+    return f.let(f"tl.load({start} + queries[:, None] * {row} + keys[None, :] * {column}, {inside}, other=0)")

@@ -112,6 +112,10 @@ def _attention() -> Iterator[Case]:
         yield Case(
             f"Attention causal {dtype}", "Attention", small, {**settings, "causal": 1, "softcap": 5.0}, "", (), dtype
         )
+        long = [(1, 2, 20, 24), (1, 1, 300, 24), (1, 1, 300, 24)]
+        yield Case(f"Attention of many keys {dtype}", "Attention", long, settings, "", (), dtype)
+        unet = [(1, 2, 2048, 40)] * 3
+        yield Case(f"Attention of a U-Net {dtype}", "Attention", unet, settings, "", (), dtype, True)
         yield Case(f"Attention of BERT {dtype}", "Attention", [*bert, (2, 1, 1, 128)], settings, "", (), dtype, True)
 
 
