@@ -46,10 +46,12 @@ class Int8:
 
 @dataclass(frozen=True)
 class Float8:
-    """E4M3 without infinities (float8e4m3fn), for GPUs that multiply it."""
+    """E4M3 without infinities (float8e4m3fn), for GPUs that multiply it. per_channel: weights have a scale an output
+    channel, not one alone, which libraries multiply by for nothing."""
 
     smooth: tuple[float, ...] = ()
     shared: str = "none"
+    per_channel: bool = False
 
 
 @precision_format("int8", Int8())
@@ -84,7 +86,8 @@ def _both_narrow(config: Int8 | Float8, model: ir.Model, targets: Sequence[Targe
             if narrow not in node.outputs and node is not narrow.producer().inputs[0].producer():  # type: ignore[union-attr]
                 node.replace_input_with(index, narrow)
     for target in targets:
-        target.node.replace_input_with(1, writer.weight(target, isinstance(config, Float8)))
+        target.node.replace_input_with(1, writer.float8_weight(target, config.per_channel) if isinstance(config, Float8)
+                                       else writer.weight(target))  # fmt: skip
 
 
 def _by_tensor(targets: Sequence[Target]) -> dict[ir.Value, list[Target]]:
@@ -140,18 +143,24 @@ class Writer:
         (graph.insert_after if behind else graph.insert_before)(anchor, [quantize, restore])
         return restore.outputs[0]
 
-    def weight(self, target: Target, float8: bool = False) -> ir.Value:
-        """DQ(weight) with a scale an output channel."""
+    def weight(self, target: Target) -> ir.Value:
+        """DQ(int8 weight) with a scale an output channel."""
         array, axis = target.array, target.axis
-        column = tuple(-1 if i == axis else 1 for i in range(array.ndim))
-        if float8:
-            import ml_dtypes
+        scale = scales.per_channel(array, axis)
+        narrow = np.clip(np.rint(array / _column(scale, array, axis)), -127, 127).astype(np.int8)
+        return self.restored(target, narrow, scale, np.zeros(scale.shape, narrow.dtype), {"axis": axis})
 
-            scale = scales.per_channel(array, axis, int(_FLOAT8_LARGEST))
-            narrow: Array = (array / scale.reshape(column)).astype(ml_dtypes.float8_e4m3fn)
-        else:
-            scale = scales.per_channel(array, axis)
-            narrow = np.clip(np.rint(array / scale.reshape(column)), -127, 127).astype(np.int8)
+    def float8_weight(self, target: Target, per_channel: bool) -> ir.Value:
+        """DQ(float8 weight) with a scale an output channel, or one for all."""
+        import ml_dtypes
+
+        array, axis, largest = target.array, target.axis, int(_FLOAT8_LARGEST)
+        if not per_channel:
+            one = np.array(scales.symmetric(float(np.abs(array).max(initial=0.0)), largest), np.float32)
+            narrow: Array = (array / one).astype(ml_dtypes.float8_e4m3fn)
+            return self.restored(target, narrow, one, np.zeros((), narrow.dtype), {})
+        scale = scales.per_channel(array, axis, largest)
+        narrow = (array / _column(scale, array, axis)).astype(ml_dtypes.float8_e4m3fn)
         return self.restored(target, narrow, scale, np.zeros(scale.shape, narrow.dtype), {"axis": axis})
 
     def restored(
@@ -174,3 +183,8 @@ class Writer:
         node = ir.node(op, list(inputs), attributes or {}, domain=self._domain, name=name)
         node.outputs[0].name = name
         return node
+
+
+def _column(scale: Array, array: Array, axis: int) -> Array:
+    """Scales so that they broadcast along an axis."""
+    return scale.reshape([-1 if i == axis else 1 for i in range(array.ndim)])

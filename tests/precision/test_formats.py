@@ -36,6 +36,16 @@ def test_each_format_says_about_the_same(name: str) -> None:
     assert 10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()) > LEAST[name]
 
 
+@pytest.mark.parametrize(("config", "shape"), [(Float8(), ()), (Float8(per_channel=True), (16,))])
+def test_scales_of_float8_weights(config: Float8, shape: tuple[int, ...]) -> None:
+    changed = narrowed({"first": config, "second": config})
+    assert [tuple(n.inputs[1].shape) for n in changed.graph if n.name == "second.restored_weight"] == [shape]
+    x = next(rows(1, seed=5, batch=64))
+    found = oracle.evaluate_model(ir.to_proto(changed), x)["y"]
+    wanted = oracle.evaluate_model(perceptron(), x)["y"]
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()) > LEAST["fp8"]
+
+
 def test_every_format_is_tried_here() -> None:
     assert set(formats.FORMATS) == set(LEAST)
 
