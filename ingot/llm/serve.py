@@ -178,7 +178,7 @@ class Api:
             exchange.respond(405, [_error(f"{path} takes {method.decode()}", "invalid_request_error")], _JSON)
         else:
             if path not in _OPEN:
-                self.access.check_http("inference", exchange.headers)
+                self.access.check_headers("inference", exchange.headers)
             action(self, exchange)
 
     def _refuse(self, exchange: Exchange, error: Exception) -> None:
@@ -271,7 +271,7 @@ def _health(api: Api, exchange: Exchange) -> None:
 
 
 def _metrics(api: Api, exchange: Exchange) -> None:
-    api.access.check_http("metrics", exchange.headers)
+    api.access.check_headers("metrics", exchange.headers)
     exchange.respond(200, [exposition(api.engine, api.model.name).encode()], {b"content-type": CONTENT_TYPE})
 
 

@@ -6,11 +6,9 @@ import hashlib
 import hmac
 import re
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import grpc
 
 from ingot.errors import ConfigError
 from ingot.server.request import Code, ServerError
@@ -37,16 +35,10 @@ class Access:
             way = "'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
             raise ServerError(Code.UNAUTHORIZED, f"{group} needs an API key: {way}", "REJECTED")
 
-    def check_http(self, group: str, headers: Mapping[bytes, bytes]) -> None:
-        """The same for HTTP headers."""
+    def check_headers(self, group: str, headers: Mapping[bytes, bytes]) -> None:
+        """The same for headers, of HTTP or of a gRPC call."""
         if group in self.keys:
             self.check(group, headers.get(b"authorization"), headers.get(b"x-api-key"))
-
-    def check_grpc(self, group: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """The same for a call's metadata."""
-        if group in self.keys:
-            found = {name: value for name, value in metadata if name in ("authorization", "x-api-key")}
-            self.check(group, found.get("authorization"), found.get("x-api-key"))
 
 
 def _presented(authorization: bytes | str | None, key: bytes | str | None) -> bytes:
@@ -89,7 +81,7 @@ class Tls:
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """For HTTP."""
+        """What a port listens with."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.load_into(context)
@@ -104,14 +96,3 @@ class Tls:
                 context.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"TLS with {self.certificate} and {self.key}: {error}") from error
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """For gRPC; the files are read again for each connection, so that renewed certificates are used."""
-        self.context()  # what is wrong with the files is said here
-        mutual = self.client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), self._configuration, mutual)
-
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        authority = self.client_ca.read_bytes() if self.client_ca else None
-        pair = (self.key.read_bytes(), self.certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], authority)

@@ -23,6 +23,7 @@ from ingot.server.config import Config, limit_queue
 from ingot.server.ensembles import load_ensemble
 from ingot.server.grpc import GrpcApi
 from ingot.server.http import HttpApi
+from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
 from ingot.server.metrics import MetricsApi
 from ingot.server.model import EngineModel, Placing, Servable, load_engine_model
@@ -54,7 +55,9 @@ class Server:
         )  # fmt: skip
         self.api = HttpApi(self.service, options.limits.body, options.access)
         self.front = Front(self.api, options.limits, self.mailbox)
-        self.grpc = GrpcApi(self.service, self.mailbox, options.limits.body, options.access, options.grpc_tls)
+        self.grpc = GrpcApi(
+            self.service, self.mailbox, options.limits, options.access, options.grpc_tls, Lookout(options.busy_poll)
+        )  # fmt: skip
         self.metrics = Front(MetricsApi(self.service, self.cache, options.access), options.limits, self.mailbox)
         self._tls = options.tls.context() if options.tls else None
         self.ports: dict[str, int] = {}
@@ -85,14 +88,14 @@ class Server:
         grpc, metrics = options.grpc_address or options.address, options.metrics_address or options.address
         opened: dict[str, tuple[int | None, Callable[[int], Awaitable[int]]]] = {
             "http": (options.http_port, lambda port: self.front.start(options.address, port, self._tls)),
-            "grpc": (options.grpc_port, lambda port: self.grpc.start(f"{grpc}:{port}")),
+            "grpc": (options.grpc_port, lambda port: self.grpc.start(grpc, port)),
             "metrics": (options.metrics_port, lambda port: self.metrics.start(metrics, port, self._tls)),
         }
         for name, (port, opens) in opened.items():
             if port is not None:
                 try:
                     self.ports[name] = await opens(port)
-                except (OSError, RuntimeError) as error:  # grpcio says RuntimeError
+                except OSError as error:
                     problem = f"port {port} cannot be listened on: {error}"
                     raise ConfigError(f"{problem}; choose another one (--{name}-port)") from error
 
@@ -128,7 +131,8 @@ class Server:
         if self.options.tls is not None and self._tls is not None:
             self.options.tls.context()
             self.options.tls.load_into(self._tls)
-            log.info("the certificate was read again")
+        self.grpc.renew()
+        log.info("the certificates were read again")
 
     # -- models -------------------------------------------------------------------------------------------------------
     def _load(self, config: Config, version: int, folder: Path) -> Servable:

@@ -33,7 +33,7 @@ from ingot.server.support import check_support
 
 Verdict = Literal["ok", "warn", "fail"]
 _MIB = 1 << 20
-_MODULES = ("uvloop", "httptools", "orjson", "grpc", "google.protobuf", "numpy")
+_MODULES = ("uvloop", "httptools", "orjson", "zttp", "google.protobuf", "numpy")
 _SPARE_FILES = 200  # besides connections: logs, engines, lines to processes
 
 

@@ -77,7 +77,7 @@ class HttpApi:
         """UNAUTHORIZED unless the group's keys, if it has any, allow this."""
         if group in self.access.keys:
             try:
-                self.access.check_http(group, exchange.headers)
+                self.access.check_headers(group, exchange.headers)
             except ServerError as error:
                 self._refused(exchange, error)
                 raise

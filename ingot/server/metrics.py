@@ -196,7 +196,7 @@ class MetricsApi:
             exchange.respond(404, [b"there is only GET /metrics\n"], {b"content-type": b"text/plain"})
             return
         try:
-            self.access.check_http("metrics", exchange.headers)
+            self.access.check_headers("metrics", exchange.headers)
         except ServerError as error:
             exchange.respond(error.code.status, [str(error).encode()], {b"www-authenticate": b"Bearer"})
             return

@@ -47,6 +47,7 @@ class Options:
     access: Access = field(default_factory=Access)
     inflight: int = 0
     queue_size: int = 0
+    busy_poll: int = 200
     log_format: str = "default"
     log_requests: bool = False
     trace: Mapping[str, str] = field(default_factory=dict)
@@ -116,6 +117,10 @@ def _add_limits(group: Any) -> None:
     add("--max-connections", type=int, default=Limits.connections, help="open HTTP connections; more are closed")
     add("--max-requests-in-flight", type=int, default=0, help="accepted and not yet answered; more get 503 (0: any)")
     add("--max-queue-size", type=int, default=0, help="of each model whose configuration states none (0: any)")
+    add(
+        "--busy-poll-us", type=int, default=Options.busy_poll,
+        help="look for a next gRPC call so long before sleeping, as long as that usually finds one",
+    )  # fmt: skip
     add("--stalled-secs", type=float, default=Limits.stalled, help="close a client that stops within a request")
     add("--idle-secs", type=float, default=Limits.idle, help="close a connection that asks nothing")
 
@@ -195,6 +200,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
         arguments.model_config_name, _cache_bytes(arguments), arguments.process_per_model, arguments.threads,
         tls=tls, grpc_tls=_grpc_tls(arguments) or tls, access=_access(arguments.api_key_file),
         inflight=arguments.max_requests_in_flight, queue_size=arguments.max_queue_size,
+        busy_poll=arguments.busy_poll_us,
         log_format=arguments.log_format, log_requests=arguments.log_requests, trace=_trace(arguments.trace_config),
         grpc_address=arguments.grpc_address or "", metrics_address=arguments.metrics_address or "",
         host_policies=read_policies(arguments.host_policy),

@@ -18,9 +18,10 @@ from typing import Any
 
 import httptools
 
+from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
 
-Handler = Callable[["Exchange"], None]
+Handler = Callable[..., Any]  # of an Exchange; with another protocol, of what that one hands over
 _NOT_PLAIN = {b"expect", b"upgrade", b"transfer-encoding"}  # headers that change how the rest is to be read
 Part = bytes | bytearray | memoryview
 _BREAKS = set(b"\r\n\0")  # what a header's value cannot hold
@@ -98,9 +99,13 @@ class Exchange:
 class Front:
     """Listens and keeps the connections."""
 
-    def __init__(self, handler: Handler, limits: Limits | None = None, mailbox: Mailbox | None = None) -> None:
+    def __init__(
+        self, handler: Handler, limits: Limits | None = None, mailbox: Mailbox | None = None,
+        protocol: Callable[[Front], asyncio.BaseProtocol] | None = None, lookout: Lookout | None = None,
+    ) -> None:  # fmt: skip
         self.handler, self.limits, self.mailbox = handler, limits or Limits(), mailbox or Mailbox()
-        self.connections: set[Connection] = set()
+        self.connections: set[Any] = set()
+        self._protocol, self.lookout = protocol or Connection, lookout or Lookout()
         self.heads: dict[bytes, _Head] = {}
         self.closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,7 +123,7 @@ class Front:
     async def _listen(self, **where: Any) -> int:
         self._loop = asyncio.get_running_loop()
         self.mailbox.open(self._loop)
-        self._server = await self._loop.create_server(lambda: Connection(self), backlog=1024, **where)
+        self._server = await self._loop.create_server(lambda: self._protocol(self), backlog=1024, **where)
         self._sweep()
         return self._server.sockets[0].getsockname()[1]
 
