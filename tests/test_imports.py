@@ -20,7 +20,7 @@ RANKS: list[set[str]] = [
     {"ingot.kernels"},
     {"ingot.plan.lower", "ingot.plan.assemble", "ingot.plan.memory"},
     {"ingot.tune"},
-    {"ingot.build", "ingot.compiler", "ingot.evidence"},
+    {"ingot.build", "ingot.compiler", "ingot.evidence", "ingot.retune", "ingot.stepwise"},
     {"ingot.precision", "ingot.tools"},
     {"ingot.llm"},
     {"ingot.server", "ingot.release", "ingot.llm.serve", "ingot.llm.metrics", "ingot.llm.commands_serve"},

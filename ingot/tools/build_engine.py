@@ -11,6 +11,7 @@ from ingot.config import LIBRARIES, TARGETS, BuildConfig
 from ingot.errors import ConfigError
 from ingot.precision import report as precision_report
 from ingot.report import BuildLog, last_log
+from ingot.retune import retune
 from ingot.tools import precision_flags
 from ingot.tools.files import json_text
 from ingot.tools.progress import build_progress
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tacticSources", default="", help="libraries tried beside generated kernels on a GPU, e.g. -CUDNN,+CUBLAS_LT"
     )
     parser.add_argument("--timingCacheFile", help="file of measured times, read and extended")
+    parser.add_argument(
+        "--retune", action="store_true", help="time anew on this machine what the engine holds for it; its options stay"
+    )
     parser.add_argument("--exact", action="store_true", help="no kernel that rounds float32 more coarsely")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with the reference")
     parser.add_argument("--atol", type=float, help="absolute tolerance of the comparison")
@@ -53,7 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or Path(arguments.model).with_suffix(".engine"))
     wanted = precision_flags.asked(arguments)
     with build_progress(arguments.quiet) as progress:
-        engine, precision, model = precision_flags.build(arguments.model, config_from(arguments), wanted, progress)
+        if arguments.retune:
+            known = ingot.Engine.load(output)
+            engine, precision, model = retune(known, arguments.model, arguments.timingCacheFile, progress), None, None
+        else:
+            engine, precision, model = precision_flags.build(arguments.model, config_from(arguments), wanted, progress)
         engine.save(output)
     precision_flags.save(precision, model, output, arguments.save_model)
     summary = {**summarise(engine, last_log(), output), **({"precision": precision} if precision else {})}
