@@ -6,8 +6,8 @@ and become one product.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,12 +17,55 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 @dataclass(frozen=True, eq=False)
+class Quantized:
+    """A matrix that the checkpoint keeps in integers; `read` unpacks (integers [in, out], scales [groups, out], zeros
+    [groups, out]), a weight being (integer - zero) * scale. order: the inputs as the integers have them, None: as x."""
+
+    outputs: int
+    depth: int
+    bits: int
+    group: int
+    read: Callable[[], tuple[Array, Array, Array]]
+    order: Array | None = None
+
+    def floats(self) -> Array:
+        """The weights [in, out] in the order of x, float32."""
+        whole, scale, zero = self.read()
+        of_input = np.arange(self.depth) // self.group
+        found = (whole.astype(np.float32) - zero.astype(np.float32)[of_input]) * scale[of_input]
+        if self.order is None:
+            return found
+        placed = np.empty_like(found)
+        placed[self.order] = found
+        return placed
+
+    def columns(self, start: int, stop: int) -> Quantized:
+        """The outputs from start to stop."""
+
+        def read() -> tuple[Array, Array, Array]:
+            whole, scale, zero = self.read()
+            return whole[:, start:stop], scale[:, start:stop], zero[:, start:stop]
+
+        return replace(self, outputs=stop - start, read=read)
+
+
+@dataclass(frozen=True, eq=False)
 class Matrix:
-    """y = x @ weightᵀ + bias, of one or more weights [out, in] side by side; transposed: they are [in, out]."""
+    """y = x @ weightᵀ + bias, of one or more weights [out, in] side by side; transposed: they are [in, out]. Instead of
+    weights there may be quantized ones, of the same bits, groups and order."""
 
     weights: tuple[Array, ...]
     biases: tuple[Array, ...] = ()
     transposed: bool = False
+    quantized: tuple[Quantized, ...] = ()
+
+    def columns(self, start: int, stop: int) -> Matrix:
+        """The outputs from start to stop of a single matrix that is not transposed."""
+        return replace(
+            self, weights=tuple(weight[start:stop] for weight in self.weights),
+            biases=tuple(bias[start:stop] for bias in self.biases),
+            quantized=tuple(found.columns(start, stop) for found in self.quantized),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

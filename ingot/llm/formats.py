@@ -11,7 +11,7 @@ import numpy as np
 
 from ingot.dtypes import numpy_dtype
 from ingot.errors import ConfigError
-from ingot.llm.decoder import Array, Matrix
+from ingot.llm.decoder import Array, Matrix, Quantized
 
 Weights = Mapping[str, Array | None]
 Role = Literal["plain", "projection", "head"]
@@ -37,8 +37,11 @@ class Format:
     cache: str = "bfloat16"
 
     def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
-        """(operator, operands after x by name, attributes) of a product with the matrix."""
-        if self.name == "fp8":
+        """(operator, operands after x by name, attributes) of a product with the matrix. Integers of the checkpoint
+        stay what they are, whatever the format."""
+        if matrix.quantized:
+            return unpacked(matrix.quantized)
+        if self.name.startswith("fp8"):
             weight_KN, scale_N = eighths(matrix)
             return "Linear", {"weight": weight_KN, "columns": scale_N}, {}
         if self.bits > 8:
@@ -62,6 +65,7 @@ FORMATS = {
     "fp32": Format("fp32", 32, table="float32", cache="float32"),
     "bf16": Format("bf16", 16, within=0.1),
     "fp8": Format("fp8", 8, within=0.4),
+    "fp8_cache": Format("fp8_cache", 8, within=0.5, cache="float8_e4m3fn"),
     "int8": Format("int8", 8, 128, 8, 8, 0.15),
     "int4": Format("int4", 4, 32, 8, 4, 0.9),
     "int4_fine": Format("int4_fine", 4, 16, 8, 8, 0.6),
@@ -73,6 +77,14 @@ def format_of(name: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"precision {name!r} is not known for language models; use one of {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def unpacked(parts: Sequence[Quantized]) -> tuple[str, Weights, dict[str, Any]]:
+    """A product with the checkpoint's own integers, side by side; `order`: of x before it."""
+    read = [part.read() for part in parts]
+    weight, scale, zero = (np.concatenate([one.T for one in kind]).T for kind in zip(*read, strict=True))
+    operands = {"weight": weight, "scale": scale, "zero": zero, "order": parts[0].order}
+    return "QuantizedLinear", operands, {"bits": parts[0].bits, "group": parts[0].group}
 
 
 def joined(matrix: Matrix, dtype: np.dtype[Any]) -> Array:

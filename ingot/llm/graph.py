@@ -102,7 +102,10 @@ class Writer:
         whole = Epilogue()
         op, weights, attributes = self.format.linear(matrix, role)
         operands = [None if w is None else self.constant(w, f"{name}.{part}")
-                    for part, w in weights.items() if part != "columns"]  # fmt: skip
+                    for part, w in weights.items() if part not in ("columns", "order")]  # fmt: skip
+        if weights.get("order") is not None:
+            order = self.constant(np.asarray(weights["order"]), f"{name}.order")
+            x = self.value("Gather", [x, order], f"{name}.ordered", axis=1)
         if weights.get("columns") is not None:
             whole.then("Mul", whole.operand(self.constant(np.asarray(weights["columns"]), f"{name}.columns")))
         if matrix.biases:

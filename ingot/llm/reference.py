@@ -79,6 +79,7 @@ def _turned(x_THD: Array, cosine: Array, sine: Array) -> Array:
 
 def _product(x: Array, matrix: Matrix) -> Array:
     parts = [x @ (_real(weight) if matrix.transposed else _real(weight).T) for weight in matrix.weights]
+    parts += [x @ quantized.floats() for quantized in matrix.quantized]
     whole = np.concatenate(parts, axis=-1)
     return whole + np.concatenate([_real(bias) for bias in matrix.biases]) if matrix.biases else whole
 

@@ -23,6 +23,7 @@ DTYPES = {
     "BOOL": "bool",
 }  # fmt: skip
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_QUANTIZATION = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # old places, who wrote there
 _LARGEST_HEADER = 100 << 20  # the format's own limit
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
@@ -32,11 +33,13 @@ FILES = (
 
 @dataclass(eq=False)
 class Checkpoint:
-    """config.json and the tensors by name, as views of mapped files; `take` notes what has been used."""
+    """config.json and the tensors by name, as views of mapped files; `take` notes what has been used. quantization:
+    what quantization_config says, empty for floats."""
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Array]
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
     def has(self, name: str) -> bool:
@@ -97,7 +100,19 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     tensors: dict[str, Array] = {}
     for path in _weight_files(folder):
         tensors.update(_tensors(path))
-    return Checkpoint(folder, config.get("text_config") or config, tensors)
+    return Checkpoint(folder, config.get("text_config") or config, tensors, _quantization(folder, config))
+
+
+def _quantization(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """quantization_config of config.json, or of a file of its own."""
+    inner = config.get("text_config") or {}
+    found = config.get("quantization_config") or inner.get("quantization_config") or {}
+    for name, method in _QUANTIZATION.items():
+        if not found and (folder / name).is_file():
+            found = {"quant_method": method, **_json(folder / name)}
+    if not isinstance(found, dict):
+        raise ImportFailure(f"{folder / 'config.json'}: quantization_config is {found!r}, not an object")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 FAMILIES = Path(__file__).parent / "families.json"  # name -> {"config": …, "shapes": {tensor: shape}}
 LOGITS = Path(__file__).parent / "families.npz"  # name -> logits of TOKENS, computed by transformers
 TOKENS = np.random.default_rng(5).integers(3, 64, 40).astype(np.int32)
-TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64", "uint8": "U8"}
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
 
 def families() -> dict[str, Any]:

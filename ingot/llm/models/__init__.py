@@ -6,6 +6,7 @@ import importlib
 
 from ingot.errors import ImportFailure
 from ingot.llm.decoder import Decoder
+from ingot.llm.quantized import scheme_of
 from ingot.llm.weights import Checkpoint
 
 # model_type of config.json -> the family's module
@@ -24,6 +25,7 @@ def decoder_of(checkpoint: Checkpoint, context: int | None = None) -> Decoder:
             f"{checkpoint.folder / 'config.json'}: no family for model_type {kind!r}; there are "
             f"{', '.join(sorted(FAMILIES))}"
         )
+    scheme_of(checkpoint)
     family = importlib.import_module(f"ingot.llm.models.{FAMILIES[kind]}")
     decoder: Decoder = family.decoder(checkpoint, context)
     checkpoint.refuse_leftovers(_BUFFERS)

@@ -9,6 +9,7 @@ from typing import Any
 from ingot.errors import ImportFailure
 from ingot.llm import rope
 from ingot.llm.decoder import Activation, Array, Decoder, Experts, Layer, Matrix, Scale
+from ingot.llm.quantized import matrices
 from ingot.llm.weights import Checkpoint
 
 USUAL_CONTEXT = 8192
@@ -73,11 +74,12 @@ def real(checkpoint: Checkpoint, key: str, default: float) -> float:
 
 def matrix(checkpoint: Checkpoint, width: int, *parts: tuple[str, int]) -> Matrix:
     """The parts (name, outputs) side by side, each with its bias where there is one."""
-    weights = tuple(checkpoint.take(f"{name}.weight", outputs, width) for name, outputs in parts)
+    quantized = matrices(checkpoint, width, parts)
+    weights = () if quantized else tuple(checkpoint.take(f"{n}.weight", outputs, width) for n, outputs in parts)
     biases = tuple(b for name, outputs in parts if (b := checkpoint.take_if(f"{name}.bias", outputs)) is not None)
     if biases and len(biases) != len(parts):
         raise ImportFailure(f"{checkpoint.folder}: of {', '.join(name for name, _ in parts)} only some have a bias")
-    return Matrix(weights, biases)
+    return Matrix(weights, biases, quantized=quantized)
 
 
 def scale(checkpoint: Checkpoint, name: str, width: int, offset: float = 0.0) -> Scale:
@@ -132,6 +134,9 @@ def experts(checkpoint: Checkpoint, at: str, extents: tuple[int, int, int], name
         return tuple(checkpoint.take(f"{at}.experts.{e}.{name}.weight", *shape) for e in range(count))
 
     gate, up, down = names
+    if checkpoint.has(f"{at}.experts.0.{gate}.qweight"):
+        raise ImportFailure(f"{checkpoint.folder}: experts in integers ({at}.experts) are not read; take the "
+                            "checkpoint that was not quantized")  # fmt: skip
     return Experts(
         checkpoint.take(f"{at}.gate.weight", count, hidden), parts(gate, inner, hidden), parts(up, inner, hidden),
         parts(down, hidden, inner), checkpoint.number("num_experts_per_tok"), normalised,
@@ -157,7 +162,9 @@ def decoder_with(checkpoint: Checkpoint, sizes: Sizes, layers: Sequence[Layer], 
 
 def head_of(checkpoint: Checkpoint, embedding: Array) -> Matrix:
     """lm_head, or the embedding where they are tied."""
-    if checkpoint.config.get("tie_word_embeddings") or not checkpoint.has("lm_head.weight"):
+    if checkpoint.config.get("tie_word_embeddings") or not (
+        checkpoint.has("lm_head.weight") or checkpoint.has("lm_head.qweight")
+    ):
         checkpoint.take_if("lm_head.weight")
         return Matrix((embedding,))
     return matrix(checkpoint, embedding.shape[1], ("lm_head", embedding.shape[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ingot.errors import ImportFailure
 from ingot.llm.decoder import Decoder, Layer, Matrix
 from ingot.llm.models.common import activation_of, real, scale
+from ingot.llm.quantized import matrices
 from ingot.llm.weights import Checkpoint
 
 
@@ -32,11 +33,10 @@ def layer(checkpoint: Checkpoint, at: str, width: int, inner: int) -> Layer:
     """The layer whose names begin with `at`."""
 
     def product(name: str, wide: int, outputs: int) -> Matrix:
-        weight, bias = (
-            checkpoint.take(f"{at}.{name}.weight", wide, outputs),
-            checkpoint.take(f"{at}.{name}.bias", outputs),
-        )
-        return Matrix((weight,), (bias,), transposed=True)
+        bias = checkpoint.take(f"{at}.{name}.bias", outputs)
+        quantized = matrices(checkpoint, wide, [(f"{at}.{name}", outputs)])
+        weights = () if quantized else (checkpoint.take(f"{at}.{name}.weight", wide, outputs),)
+        return Matrix(weights, (bias,), transposed=True, quantized=quantized)
 
     for buffer in ("bias", "masked_bias"):  # masks, that old files keep
         checkpoint.take_if(f"{at}.attn.{buffer}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ingot.llm.decoder import Decoder, Layer, Matrix
+from ingot.llm.decoder import Decoder, Layer
 from ingot.llm.models.common import Sizes, matrix, scale, usual_decoder
 from ingot.llm.weights import Checkpoint
 
@@ -15,14 +15,14 @@ def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
 def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Layer:
     """Layer `number`."""
     at = f"model.layers.{number}"
-    both = checkpoint.take(f"{at}.mlp.gate_up_proj.weight", 2 * sizes.inner, sizes.hidden)
+    both = matrix(checkpoint, sizes.hidden, (f"{at}.mlp.gate_up_proj", 2 * sizes.inner))
     return Layer(
         before_attention=scale(checkpoint, f"{at}.input_layernorm", sizes.hidden),
         projection=matrix(checkpoint, sizes.hidden, (f"{at}.self_attn.qkv_proj", sizes.query + 2 * sizes.key)),
         output=matrix(checkpoint, sizes.query, (f"{at}.self_attn.o_proj", sizes.hidden)),
         before_network=scale(checkpoint, f"{at}.post_attention_layernorm", sizes.hidden),
-        gate=Matrix((both[: sizes.inner],)),
-        up=Matrix((both[sizes.inner :],)),
+        gate=both.columns(0, sizes.inner),
+        up=both.columns(sizes.inner, 2 * sizes.inner),
         down=matrix(checkpoint, sizes.inner, (f"{at}.mlp.down_proj", sizes.hidden)),
         window=window,
     )
