@@ -30,7 +30,7 @@ from ingot.kernels.cpu.standalone import native_isa
 from ingot.kernels.cuda.architecture import Architecture, architecture
 from ingot.kernels.cuda.backend import open_backend as open_cuda
 from ingot.kernels.target import Backend, Target
-from ingot.passes.parallel import join_linears
+from ingot.passes.parallel import divide_convolutions, join_linears
 from ingot.passes.sequences import see_as_sequences
 from ingot.plan.assemble import Code, assemble
 from ingot.plan.lower import REJECTED, Module, Work, lower
@@ -84,7 +84,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         if config.precision in half.DTYPES:
             _narrow(model, config, log)
         if config.target.startswith("cuda"):
-            log.figures["joined"] = join_linears(model)
+            log.figures["joined"] = join_linears(model) + divide_convolutions(model)
             log.figures["seen as sequences"] = see_as_sequences(model)
         return model
 

@@ -1,14 +1,15 @@
-"""ParallelLinear."""
+"""ParallelLinear and ParallelConv: one product, its columns or channels divided among several outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, wide
-from ingot.ir.ops_table import Attribute, TensorType, op
+from ingot.ir.ops_table import Attribute, TensorType, infer, meaning, op
 
 
 def _parallel_type(x: TensorType, weight: TensorType, bias: TensorType, *,
@@ -24,3 +25,20 @@ def parallel_linear(x: Array, weight_KN: Array, bias_N: Array, *, sizes: Sequenc
     """x[..., K] @ weight[K, N] + bias[N], its columns divided into outputs of these sizes"""
     whole = np.matmul(wide(x), wide(weight_KN)) + wide(bias_N)
     return tuple(np.split(whole, np.cumsum(sizes)[:-1], axis=-1))
+
+
+def _conv_type(x: TensorType, weight: TensorType, *extras: TensorType, sizes: Sequence[int], after: str,
+               **settings: Any) -> tuple[TensorType, ...]:  # fmt: skip
+    (whole,) = infer("Conv", [x, weight, *extras], {**settings, "epilogue": after})
+    if sum(sizes) != whole.shape[1]:
+        raise GraphError(f"ParallelConv: its {whole.shape[1]} channels are not divided by {sizes}")
+    return tuple(TensorType(whole.dtype, (whole.shape[0], size, *whole.shape[2:])) for size in sizes)
+
+
+@op("ParallelConv", "x weight *extras", _conv_type, strides=Attribute("ints"), pads=Attribute("ints"),
+    dilations=Attribute("ints"), group=Attribute("int", 1), sizes=Attribute("ints"), after=Attribute("text", ""))
+def parallel_conv(x: Array, weight: Array, *extras: Array, sizes: Sequence[int], after: str,
+                  **settings: Any) -> tuple[Array, ...]:  # fmt: skip
+    """A Conv with the epilogue `after`, its channels divided into outputs of these sizes"""
+    (whole,) = meaning("Conv")(x, weight, *extras, **settings, epilogue=after)
+    return tuple(np.split(whole, np.cumsum(sizes)[:-1], axis=1))

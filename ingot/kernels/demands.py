@@ -138,6 +138,7 @@ _TABLE: dict[str, Callable[[Node], Iterator[Pair]]] = {
     "QuantizedLinear": _linear,
     "MatMul": _matmul,
     "Conv": _conv,
+    "ParallelConv": _conv,
     "ConvTranspose": _conv_transpose,
     "Attention": _attention,
     "Concat": _concat,

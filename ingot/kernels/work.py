@@ -57,6 +57,11 @@ def _conv(node: Node) -> Extent:
     return product((2, node.output.elements, *weight[1:]))
 
 
+def _parallel_conv(node: Node) -> Extent:
+    y = node.output.shape
+    return product((2, *node.input(1).shape, y[0], *y[2:]))
+
+
 def _conv_transpose(node: Node) -> Extent:
     weight = node.input(1).shape
     return product((2, node.input(0).elements, *weight[1:]))
@@ -82,6 +87,7 @@ _TABLE: dict[str, Callable[[Node], Extent]] = {
     "QuantizedLinear": _linear,
     "MatMul": _matmul,
     "Conv": _conv,
+    "ParallelConv": _parallel_conv,
     "ConvTranspose": _conv_transpose,
     "Attention": _attention,
     "RNN": _recurrent,

@@ -13,7 +13,7 @@ from ingot.ir.graph import add_constant, constant_of, dtype_of, make_node
 from ingot.ir.provenance import merged_origins, set_origins
 from ingot.ir.shapes import shape_of
 from ingot.passes.affine import vectors_of
-from ingot.passes.facts import attribute, epilogue_of, extras_of, is_op, only_reader, operands_of
+from ingot.passes.facts import attribute, epilogue_of, extras_of, is_float, is_op, only_reader, operands_of
 from ingot.passes.rewrite import detach
 
 
@@ -87,3 +87,42 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
         old.replace_all_uses_with(new)
     for node in (*readers, *nodes):
         detach(node)
+
+
+# Activations that a product's last lines may hold; a Conv with others keeps its Split.
+_AFTER = frozenset({"Cast", "Add", "Sub", "Mul", "Relu", "Sigmoid", "Tanh", "Clip", "Min", "Max", "LeakyRelu", "Exp"})
+
+
+def divide_convolutions(model: ir.Model) -> int:
+    """Split(Conv(x, w)) => ParallelConv(x, w), where no operand of the epilogue is as large as the result."""
+    pairs = [(node, split) for node in model.graph if (split := _channels_split(node)) is not None]
+    for node, split in pairs:
+        kept = {name: attribute(node, name) for name in ("strides", "pads", "dilations", "group")}
+        sizes = [_channels(value) for value in split.outputs]
+        divided = make_node("ParallelConv", node.inputs, {**kept, "sizes": sizes, "after": attribute(node, "epilogue")},
+                            outputs=len(sizes), name=node.name)  # fmt: skip
+        set_origins(divided, merged_origins((node, split)))
+        model.graph.insert_before(node, divided)
+        for old, new in zip(split.outputs, divided.outputs, strict=True):
+            old.replace_all_uses_with(new)
+        detach(split)
+        detach(node)
+    return len(pairs)
+
+
+def _channels_split(node: ir.Node) -> ir.Node | None:
+    """The Split of a Conv's channels that is the one reader of its result."""
+    if not is_op(node, "Conv") or attribute(node, "group") != 1 or not is_float(operands_of(node)[1]):
+        return None
+    split, shape = only_reader(node.outputs[0]), shape_of(node.outputs[0])
+    if split is None or shape is None or not is_op(split, "Split") or attribute(split, "axis") != 1:
+        return None
+    known = {step.op for step in epilogue_of(node).instructions} <= _AFTER and constant_of(node.inputs[1]) is not None
+    small = len(vectors_of(extras_of(node), shape, 1)) == len(extras_of(node))
+    return split if known and small and not any(value.is_graph_output() for value in split.outputs) else None
+
+
+def _channels(value: ir.Value) -> int:
+    shape = shape_of(value)
+    assert shape is not None
+    return int(shape[1])

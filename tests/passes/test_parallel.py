@@ -13,8 +13,9 @@ from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.ops import meaning
 from ingot.ir.provenance import origins
-from ingot.passes.parallel import join_linears
+from ingot.passes.parallel import divide_convolutions, join_linears
 from ingot.precision import half
+from tests.passes.support import Net, assert_same, check_graph, model_of, rewritten
 
 
 def model(activation: str = "Identity") -> ir.Model:
@@ -79,3 +80,26 @@ def test_a_linear_that_is_split() -> None:
     (node,) = [n for n in loaded.graph if n.op_type == "ParallelLinear"]
     assert tuple(node.attributes["sizes"].value) == (5, 5)
     assert origins(node) == ("product", "halves")
+
+
+def test_a_convolution_that_is_split() -> None:
+    net = Net()
+    product = net.node("Conv", "x", net.draw(6, 4, 3, 3), net.draw(6), pads=[1] * 4)
+    halves = net.nodes_of("Split", net.node("Mul", product, net.node("Sigmoid", product)), outputs=2, axis=1,
+                          num_outputs=2)  # fmt: skip
+    result = net.node("Concat", halves[1], net.node("Relu", halves[0]), axis=1)
+    model = rewritten(model_of(net, {"x": ("float32", ("N", 4, 5, 5))}, result))
+    assert divide_convolutions(model.after) == 1
+    check_graph(model.after)
+    assert_same(model, N=2)
+    node = model.only("ParallelConv")
+    assert tuple(node.attributes["sizes"].value) == (3, 3) and len(origins(node)) == 4
+    assert "Split" not in model.operators and "Conv" not in model.operators
+
+
+def test_a_residual_keeps_the_split() -> None:
+    net = Net()
+    product = net.node("Add", net.node("Conv", "x", net.draw(4, 4, 3, 3), pads=[1] * 4), "x")
+    halves = net.nodes_of("Split", product, outputs=2, axis=1, num_outputs=2)
+    model = rewritten(model_of(net, {"x": ("float32", (1, 4, 5, 5))}, net.node("Mul", *halves)))
+    assert divide_convolutions(model.after) == 0

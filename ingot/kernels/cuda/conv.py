@@ -4,11 +4,12 @@ input channels. Nothing is unfolded: each step's addresses are computed (implici
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ingot.ir.expression import parse
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import LAST, offset, strides_of, unravel
@@ -110,7 +111,8 @@ def conv_layouts(node: Node, few: bool) -> list[Ports]:
                    for p in node.inputs[2:])  # fmt: skip
     channels = node.input(0).shape[1]
     plain = few and isinstance(channels, int) and channels <= _FEW_CHANNELS
-    return [Ports((layout, "", *extras), (LAST,)) for layout in ((LAST, "plain") if plain else (LAST,))]
+    outputs = (LAST,) * len(node.outputs)
+    return [Ports((layout, "", *extras), outputs) for layout in ((LAST, "plain") if plain else (LAST,))]
 
 
 def _price(node: Node, target: Architecture, tile: str, split: int, join: int) -> float:
@@ -136,10 +138,29 @@ def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
         space={"tile": _tiles, "split": SPLITS, "join": JOINS})  # fmt: skip
 def conv(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
     """epilogue(Σ over taps and channels of x · w); the weights are stored [O, taps, C], zeros up to a whole step"""
+    _emit_conv(build, node, tile, split, join)
+
+
+def _with_epilogue(node: Node) -> Node:
+    """A ParallelConv as the Conv that it is before its channels are divided."""
+    return replace(node, epilogue=parse(node.attributes["after"]))
+
+
+@kernel("ParallelConv", on="cuda", when=lambda node, target: conv_applies(_with_epilogue(node), TYPES),
+        layouts=lambda node, target: conv_layouts(node, few=False), cost=_price, prune=_prune,
+        space={"tile": _tiles, "split": SPLITS, "join": JOINS})  # fmt: skip
+def parallel_conv(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
+    """after(Σ over taps and channels of x · w), the channels divided among the outputs"""
+    build.node = _with_epilogue(node)
+    _emit_conv(build, build.node, tile, split, join, tuple(node.attributes["sizes"]))
+
+
+def _emit_conv(build: CudaBuilder, node: Node, tile: str, split: int, join: int,
+               sizes: tuple[int, ...] = ()) -> None:  # fmt: skip
     shape, window = Tile.parse(tile), window_of(node)
     packed = build.pack(pack_weights(node, shape.depth))
-    right = _open_weights(build, packed, window, shape)
-    sides = Sides(_open_input(build, node, window), right, 2, (packed, _width(window, shape.depth)))
+    right, width = _open_weights(build, packed, window, shape), _width(window, shape.depth)
+    sides = Sides(_open_input(build, node, window), right, 2, (packed, width), sizes)
     emit_product(build, _problem(node, shape.depth), shape, split, sides, join)
 
 

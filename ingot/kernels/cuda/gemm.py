@@ -340,6 +340,8 @@ def _extra(f: FunctionBuilder, build: CudaBuilder, index: int, columns: str) -> 
 def _columns_of(node: Node) -> Extent:
     if node.op == "ParallelLinear":
         return node.input(1).shape[1]
+    if node.op == "ParallelConv":
+        return node.input(1).shape[0]
     return node.output.shape[1] if node.op == "Conv" else node.output.shape[-1]
 
 

@@ -64,6 +64,15 @@ def _convolutions() -> Iterator[Case]:
         yield Case(f"Conv {name}", "Conv", shapes, attributes, epilogue, (1, 2), dtype, large)
 
 
+def _divided() -> Iterator[Case]:
+    silu = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Sigmoid $2 -> float32; Mul $2 $3 -> float32"
+    for kernel, sizes in ((1, (24, 24)), (3, (40, 8, 16))):
+        shapes = [(2, 40, 6, 7), (sum(sizes), 40, kernel, kernel), (sum(sizes), 1, 1)]
+        given = {k: v for k, v in conv(kernel).items() if k not in ZERO_POINTS}
+        attributes = {**given, "sizes": sizes, "after": f"{silu}; Cast $4 -> float16"}
+        yield Case(f"ParallelConv {kernel}x{kernel}", "ParallelConv", shapes, attributes, "", (1, 2), "float16")
+
+
 def _products() -> Iterator[Case]:
     transposed = {"transpose_a": 1, "transpose_b": 1, **ZERO_POINTS}
     straight = {"transpose_a": 0, "transpose_b": 0, **ZERO_POINTS}
@@ -238,4 +247,4 @@ def _elements() -> Iterator[Case]:
         )
 
 
-CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_attention(), *PLACES)
+CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES)
