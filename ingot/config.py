@@ -15,7 +15,7 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "host": ("fp32",), "cuda": ("fp32", "tf32
 # Errors of products in two bfloat16 parts and in one, relative to the magnitudes multiplied.
 SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
 _ROUNDING = {"fp16": 2.0**-11, "bf16": BFLOAT16_ERROR}
-LIBRARIES = ("cublaslt",)
+LIBRARIES = ("cublaslt", "cudnn")
 
 
 class Profile:

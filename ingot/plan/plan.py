@@ -98,12 +98,13 @@ class Launch:
 @dataclass(frozen=True)
 class LibraryCall:
     """What a library computes in the place of a step's launches, where it is there: `recipe` is its own description,
-    `pointers` the storages whose addresses it takes."""
+    `pointers` the storages whose addresses it takes, `entry` its plan in the code section ("" for none)."""
 
     library: str
     step: int
     recipe: Mapping[str, Any]
     pointers: tuple[int, ...]
+    entry: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ _LENGTH = struct.Struct("<Q")
 @dataclass(frozen=True)
 class Code:
     """One kernel: `function` of the cubin, launched with so many threads and bytes of dynamic shared memory.
-    `overlaps`: it waits itself for the launch before, and may be begun while that runs."""
+    `overlaps`: it waits itself for the launch before, and may be begun while that runs. What a library keeps here has
+    no function."""
 
     cubin: bytes | memoryview
     function: str

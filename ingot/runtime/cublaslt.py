@@ -27,21 +27,22 @@ _SUM_IN_FLOAT32 = 68  # of cublasComputeType_t
 _ACTIVATIONS = {"": 1, "Relu": 2, "GeluTanh": 32}  # of cublasLtEpilogue_t
 _BIAS = 4
 _NO_EPILOGUE = 1
-_SCALE_EACH = 3  # of cublasLtMatmulMatrixScale_t: a factor for each row or column
+_SOMEWHERE = 1 << 12  # an address while algorithms are looked for: that there is one decides which there are
 
 
 @dataclass(frozen=True)
 class Product:
     """outputs[i] = activation(scale · x[rows, depth] · weight[i, columns, depth]ᵀ + bias[i, columns] + residual).
 
-    `factors` is the type of x and the weights, `results` that of all else. `count` outputs lie in places of their own,
-    their weights and biases one after the other. `scaled`: each column and each row of the product has a factor of its
-    own, in float32. Addresses are taken in the order x, weight, columns' factors, rows' factors, bias, residual (where
+    `factors` is the type of x and the weights, `results` that of the outputs, `others` of bias and residual. `count`
+    outputs lie in places of their own, their weights and biases one after the other. `rescaled`: the results are
+    multiplied by a float32 in the end. Addresses are taken in the order x, weight, that number, bias, residual (where
     there are such), workspace, outputs.
     """
 
     factors: str
     results: str
+    others: str
     rows: Extent
     columns: int
     depth: int
@@ -50,7 +51,7 @@ class Product:
     activation: str = ""
     bias: bool = False
     residual: bool = False
-    scaled: bool = False
+    rescaled: bool = False
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any], symbols: Mapping[str, int]) -> Product:
@@ -112,7 +113,8 @@ class Matmul:
         self._description = lt.matmul_desc_create(_SUM_IN_FLOAT32, _TYPES["float32"])
         self._set_description()
         depth, rows, columns = product.depth, product.rows, product.columns
-        shapes = ((product.factors, depth, columns), (product.factors, depth, rows), (product.results, columns, rows))
+        shapes = ((product.factors, depth, columns), (product.factors, depth, rows), (product.others, columns, rows),
+                  (product.results, columns, rows))  # fmt: skip
         self._layouts = [lt.matrix_layout_create(_TYPES[dtype], high, wide, high) for dtype, high, wide in shapes]
         weakref.finalize(self, _destroy, lt, self._description, self._layouts)
 
@@ -124,10 +126,10 @@ class Matmul:
             epilogue &= ~_NO_EPILOGUE
         self._set(attribute.EPILOGUE, epilogue, np.int32)
         if product.bias:
-            self._set(attribute.BIAS_DATA_TYPE, _TYPES[product.results], np.int32)
-        if product.scaled:
-            for side in "AB":
-                self._set(getattr(attribute, f"{side}_SCALE_MODE"), _SCALE_EACH, np.int32)
+            self._set(attribute.BIAS_DATA_TYPE, _TYPES[product.others], np.int32)
+            self._set(attribute.BIAS_POINTER, _SOMEWHERE, np.uint64)
+        if product.rescaled:
+            self._set(attribute.D_SCALE_POINTER, _SOMEWHERE, np.uint64)
 
     def _set(self, attribute: int, number: int, kind: type[np.generic]) -> None:
         held = np.array([number], kind)
@@ -147,8 +149,7 @@ class Matmul:
         return [Algorithm(version, size, code.hex()) for code, size, state in results if state == 0]
 
     def _described(self) -> tuple[int, ...]:
-        weight, x, result = self._layouts
-        return (self._handle, self._description, weight, x, result, result)
+        return (self._handle, self._description, *self._layouts)
 
     def accepts(self, algorithm: Algorithm) -> str:
         """Why the algorithm cannot be used here; empty when it can."""
@@ -173,20 +174,20 @@ class Matmul:
         product, code = self.product, self._code(algorithm)
         left = iter(addresses)
         x, weight = next(left), next(left)
-        if product.scaled:
-            for side in "AB":
-                self._set(getattr(self._lt.MatmulDescAttribute, f"{side}_SCALE_POINTER"), next(left), np.uint64)
+        if product.rescaled:
+            self._set(self._lt.MatmulDescAttribute.D_SCALE_POINTER, next(left), np.uint64)
         bias, residual = next(left) if product.bias else 0, next(left) if product.residual else 0
         workspace, *outputs = left
-        weights, x_layout, results = self._layouts
+        weights, x_layout, others, results = self._layouts
         scale, keep = self._numbers.ctypes.data, self._numbers.ctypes.data + self._numbers.itemsize
+        unread = x if product.others != product.results else 0  # where nothing is added; in place, types must be equal
         for number, output in enumerate(outputs):
             if product.bias:
-                at = bias + number * product.columns * _size(product.results)
+                at = bias + number * product.columns * _size(product.others)
                 self._set(self._lt.MatmulDescAttribute.BIAS_POINTER, at, np.uint64)
             part = weight + number * product.columns * product.depth * _size(product.factors)
             self._lt.matmul(
-                self._handle, self._description, scale, part, weights, x, x_layout, keep, residual or output, results,
+                self._handle, self._description, scale, part, weights, x, x_layout, keep, residual or unread or output, others,
                 output, results, code.ctypes.data, workspace, algorithm.workspace, int(stream),
             )  # fmt: skip
 
@@ -220,7 +221,9 @@ def _destroy(lt: Any, description: int, layouts: Sequence[int]) -> None:
         lt.matrix_layout_destroy(layout)
 
 
-def prepare(context: cuda.Context, recipe: Mapping[str, Any], symbols: Mapping[str, int]) -> Callable[..., None]:
+def prepare(
+    context: cuda.Context, recipe: Mapping[str, Any], symbols: Mapping[str, int], code: bytes = b""
+) -> Callable[..., None]:
     """What puts the recipe's product on a stream: (addresses, stream) -> None. LibraryUnusable when it cannot be."""
     matmul, algorithm = Matmul(context, Product.of(recipe, symbols)), Algorithm.parse(recipe["algorithm"])
     if refusal := matmul.accepts(algorithm):

@@ -331,6 +331,10 @@ class Kernels:
         self._functions: dict[str, Any] = {}
         self._lock = threading.Lock()
 
+    def code(self, name: str) -> bytes:
+        """What a library keeps under a name."""
+        return bytes(self._codes[name].cubin) if name else b""
+
     def function(self, name: str) -> Any:
         """The kernel's handle."""
         with self._lock:

@@ -19,7 +19,7 @@ from ingot.engine import Variant
 from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
-from ingot.plan.plan import GraphSegment, Launch, LibraryCall, Plan, Segment, Value
+from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
 from ingot.runtime import cubins, cuda, dlpack, library, nvtx
 from ingot.runtime.buffers import Array
 from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
@@ -28,7 +28,6 @@ _DEVICE_ALIGNMENT = 256
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
 _MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
 _GRAPHS_KEPT = 16  # of a segment and frame, for tensors that lie elsewhere
-Replacement = tuple[LibraryCall, library.Ready]
 Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
 
@@ -57,6 +56,15 @@ def load(variant: Variant, device: cuda.Device, weights: Array) -> Loaded:
             kernels = cuda.Kernels(context, cubins.unpack(variant.code))
             places[device.ordinal] = Loaded(context, kernels, weights, memory)
         return places[device.ordinal]
+
+
+def adopt(variant: Variant, device: cuda.Device, memory: cuda.Allocation) -> None:
+    """The variant's weights lie there already: made on the device, or brought there by somebody else."""
+    context = cuda.context_of(device)
+    kernels = cuda.Kernels(context, cubins.unpack(variant.code))
+    with _LOCK:
+        places = _LOADED.setdefault(variant, {})
+        places[device.ordinal] = Loaded(context, kernels, np.zeros(0, np.uint8), memory)
 
 
 class CudaExecutor(Executor):
@@ -114,7 +122,7 @@ class CudaFrame(Frame):
         self.context.activate()
         self.stream = self.context.stream()
         self._graphs: OrderedDict[tuple[int, Addresses], Any] = OrderedDict()
-        self._libraries: dict[int, dict[int, Replacement]] = {}
+        self._libraries: dict[int, Mapping[int, library.Replacement]] = {}
         self._recent: OrderedDict[Addresses, None] = OrderedDict()
         self._late_device: dict[int, cuda.Allocation] = {}
         self._addresses: Addresses = ()
@@ -411,12 +419,11 @@ class CudaFrame(Frame):
             if launch.step not in replaced:
                 self.loaded.kernels.function(launch.entry)
 
-    def _replaced(self, number: int) -> Mapping[int, Replacement]:
+    def _replaced(self, number: int) -> Mapping[int, library.Replacement]:
         """Steps of a segment that a library computes here."""
         if number not in self._libraries:
             calls = self._segment(number).libraries
-            made = [(call, library.prepare(self.context, call, self.symbols)) for call in calls]
-            self._libraries[number] = {call.step: (call, ready) for call, ready in made if ready is not None}
+            self._libraries[number] = library.replacements(self.context, self.loaded.kernels, calls, self.symbols)
         return self._libraries[number]
 
     def _enqueue(self, number: int, between: Callable[[int], None] = lambda step: None) -> None:
@@ -435,10 +442,9 @@ class CudaFrame(Frame):
             if synchronous:
                 self.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
 
-    def _put(self, launch: Launch, instead: Replacement | None = None) -> None:
+    def _put(self, launch: Launch, instead: library.Replacement | None = None) -> None:
         if instead is not None:
-            call, ready = instead
-            ready([int(self.pointers[p]) for p in call.pointers], self.stream)
+            library.put(instead, self.pointers, self.stream)
             return
         grid = [evaluate(e, self.symbols) for e in launch.grid]
         grid += [1] * (3 - len(grid))

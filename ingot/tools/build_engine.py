@@ -82,7 +82,7 @@ def config_from(arguments: argparse.Namespace) -> BuildConfig:
     )  # fmt: skip
 
 
-_SOURCES = {"CUBLAS_LT": "cublaslt"}
+_SOURCES = {"CUBLAS_LT": "cublaslt", "CUDNN": "cudnn"}
 
 
 def libraries_from(text: str) -> tuple[str, ...]:

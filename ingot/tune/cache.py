@@ -13,12 +13,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ingot.errors import ConfigError
+from ingot.ir.expression import Expression, Literal
 from ingot.kernels import Candidate
 from ingot.kernels.node import Node
 from ingot.kernels.target import Target
@@ -26,6 +28,7 @@ from ingot.runtime import cuda
 
 Outcome = float | str  # microseconds, or why the candidate has none
 Times = dict[str, dict[str, Outcome]]
+_SCALING = ("Mul", "Quantize", "Dequantize")
 _FORMAT = "ingot timing cache 1"
 _PARTS = ("processor", "instruction set", "compiler", "kernel generators")
 
@@ -63,10 +66,18 @@ def place_of(target: Target) -> str:
 
 def signature(node: Node, distant: bool = False) -> str:
     """What of a node decides its speed: op, ports, attributes, epilogue, whether weights come from memory; not names,
-    not weights' values."""
+    not weights' values, nor those of quantized layers' scales."""
     ports = [p and [p.dtype, list(p.shape), p.constant is not None] for p in (*node.inputs, None, *node.outputs)]
-    text = json.dumps([node.op, ports, sorted(node.attributes.items()), repr(node.epilogue), distant], default=str)
+    text = json.dumps([node.op, ports, sorted(node.attributes.items()), _shape_of(node.epilogue), distant], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _shape_of(epilogue: Expression) -> str:
+    """The epilogue but for numbers that are multiplied with: kernels of two layers that differ there take as long."""
+    one = Literal(1.0)
+    known = [replace(i, operands=tuple(one if isinstance(o, Literal) else o for o in i.operands))
+             if i.op in _SCALING else i for i in epilogue.instructions]  # fmt: skip
+    return repr(Expression(tuple(known)))
 
 
 def candidate_key(candidate: Candidate) -> str:

@@ -11,7 +11,7 @@ from ingot.kernels.cuda.compile import Cubin, compile_unit
 from ingot.kernels.cuda.standalone import Standalone, generate
 from ingot.kernels.node import Node
 from ingot.runtime import cuda
-from ingot.tune.expected import ALIKE, expected
+from ingot.tune.expected import alike, expected
 from ingot.tune.measure import Description, candidate_of, draw, with_drawn_weights
 
 _RUNS = 5
@@ -40,7 +40,7 @@ def time_candidates(
         for described, cubins in ready:
             alone = Standalone(node, candidate_of(node, described, target), target, context, cubins)
             gap = wanted.gap(alone(*feeds))
-            outcomes.append(alone.time(feeds, _RUNS) if gap <= ALIKE else f"its results are wrong by {gap:.1e}")
+            outcomes.append(alone.time(feeds, _RUNS) if gap <= alike(node) else f"its results are wrong by {gap:.1e}")
     except DeviceError:
         if context.fault:  # nothing can be done with this process any more: the parent tries one by one
             os._exit(1)

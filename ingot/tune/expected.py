@@ -14,12 +14,18 @@ from ingot.kernels.node import Node
 
 Array = np.ndarray[Any, Any]
 ALIKE = 3e-2  # of the largest magnitude: what a kernel's results may differ by
+_ALIKE_IN_FLOAT8 = 8e-2  # where a result may be rounded to either side: steps below the largest number are 1/14 of it
 _COMPARED = 1 << 19  # elements of a result; of larger ones some items
 # Operators whose results' item i along axis 0 needs item i of the inputs alone (a Norm or Softmax along axis 0 does
 # not).
 _BY_ITEM = frozenset({
     "Conv", "ConvTranspose", "Pool", "Linear", "QuantizedLinear", "Attention", "Pointwise", "Norm", "Softmax",
 })  # fmt: skip
+
+
+def alike(node: Node) -> float:
+    """How far, of the largest magnitude, a kernel's results may be from the node's."""
+    return _ALIKE_IN_FLOAT8 if any(p.dtype == "float8_e4m3fn" for p in node.outputs) else ALIKE
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from ingot.tune.measure import describe
 Outcome = float | str  # microseconds, or why there are none
 Progress = Callable[[float], None]
 _COMPILE_LIMIT = 120.0  # seconds
-_PATIENCE = 10.0  # seconds a child may take for a set of candidates, beyond what its runs should take
+_PATIENCE = 30.0  # seconds a child may take for a set of candidates, beyond its runs: libraries build plans there
 _RUNS = 400  # a candidate is run fewer times than this, whatever the level
 _COMPILING, _SETTING_UP = 0.1, 0.1  # seconds, to weigh progress: for one candidate, for one trial beyond its budget
 

@@ -20,8 +20,8 @@ Array = np.ndarray[Any, Any]
 _TYPES = {0: np.float32, 2: np.float16, 14: ml_dtypes.bfloat16, 28: ml_dtypes.float8_e4m3fn}
 _RESULT = np.dtype([("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4"),
                     ("waves_count", "<f4"), ("reserved", "<i4", (4,))])  # fmt: skip
-_ATTRIBUTES = {"TRANSA": 3, "EPILOGUE": 7, "BIAS_POINTER": 8, "A_SCALE_POINTER": 17, "B_SCALE_POINTER": 18,
-               "BIAS_DATA_TYPE": 26, "A_SCALE_MODE": 31, "B_SCALE_MODE": 32}  # fmt: skip
+_ATTRIBUTES = {"TRANSA": 3, "EPILOGUE": 7, "BIAS_POINTER": 8, "D_SCALE_POINTER": 20,
+               "BIAS_DATA_TYPE": 26}  # fmt: skip
 
 
 class Refused(Exception):
@@ -124,27 +124,26 @@ class FakeLt:
 
     def _action(self, settings: dict[int, int], scale: float, keep: float, arguments: Any) -> Callable[[], None]:
         a, a_layout, b, b_layout = arguments[3:7]
-        c, _, d, d_layout = arguments[8:12]
+        c, c_layout, d, d_layout = arguments[8:12]
         (left, depth, columns), (right, _, rows) = self.made[a_layout], self.made[b_layout]
-        kind = self.made[d_layout][0]
+        kind, other = self.made[d_layout][0], self.made[c_layout][0]
         name = self.MatmulDescAttribute
 
         def action() -> None:
             self.matmuls += 1
             weight, x = (at(p, t, n, depth).astype(np.float32) for p, t, n in ((a, left, columns), (b, right, rows)))
             sums = scale * x @ weight.T
-            if settings.get(name.A_SCALE_MODE):
-                sums *= at(settings[name.A_SCALE_POINTER], np.float32, 1, columns)
-                sums *= at(settings[name.B_SCALE_POINTER], np.float32, rows, 1)
             if keep:
-                sums += keep * at(c, kind, rows, columns).astype(np.float32)
+                sums += keep * at(c, other, rows, columns).astype(np.float32)
             epilogue = settings[name.EPILOGUE]
             if epilogue & 4:
-                sums += at(settings[name.BIAS_POINTER], kind, columns).astype(np.float32)
+                sums += at(settings[name.BIAS_POINTER], other, columns).astype(np.float32)
             if epilogue & 2:
                 sums = np.maximum(sums, 0)
             if epilogue & 32:
                 sums = 0.5 * sums * (1 + np.tanh(0.7978845608 * (sums + 0.044715 * sums**3)))
+            if name.D_SCALE_POINTER in settings:
+                sums *= at(settings[name.D_SCALE_POINTER], np.float32, 1)
             at(d, kind, rows, columns)[...] = sums.astype(kind)
 
         return action

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -79,6 +80,17 @@ def test_linear(lt: FakeLt, name: str) -> None:
     assert lt.matmuls == 2
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_float8(lt: FakeLt, narrow: bool) -> None:
+    end = "Quantize $4 0.25 0.0 -> float8_e4m3fn" if narrow else "Cast $4 -> float16"
+    text = "Cast %0 -> float32; Mul $0 0.5 -> float32; Cast %1 -> float32; Add $1 $2 -> float32; Relu $3 -> float32; "
+    inputs = [X.astype(ml_dtypes.float8_e4m3fn), W.astype(ml_dtypes.float8_e4m3fn), BIAS.astype("float32")]
+    node, (expected,) = node_of("Linear", inputs, {}, text + end, constants=(1, 2))
+    (mine,) = Standalone(node, offered(node)[0], TARGET, cuda.context_of(cuda.select("cuda")))(*inputs)
+    assert mine.dtype == expected.dtype
+    np.testing.assert_allclose(mine.astype(np.float32), expected.astype(np.float32), rtol=0.1, atol=2e-2)
+
+
 def test_several_products_of_one_input(lt: FakeLt) -> None:
     node, expected = node_of("ParallelLinear", [X, drawn(128, 192), drawn(192)], {"sizes": (64,) * 3}, constants=(1, 2))
     node = replace(node, outputs=tuple(replace(p, dtype="float16") for p in node.outputs))
@@ -116,7 +128,8 @@ def test_a_library_that_knows_no_way_offers_none(lt: FakeLt) -> None:
 
 def test_epilogues_as_sums() -> None:
     text = "Cast %0 -> float32; Mul $0 0.5 -> float32; Mul $1 %1 -> float32; Add $2 %2 -> float32; Relu $3 -> float32"
-    assert affine(parse(text)) == Affine({0: 0.5, 2: 1.0}, (1,), 0.0, "Relu")
+    assert affine(parse(text)) == Affine({0: 0.5, 2: 1.0}, (1,), 0.0, "Relu", 1.0)
+    assert affine(parse("Quantize %0 0.5 0 -> int8")) == Affine({0: 1.0}, step=0.5)
     assert affine(parse("")) == Affine({0: 1.0})
     for other in ("Add %0 %0 -> float32", "Mul %0 %0 -> float32", "Cast %0 -> int8", "Tanh %0 -> float32",
                   "Relu %0 -> float32; Add $0 %1 -> float32"):  # fmt: skip
@@ -205,8 +218,8 @@ def test_libraries_may_be_switched_off(lt: FakeLt, monkeypatch: pytest.MonkeyPat
 
 
 def test_tactic_sources() -> None:
-    assert build_engine.libraries_from("") == ("cublaslt",) == build_engine.libraries_from("+CUBLAS_LT,+TRITON")
-    assert build_engine.libraries_from("-CUBLAS_LT,+TRITON") == ()
+    assert build_engine.libraries_from("") == ("cublaslt", "cudnn") == build_engine.libraries_from("+CUBLAS_LT,+TRITON")
+    assert build_engine.libraries_from("-CUBLAS_LT,-CUDNN,+TRITON") == ()
     with pytest.raises(ConfigError, match="-TRITON: every step has a generated kernel"):
         build_engine.libraries_from("-TRITON")
     with pytest.raises(ConfigError, match="JIT_CONVOLUTIONS: it is not known; sources are CUBLAS_LT"):

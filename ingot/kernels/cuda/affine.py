@@ -13,12 +13,13 @@ _ACTIVATIONS = ("Relu", "Gelu", "GeluTanh")
 @dataclass(frozen=True)
 class Affine:
     """`terms`: a number by operand (0 is the accumulator). `scales`: operands that the accumulator is multiplied by.
-    `constant` is added; then comes `activation` ("" for none)."""
+    `constant` is added; then comes `activation` ("" for none), and a quantized result is divided by `step`."""
 
     terms: Mapping[int, float] = field(default_factory=dict)
     scales: tuple[int, ...] = ()
     constant: float = 0.0
     activation: str = ""
+    step: float = 1.0
 
 
 def affine(epilogue: Expression) -> Affine | None:
@@ -41,6 +42,9 @@ def _step(instruction: Instruction, operands: Sequence[Affine | None]) -> Affine
         return None
     if instruction.op == "Cast":
         return known[0] if instruction.dtype.startswith(("float", "bfloat")) else None
+    if instruction.op == "Quantize":  # but for the step it rounds, as a library does that stores such a type
+        scale, zero = known[1:]
+        return None if scale.terms or zero != Affine() else replace(known[0], step=scale.constant)
     if any(o.activation for o in known):
         return None
     if instruction.op in _ACTIVATIONS:

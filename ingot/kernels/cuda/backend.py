@@ -38,6 +38,7 @@ class CudaBackend:
     pool: WorkerPool
     log: BuildLog
     _cubins: dict[str, tuple[Future[Cubin], Unit, str]] = field(default_factory=dict)
+    _plans: dict[str, Code] = field(default_factory=dict)
 
     def generate(self, node: Node, candidate: Candidate) -> CudaBuilder:
         """The step's launches; what is not being compiled yet is now."""
@@ -49,12 +50,13 @@ class CudaBackend:
                 arguments = (call.unit, self.target.name)
                 job = self.pool.submit("ingot.kernels.cuda.compile:compile_unit", *arguments, limit=_LIMIT)
                 self._cubins[name] = (job, call.unit, f"{candidate.label} of {', '.join(node.origins) or node.name}")
+        self._plans.update({use.entry: Code(use.code, "", 0, 0) for use in build.libraries if use.code})
         return build
 
     def calls(self, build: CudaBuilder, place: Place) -> list[Launch | LibraryCall]:
         """A launch per function, and what a library does in their place."""
         libraries = [
-            LibraryCall(use.library, place.step, use.recipe, tuple(place.storage(h) for h in use.handles))
+            LibraryCall(use.library, place.step, use.recipe, tuple(place.storage(h) for h in use.handles), use.entry)
             for use in build.libraries
         ]
         launches = [
@@ -74,7 +76,7 @@ class CudaBackend:
 
     def image(self) -> tuple[bytes, dict[str, int]]:
         """The code section."""
-        codes = {}
+        codes = dict(self._plans)
         for count, (name, (job, unit, what)) in enumerate(self._cubins.items()):
             made = _result(job, what)
             codes[name] = Code(made.code, NAME, made.threads, made.shared, overlaps(unit, self.target.capability))

@@ -35,7 +35,8 @@ TYPES = {
 }  # fmt: skip
 LANGUAGE = {
     "float32": "tl.float32", "float64": "tl.float64", "float16": "tl.float16", "bfloat16": "tl.bfloat16",
-    "bool": "tl.int1", **{f"{u}int{b}": f"tl.{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
+    "float8_e4m3fn": "tl.float8e4nv", "bool": "tl.int1",
+    **{f"{u}int{b}": f"tl.{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
 }  # fmt: skip
 NAME = "KERNEL"
 # Begins lines that are code only on architectures where a kernel may begin before the one before it has ended.
@@ -94,11 +95,18 @@ class Call:
 
 @dataclass(frozen=True)
 class LibraryUse:
-    """What a library computes in the place of the launches: its recipe, the operands whose addresses it takes."""
+    """What a library computes in the place of the launches: its recipe, the operands whose addresses it takes, a plan
+    of its own making that the engine keeps."""
 
     library: str
     recipe: Mapping[str, Any]
     handles: tuple[Handle, ...]
+    code: bytes = b""
+
+    @property
+    def entry(self) -> str:
+        """What the code is called in the engine; "" for none."""
+        return "l" + hashlib.sha256(self.code).hexdigest()[:20] if self.code else ""
 
 
 @dataclass(eq=False)

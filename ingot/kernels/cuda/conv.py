@@ -31,6 +31,7 @@ from ingot.kernels.cuda.gemm import (
     splits_for,
     tiles_for,
 )
+from ingot.kernels.cuda.render import nothing
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import product
 
@@ -217,7 +218,7 @@ def _by_blocks(site: Site, x: Port, window: Window, base: str, corners: list[str
         channel = f"({step} % {blocks}) * {tile.depth} + depths"
         held = [f"({inside})[:, None]"] * bool(inside) + [f"(({channel}) < {window.channels})[None, :]"] * partial
         place = f"({base} + {offset(f, spots, strides[2:])})[:, None] + ({channel})[None, :] * {f.extent(strides[1])}"
-        return f.let(f"tl.load({place}, {' & '.join(held)}, other=0)" if held else f"tl.load({place})")
+        return f.let(f"tl.load({place}, {' & '.join(held)}, other={nothing(x.dtype)})" if held else f"tl.load({place})")
 
     return load
 
@@ -234,7 +235,7 @@ def _by_elements(site: Site, x: Port, window: Window, base: str, corners: list[s
         inside = [_inside(f, spots, x, window), f"({deep} < {window.taps * window.channels})[None, :]"]
         mask = " & ".join(part for part in inside if part)
         place = f"{base}[:, None] + {offset(f, spots, strides[2:])} + {channel}[None, :] * {f.extent(strides[1])}"
-        return f.let(f"tl.load({place}, {mask}, other=0)")
+        return f.let(f"tl.load({place}, {mask}, other={nothing(x.dtype)})")
 
     return load
 

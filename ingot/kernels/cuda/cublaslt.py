@@ -7,41 +7,40 @@ Shapes are static: an algorithm is chosen for one size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ingot.dtypes import numpy_dtype
 from ingot.errors import LibraryUnusable
-from ingot.kernels import kernel, registered, tactics
+from ingot.kernels import kernel
 from ingot.kernels.cuda.affine import affine
 from ingot.kernels.cuda.architecture import Architecture
-from ingot.kernels.cuda.build import CudaBuilder, Handle, LibraryUse
-from ingot.kernels.cuda.conv import conv, conv_layouts, window_of
-from ingot.kernels.cuda.linear import linear, parallel_linear
-from ingot.kernels.node import Node, Port
+from ingot.kernels.cuda.build import CudaBuilder, LibraryUse
+from ingot.kernels.cuda.conv import conv_layouts, window_of
+from ingot.kernels.cuda.twins import has_twin, is_vector, launch_twin, pack_vector
+from ingot.kernels.node import Node
 from ingot.runtime import cublaslt, cuda
 
 _NAME = "cublaslt"
 _MOST = 12  # algorithms that are tried
-_RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), "float8_e4m3fn": ("float16", "bfloat16")}  # by factors
+_FLOAT8 = "float8_e4m3fn"
+_RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), _FLOAT8: ("float16", "bfloat16", _FLOAT8)}  # by factors
 _BY_TANH = 2.0**-11  # how far GELU by tanh is from GELU, relative to the sums it is made of
 _EFFICIENCY = 0.9  # of the tensor units, for the estimate
 _LATER = 0.01  # microseconds that an estimate adds for each algorithm that cuBLASLt likes better
-_TWINS = {"Linear": linear, "ParallelLinear": parallel_linear, "Conv": conv}
 _ACTIVATIONS = {"": "", "Relu": "Relu", "GeluTanh": "GeluTanh", "Gelu": "GeluTanh"}
 
 
 @dataclass(frozen=True)
 class Use:
-    """A node as cuBLASLt's product: positions of the inputs that each column is multiplied by, of those that are added
-    to it, and of the residual. `approximate`: its GELU is by tanh, the node's is not."""
+    """A node as cuBLASLt's product: positions of the inputs that are added to columns, and of the residual. `step`: of
+    quantized results. `approximate`: its GELU is by tanh, the node's is not."""
 
     product: cublaslt.Product
-    scales: tuple[int, ...] = ()
     biases: tuple[int, ...] = ()
     residual: int | None = None
+    step: float = 1.0
     approximate: bool = False
 
 
@@ -67,32 +66,29 @@ def _parallel(node: Node) -> Use | None:
     sizes = node.attributes["sizes"]
     if len(set(sizes)) > 1:
         return None
-    made = cublaslt.Product(node.dtype, node.output.dtype, rows, sizes[0], depth, len(sizes), bias=True)
-    return Use(made, biases=(2,))
+    dtype = node.output.dtype
+    return Use(cublaslt.Product(node.dtype, dtype, dtype, rows, sizes[0], depth, len(sizes), bias=True), (2,))
 
 
 def _single(node: Node) -> Use | None:
     found = affine(node.epilogue)
     rows, columns, depth = _sizes(node)
-    if found is None or found.constant or 0 not in found.terms:
+    if found is None or found.constant or found.scales or 0 not in found.terms:
+        return None
+    if found.step != 1.0 and node.output.dtype != _FLOAT8:
         return None
     added = [k + 1 for k in found.terms if k]
-    scales = tuple(k + 1 for k in found.scales)
-    biases = tuple(k for k in added if _per_column(node.input(k), columns))
+    biases = tuple(k for k in added if is_vector(node, k, columns))
     rest = [k for k in added if k not in biases]
     if len(rest) > 1 or any(found.terms[k - 1] != 1.0 for k in added):
         return None
-    if not all(_per_column(node.input(k), columns) for k in scales) or (scales and node.dtype != "float8_e4m3fn"):
+    results = node.output.dtype
+    others = next((node.input(k).dtype for k in rest), "float16" if results == _FLOAT8 else results)
+    if any(node.input(k).shape != node.output.shape for k in rest) or others not in (results, "float16", "bfloat16"):
         return None
-    if any((node.input(k).shape, node.input(k).dtype) != (node.output.shape, node.output.dtype) for k in rest):
-        return None
-    made = cublaslt.Product(node.dtype, node.output.dtype, rows, columns, depth, 1, found.terms[0],
-                            _ACTIVATIONS[found.activation], bool(biases), bool(rest), bool(scales))  # fmt: skip
-    return Use(made, scales, biases, rest[0] if rest else None, found.activation == "Gelu")
-
-
-def _per_column(port: Port, columns: int) -> bool:
-    return port.constant is not None and port.elements in (1, columns)
+    made = cublaslt.Product(node.dtype, results, others, rows, columns, depth, 1, found.terms[0],
+                            _ACTIVATIONS[found.activation], bool(biases), bool(rest), results == _FLOAT8)  # fmt: skip
+    return Use(made, biases, rest[0] if rest else None, found.step, found.activation == "Gelu")
 
 
 @lru_cache(maxsize=256)
@@ -115,7 +111,7 @@ def _price(node: Node, target: Architecture, algorithm: str) -> float:
     use = use_of(node)
     assert use is not None
     made = use.product
-    rows, speed = int(made.rows), target.half_flops * (1 + (node.dtype == "float8_e4m3fn"))
+    rows, speed = int(made.rows), target.half_flops * (1 + (node.dtype == _FLOAT8))
     compute = 2 * rows * made.columns * made.depth * made.count / (speed * _EFFICIENCY)
     moved = sum(int(p.bytes) for p in (*node.inputs, *node.outputs) if p is not None)
     known = _algorithms(made)
@@ -126,45 +122,33 @@ def _price(node: Node, target: Architecture, algorithm: str) -> float:
 def _applies(node: Node, target: Architecture, approximate: bool = False) -> bool:
     if _NAME not in target.libraries:
         return False
-    use, twin = use_of(node), registered(node.op, "cuda", _TWINS[node.op].__name__)
-    fits = use is not None and use.approximate == approximate and twin.when(node, target)
-    return fits and any(True for _ in tactics(twin, node, target))
+    use = use_of(node)
+    return use is not None and use.approximate == approximate and has_twin(node, target)
 
 
 def _generate(build: CudaBuilder, node: Node, algorithm: str) -> None:
     """The twin's launches, and the library's call in their place."""
     use = use_of(node)
     assert use is not None
-    entry = registered(node.op, "cuda", _TWINS[node.op].__name__)
-    points = list(tactics(entry, node, build.target))
-    estimates = [entry.cost(node, build.target, **point) if entry.cost else 0.0 for point in points]
-    entry.generate(build, node, **points[int(np.argmin(estimates))])
+    launch_twin(build, node)
     build.libraries.append(_call(build, node, use, cublaslt.Algorithm.parse(algorithm)))
 
 
 def _call(build: CudaBuilder, node: Node, use: Use, algorithm: cublaslt.Algorithm) -> LibraryUse:
     weight, made = node.input(1).constant, use.product
     assert weight is not None
+    columns = made.columns * made.count
     flat = weight.reshape(weight.shape[0], -1) if node.op == "Conv" else weight.T
     handles = [build.input(0), build.pack(np.ascontiguousarray(flat))]
-    if use.scales:
-        handles += [_vector(build, node, use.scales, "float32", np.multiply),
-                    build.pack(np.ones(int(made.rows), np.float32))]  # fmt: skip
+    if made.rescaled:
+        handles.append(build.pack(np.array([1 / use.step], np.float32)))
     if use.biases:
-        handles.append(_vector(build, node, use.biases, made.results, np.add))
+        handles.append(pack_vector(build, use.biases, np.add, columns, made.others))
     if use.residual is not None:
         handles.append(build.input(use.residual))
     handles.append(build.temporary(max(algorithm.workspace, 1), "int8"))
     outputs = [build.output(i) for i in range(len(node.outputs))]
     return LibraryUse(_NAME, cublaslt.recipe_of(made, algorithm), (*handles, *outputs))
-
-
-def _vector(build: CudaBuilder, node: Node, inputs: tuple[int, ...], dtype: str, together: np.ufunc) -> Handle:
-    """Constants of all columns as one."""
-    columns = _sizes(node)[1]
-    arrays = [np.asarray(node.input(k).constant, np.float32).reshape(-1) for k in inputs]
-    whole = np.broadcast_to(reduce(together, arrays), columns)
-    return build.pack(np.ascontiguousarray(whole.astype(numpy_dtype(dtype))))
 
 
 _HOW: dict[str, Any] = {"on": "cuda", "space": {"algorithm": _choices}, "cost": _price, "library": _NAME}

@@ -14,7 +14,7 @@ from ingot.dtypes import size_of
 from ingot.ir.expression import operands_of
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.render import NARROW, can_render, converted, render
+from ingot.kernels.cuda.render import FLOAT8, NARROW, can_render, converted, render
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
@@ -26,7 +26,7 @@ _EARLY = 64 * 32  # elements a warp of results whose operands are asked for befo
 SPLITS = (1, 2, 4, 8, 16)
 JOINS = (0, 1)
 _JOINING = 110_000  # bytes of partial sums that one block reads a microsecond
-TYPES = (*NARROW, "float32", "int8")
+TYPES = (*NARROW, "float32", "int8", FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _accumulate(build: CudaBuilder, site: Site, split: int, left: Load, right: L
         steps = f"0, {steps}"
     with f.block(f"for step in range({steps}):"):
         a, b = left(f, "step"), right(f, "step")
-        f.emit(f"sums = tl.dot({a}, {b}, sums{_precision(problem, build.target)})")
+        f.emit(f"sums = tl.dot({a}, {b}, sums{_precision(problem, tile, build.target)})")
 
 
 def steps_of(f: FunctionBuilder, problem: Problem, tile: Tile) -> str:
@@ -291,9 +291,11 @@ def steps_of(f: FunctionBuilder, problem: Problem, tile: Tile) -> str:
     return str(-(-problem.depth // tile.depth))
 
 
-def _precision(problem: Problem, target: Architecture) -> str:
+def _precision(problem: Problem, tile: Tile, target: Architecture) -> str:
     if problem.dtype == "int8":
         return ", out_dtype=tl.int32"
+    if problem.dtype == FLOAT8:  # the tensor units add with 14 bits: no longer than a step
+        return f", max_num_imprecise_acc={tile.depth}"
     return f', input_precision="{"tf32" if target.precision == "tf32" else "tf32x3"}"' * (problem.dtype == "float32")
 
 

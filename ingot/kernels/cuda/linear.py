@@ -29,6 +29,7 @@ from ingot.kernels.cuda.gemm import (
     splits_for,
     tiles_for,
 )
+from ingot.kernels.cuda.render import nothing
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, product
 
@@ -116,7 +117,8 @@ def _opened(handle: Handle, strides: tuple[Extent, Extent], axis: str, batch: st
             place = f"{base} + {step} * {f.extent(product((tile.depth, strides[1])))}"
             if problem.depth is not None and problem.depth % tile.depth == 0:
                 return f.let(f"tl.load({place})")
-            return f.let(f"tl.load({place}, (depths < {problem.depth} - {step} * {tile.depth}){deep}, other=0)")
+            mask = f"(depths < {problem.depth} - {step} * {tile.depth}){deep}"
+            return f.let(f"tl.load({place}, {mask}, other={nothing(problem.dtype)})")
 
         return load
 

@@ -10,6 +10,7 @@ from ingot.ir.expression import Expression, Input, Instruction, Literal, Operand
 from ingot.kernels.cuda.build import LANGUAGE, FunctionBuilder
 
 NARROW = ("float16", "bfloat16")
+FLOAT8, _LARGEST_FLOAT8 = "float8_e4m3fn", 448.0
 REAL = ("float32", "float64")
 _NAN = "propagate_nan=tl.PropagateNan.ALL"
 Write = Callable[..., str]  # (*operands, type=dtype they are computed in, **attributes) -> text
@@ -17,7 +18,7 @@ Write = Callable[..., str]  # (*operands, type=dtype they are computed in, **att
 
 def wide(dtype: str) -> str:
     """What a type is computed in."""
-    return "float32" if dtype in NARROW else dtype
+    return "float32" if dtype in (*NARROW, FLOAT8) else dtype
 
 
 def _extreme(name: str) -> Write:
@@ -113,7 +114,7 @@ def _writable(instruction: Instruction, types: Sequence[str]) -> bool:
     if any(type not in LANGUAGE for type in types):
         return False
     if instruction.op == "Quantize":
-        return instruction.dtype in _LIMITS
+        return instruction.dtype in (*_LIMITS, FLOAT8)
     if instruction.op in _FLOATS_ONLY:
         return all(wide(type) in REAL for type in types)
     return instruction.op in TABLE or instruction.op in _CONVERSIONS
@@ -142,6 +143,11 @@ def _value(operand: Operand, operands: Sequence[str], dtypes: Sequence[str], res
     return converted(text, held, wide(type))
 
 
+def nothing(dtype: str) -> str:
+    """What a load gives outside: Triton makes no float8 of an integer."""
+    return "0.0" if dtype == FLOAT8 else "0"
+
+
 def converted(text: str, held: str, wanted: str) -> str:
     """A value of one dtype in another, as Cast has it."""
     if held == wanted:
@@ -165,6 +171,9 @@ def _instruction(f: FunctionBuilder, instruction: Instruction, values: Sequence[
         return converted(f"{f.core('elementary', _OF_NARROW[instruction.op])}({values[0]})", "float32", dtype)
     if instruction.op == "Cast":
         return converted(values[0], wide(types[0]), dtype)
+    if instruction.op == "Quantize" and dtype == FLOAT8:
+        above = _MAXIMUM(f"{values[0]} / {values[1]}", f"-{_LARGEST_FLOAT8}", "float32")
+        return f"{_MINIMUM(above, str(_LARGEST_FLOAT8), 'float32')}.to({LANGUAGE[dtype]})"
     if instruction.op == "Quantize":
         low, high = _LIMITS[dtype]
         shifted = f"libdevice.rint({values[0]} / {values[1]}) + {values[2]}.to(tl.float32)"

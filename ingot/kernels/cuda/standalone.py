@@ -54,7 +54,7 @@ class Standalone:
         weakref.finalize(self, context.driver.raw("cuStreamDestroy"), self._stream)
 
     def _ready(self, use: LibraryUse) -> library.Ready:
-        ready = library.prepare(self.context, LibraryCall(use.library, 0, use.recipe, ()), {})
+        ready = library.prepare(self.context, LibraryCall(use.library, 0, use.recipe, ()), {}, use.code)
         if ready is None:
             raise DeviceError(f"{use.library} cannot compute {self.node.op} here")
         return ready

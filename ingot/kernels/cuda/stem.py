@@ -15,12 +15,12 @@ from ingot.kernels.cuda.axes import offset, strides_of, unravel
 from ingot.kernels.cuda.build import CudaBuilder, Handle
 from ingot.kernels.cuda.conv import Window, conv_applies, conv_layouts, window_of
 from ingot.kernels.cuda.gemm import Load, Open, Problem, Sides, Site, Tile, cost, emit_product, extra_bytes, tiles_for
-from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.cuda.render import FLOAT8, NARROW, nothing
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, add, ceil_div, product
 
-_TYPES = (*NARROW, "int8")
+_TYPES = (*NARROW, "int8", FLOAT8)
 _CHANNELS = 4
 _PIXELS = 256  # a block of the copy
 _ALIGNED = 8  # pixels: rows begin at multiples of 16 bytes
@@ -99,7 +99,7 @@ def _copy(build: CudaBuilder, node: Node, window: Window, image: Handle, size: t
     places = [f"{picture}[:, None]", "channel[None, :]", f"{down}[:, None]", f"{across}[:, None]"]
     source = offset(f, places, strides_of(x.shape, x.layout))
     f.emit(f"value = tl.load({f.pointer(build.input(0))} + {source}, held[:, None] & "
-           f"(channel < {window.channels})[None, :], other=0)")  # fmt: skip
+           f"(channel < {window.channels})[None, :], other={nothing(x.dtype)})")  # fmt: skip
     f.emit(f"tl.store({f.pointer(image)} + pixel[:, None] * {_CHANNELS} + channel[None, :], value, "
            f"(pixel < {f.extent(pixels)})[:, None])")  # fmt: skip
     f.launch(ceil_div(pixels, _PIXELS))
