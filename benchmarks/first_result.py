@@ -3,7 +3,7 @@
     python -m benchmarks.first_result [--level 1] [--json results.json]
 
 Load → first result is taken in fresh processes from a warm page cache, every byte of the file verified: a copy with one
-weight byte changed must be refused. Exits 1 if the median is above 120 ms or the builds differ.
+weight byte changed must be refused. Exits 1 if the median is above 80 ms or the builds differ.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.models import model_path
 from benchmarks.timing import write_json
 
 FOLDER = Path("build/first_result")
-LIMIT, PROCESSES = 120.0, 7
+LIMIT, PROCESSES = 80.0, 7
 
 LOAD = """
 import json, sys, time
