@@ -187,8 +187,8 @@ class Matmul:
                 self._set(self._lt.MatmulDescAttribute.BIAS_POINTER, at, np.uint64)
             part = weight + number * product.columns * product.depth * _size(product.factors)
             self._lt.matmul(
-                self._handle, self._description, scale, part, weights, x, x_layout, keep, residual or unread or output, others,
-                output, results, code.ctypes.data, workspace, algorithm.workspace, int(stream),
+                self._handle, self._description, scale, part, weights, x, x_layout, keep, residual or unread or output,
+                others, output, results, code.ctypes.data, workspace, algorithm.workspace, int(stream),
             )  # fmt: skip
 
 
