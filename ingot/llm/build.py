@@ -90,7 +90,7 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and a
     second output `chosen` [R], the likeliest tokens."""
-    model = graph_of(decoder, kept, name)
+    model = graph_of(decoder, kept, name, hidden=not target.startswith("cuda"))
     if not target.startswith("cuda"):
         return model
     if kept.bits < 32:
@@ -108,8 +108,10 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     width = -(-decoder.context // BLOCK)
     pool = (2, decoder.groups, BLOCK * decoder.depth)
     typical = min(options.typical, options.token_budget)
+    states = {} if options.target.startswith("cuda") else {"states": ((1,), (1,), (options.token_budget,))}
     profile = Profile(
         **{
+            **states,
             "token_ids": ((1,), (typical,), (options.token_budget,)),
             "rows": ((1,), (1,), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),

@@ -43,6 +43,7 @@ class EngineRunner:
         self.vocabulary, self.context = int(facts["vocabulary"]), int(facts["context"])
         self.block_size = int(facts["block_size"])
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
+        self.hidden = next((int(spec.shape[-1]) for spec in engine.outputs if spec.name == "hidden"), 0)
         self.bos: int | None = facts["bos"]
         self.eos = frozenset(map(int, facts["eos"]))
         self.width = -(-self.context // self.block_size)
@@ -64,20 +65,30 @@ class EngineRunner:
 
     def step(self, batch: Batch) -> Floats:
         """Logits [R, vocabulary] of the batch's rows."""
-        return self._run(batch, "logits")
+        logits: Floats = self._run(batch, "logits")[0][: len(batch.rows)]
+        return logits
+
+    def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
+        """Logits of the batch's rows, and the hidden states [E, hidden] of its `states`."""
+        logits, states = self._run(batch, "logits", "hidden")
+        return logits[: len(batch.rows)], states[: len(batch.states)]
 
     def choose(self, batch: Batch) -> Integers:
         """The likeliest token [R] after each of the batch's rows: on a GPU nothing else comes back from there."""
         if self.session.on_device:
-            return self._run(batch, "chosen")
-        return np.asarray(self.step(batch).argmax(-1), np.int32)
+            chosen: Integers = self._run(batch, "chosen")[0][: len(batch.rows)]
+            return chosen
+        logits = self.step(batch)
+        best = logits.argmax(-1)
+        usable = np.isfinite(logits[np.arange(len(logits)), best])
+        return np.where(usable, best, -1).astype(np.int32)
 
-    def _run(self, batch: Batch, output: str) -> Any:
-        """The output's first R rows."""
+    def _run(self, batch: Batch, *outputs: str) -> list[Any]:
+        """The outputs, padded."""
         tokens, rows = len(batch.token_ids), len(batch.rows)
         self._check(batch, tokens)
         if not rows and not tokens:
-            return np.zeros((0, self.vocabulary), np.float32)
+            return [np.zeros((0, self.vocabulary), np.float32) for _ in outputs]
         wide, tall = self._padded(tokens), self._padded(max(rows, 1))
         count, width = batch.tables.shape
         self._tables[:count, :width] = batch.tables
@@ -90,7 +101,10 @@ class EngineRunner:
             "rows": _filled(batch.rows, tall, 0),
             **self._pools.feeds,
         }
-        return self.session.run_wanted(feeds, (output,))[output][:rows]
+        if self.hidden:
+            feeds["states"] = _filled(batch.states, self._padded(max(len(batch.states), 1)), 0)
+        found = self.session.run_wanted(feeds, outputs)
+        return [found[output] for output in outputs]
 
     def _rows_of_tables(self, count: int) -> int:
         """On a GPU tables travel: no more of them than a padded size."""
@@ -157,6 +171,7 @@ class EngineRunner:
         self._within("slots", batch.slots, self.blocks * self.block_size)
         self._within("tables", batch.tables, self.blocks)
         self._within("rows", batch.rows, tokens)
+        self._within("states", batch.states, tokens)
 
     def _within(self, name: str, numbers: Integers, stop: int) -> None:
         """Anything else would be read or written outside the pools."""

@@ -32,7 +32,8 @@ class Place(enum.Enum):
 class Tokens:
     """One sequence: what it knows (prompt, answer, proposed `draft`), what is computed, and the blocks that hold it.
 
-    `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache.
+    `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache. `silent`: nothing is
+    drawn, hidden states are wanted in the place of logits.
     """
 
     identity: int
@@ -42,6 +43,7 @@ class Tokens:
     client: str = ""
     salt: bytes = b""
     whole: bool = False
+    silent: bool = False
     arrival: float = 0.0
     computed: int = 0
     cached: int = 0
@@ -318,11 +320,11 @@ class _Making:
     def add(self, sequence: Tokens, count: int) -> None:
         """Plan the next `count` tokens of a sequence."""
         missing = len(sequence.tokens) - sequence.computed
-        drafts, draws = max(count - missing, 0), count >= missing
-        rows = 1 + drafts if draws else 0
+        drafts, ends = max(count - missing, 0), count >= missing
+        rows = 1 + drafts if ends else 0
         if sequence.whole and sequence.computed < sequence.prompt:
             rows = count
-        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, draws))
+        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, ends and not sequence.silent))
         self.planned.add(sequence)
         self.tokens -= count
         self.sequences -= 1
@@ -344,10 +346,13 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     for row, share in enumerate(shares):
         tables[row, : len(share.sequence.blocks)] = share.sequence.blocks
     tokens = [token for share in shares for token in _tokens_of(share)]
-    rows = [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)]
+    rows, states = (
+        [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)
+         if share.sequence.silent == silent] for silent in (False, True)
+    )  # fmt: skip
     return Batch(
         np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
-        firsts + counts, tables, np.concatenate(rows).astype(np.int32),
+        firsts + counts, tables, *(np.concatenate([[], *parts]).astype(np.int32) for parts in (rows, states)),
     )  # fmt: skip
 
 
