@@ -52,6 +52,10 @@ class Runner(Protocol):
     @property
     def eos(self) -> frozenset[int]: ...
     @property
+    def window(self) -> int:
+        """Positions that a token sees at most in any layer, its own included; 0: all."""
+        ...
+    @property
     def hidden(self) -> int:
         """Extent of a hidden state; 0: `step_states` is not there."""
         ...

@@ -135,6 +135,7 @@ def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: B
         "depth": decoder.depth,
         "block_size": BLOCK,
         "context": decoder.context,
+        "window": decoder.window,
         "token_budget": options.token_budget,
         "sequence_budget": options.sequence_budget,
         "format": asdict(kept),

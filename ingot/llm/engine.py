@@ -55,7 +55,8 @@ class Engine:
     ) -> None:  # fmt: skip
         self.runner, self.text, self.options, self.clock = runner, text, options or EngineOptions(), clock
         limits = Limits(runner.token_budget, runner.sequence_budget, self.options.interval)
-        self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size))
+        window = runner.window if draft is None else 0  # a draft model may begin anew, with blocks of the same numbers
+        self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size), window)
         self.counters, self.fault = Counters(), ""
         self.longest = min(runner.context, runner.blocks * runner.block_size)
         self._choose: Callable[[Batch], Integers] | None = getattr(runner, "choose", None)

@@ -44,6 +44,7 @@ class EngineRunner:
         self.block_size = int(facts["block_size"])
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
         self.hidden = next((int(spec.shape[-1]) for spec in engine.outputs if spec.name == "hidden"), 0)
+        self.window = int(facts.get("window", 0))
         self.bos: int | None = facts["bos"]
         self.eos = frozenset(map(int, facts["eos"]))
         self.width = -(-self.context // self.block_size)

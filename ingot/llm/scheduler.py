@@ -33,7 +33,8 @@ class Tokens:
     """One sequence: what it knows (prompt, answer, proposed `draft`), what is computed, and the blocks that hold it.
 
     `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache. `silent`: nothing is
-    drawn, hidden states are wanted in the place of logits.
+    drawn, hidden states are wanted in the place of logits. The first `gone` of its blocks were given back: they have
+    left the window, nothing reads them any more.
     """
 
     identity: int
@@ -49,6 +50,7 @@ class Tokens:
     cached: int = 0
     draft: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    gone: int = 0
     keys: list[bytes] = field(default_factory=list)
     place: Place = Place.WAITING
     last: float = -math.inf
@@ -57,6 +59,11 @@ class Tokens:
     def rank(self) -> tuple[int, float, int]:
         """Who goes first: the smaller one."""
         return self.priority, self.arrival, self.identity
+
+    @property
+    def held(self) -> list[int]:
+        """The blocks that it owns."""
+        return self.blocks[self.gone :]
 
     @property
     def decoding(self) -> bool:
@@ -105,10 +112,11 @@ class Limits:
 
 
 class Scheduler:
-    """Sequences between their arrival and their end. Not thread-safe: one loop owns it."""
+    """Sequences between their arrival and their end. Not thread-safe: one loop owns it. window: positions that a token
+    sees at most, its own included; 0: all."""
 
-    def __init__(self, limits: Limits, pool: BlockPool) -> None:
-        self.limits, self.pool, self.pace = limits, pool, Pace()
+    def __init__(self, limits: Limits, pool: BlockPool, window: int = 0) -> None:
+        self.limits, self.pool, self.window, self.pace = limits, pool, window, Pace()
         self.running: list[Tokens] = []
         self.waiting = 0
         self.preemptions = 0
@@ -132,9 +140,9 @@ class Scheduler:
         child = Tokens(
             identity, [*parent.tokens[:-1], token], parent.prompt, parent.priority, parent.client, parent.salt,
             arrival=parent.arrival, computed=parent.computed, cached=parent.cached, blocks=list(parent.blocks),
-            keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
+            gone=parent.gone, keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
         )  # fmt: skip
-        self.pool.acquire(child.blocks)
+        self.pool.acquire(child.held)
         self.running.append(child)
         return child
 
@@ -166,10 +174,11 @@ class Scheduler:
             sequence.last = now
         self._served[sequence.client] += share.count
         self._publish(sequence, share.start)
+        self._slide(sequence)
 
     def check_integrity(self) -> None:
         """CacheCorrupt unless every block is owned by exactly the sequences that name it."""
-        self.pool.check_integrity([sequence.blocks for sequence in self.running])
+        self.pool.check_integrity([sequence.held for sequence in self.running])
 
     @property
     def idle(self) -> bool:
@@ -270,6 +279,7 @@ class Scheduler:
         sequence.blocks = found + [self.pool.allocate() for _ in range(fresh)]
         sequence.computed = len(found) * size
         sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
+        self._slide(sequence)
         return True
 
     # -- queues and blocks --------------------------------------------------------------------------------------------
@@ -293,8 +303,15 @@ class Scheduler:
                 del self._queues[priority, client]
 
     def _release(self, sequence: Tokens) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        self.pool.release(sequence.held)
+        sequence.blocks, sequence.gone = [], 0
+
+    def _slide(self, sequence: Tokens) -> None:
+        """Give back the blocks that no token to come sees; who has published one may find it again."""
+        gone = max(sequence.computed + 1 - self.window, 0) // self.pool.size if self.window else 0
+        if gone > sequence.gone:
+            self.pool.release(sequence.blocks[sequence.gone : gone])
+            sequence.gone = gone
 
     def _publish(self, sequence: Tokens, start: int) -> None:
         """Make the blocks that became full and computed findable."""
@@ -344,7 +361,9 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     positions = (np.arange(starts[-1]) - starts[owner] + firsts[owner]).astype(np.int32)
     tables = np.zeros((len(shares), max(len(share.sequence.blocks) for share in shares)), np.int32)
     for row, share in enumerate(shares):
-        tables[row, : len(share.sequence.blocks)] = share.sequence.blocks
+        blocks, gone = share.sequence.blocks, share.sequence.gone
+        tables[row, : len(blocks)] = blocks
+        tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # a kernel that reads more than it sees reads its own
     tokens = [token for share in shares for token in _tokens_of(share)]
     rows, states = (
         [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)
