@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.graph import make_node, set_type
+from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_table import TensorType
 from ingot.llm.decoder import Activation, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.formats import Format, Role
@@ -191,7 +192,7 @@ def _inputs(writer: Writer) -> Step:
         given(name, "int32", "T") for name in ("token_ids", "positions", "slots", "owners")
     )
     tables, rows = given("tables", "int32", "S", width), given("rows", "int32", "R")
-    pool = ("B", 2, decoder.groups, BLOCK * decoder.depth)
+    pool = ("B", 2, decoder.groups, line_of(BLOCK, decoder.depth, writer.format.cache))
     caches = tuple(given(f"cache.{n}", writer.format.cache, *pool) for n in range(len(decoder.layers)))
     angles = {
         kind: (writer.constant(cosine, f"rope.{kind}.cosine"), writer.constant(sine, f"rope.{kind}.sine"))

@@ -13,6 +13,7 @@ import numpy as np
 from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.errors import DeviceError, EngineError, InputError
+from ingot.ir.ops_paged import line_of
 from ingot.llm.batch import Batch, Floats, Integers
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.session import Session
@@ -124,8 +125,8 @@ class EngineRunner:
     # -- memory ---------------------------------------------------------------------------------------------------
     def _block_bytes(self) -> int:
         facts = self.facts
-        line = 2 * int(facts["groups"]) * self.block_size * int(facts["depth"]) * size_of(facts["format"]["cache"])
-        return line * int(facts["layers"])
+        line = line_of(self.block_size, int(facts["depth"]), facts["format"]["cache"])
+        return 2 * int(facts["groups"]) * line * size_of(facts["format"]["cache"]) * int(facts["layers"])
 
     def _activations(self) -> int:
         plan = self.session.plan
@@ -137,8 +138,8 @@ class EngineRunner:
 
     def _made_pools(self) -> Pools:
         facts = self.facts
-        shape = (self.blocks, 2, int(facts["groups"]), self.block_size * int(facts["depth"]))
         layers, dtype = int(facts["layers"]), str(facts["format"]["cache"])
+        shape = (self.blocks, 2, int(facts["groups"]), line_of(self.block_size, int(facts["depth"]), dtype))
         return DevicePools(self.session, layers, shape, dtype) if self.session.on_device else HostPools(
             layers, shape, dtype
         )
