@@ -92,7 +92,7 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
 
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and a
-    second output `chosen` [R], the likeliest tokens."""
+    second output `chosen` [R], the likeliest tokens (-1: logits are no numbers)."""
     model = graph_of(decoder, kept, name, hidden=not target.startswith("cuda"))
     if not target.startswith("cuda"):
         return model
@@ -100,7 +100,7 @@ def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir
         half.convert(model, "bfloat16")
     project(model)
     logits = model.graph.outputs[0]
-    chosen = make_node("Reduce", [logits], {"kind": "argmax", "axes": (1,), "keepdims": 0}, name="chosen")
+    chosen = make_node("Choose", [logits], name="chosen")
     chosen.outputs[0].name = "chosen"
     model.graph.append(chosen)
     model.graph.outputs.append(chosen.outputs[0])
