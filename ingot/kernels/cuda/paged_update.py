@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ingot.kernels import kernel
+from ingot.kernels.cuda.architecture import EIGHTHS_FROM
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
@@ -19,6 +20,8 @@ _COSINE, _SINE, _QUERY_SCALE, _KEY_SCALE = 4, 5, 6, 7
 
 def _applies(node: Node, target: Any) -> bool:
     kinds = {p.dtype for p in (node.input(1), *node.inputs[_COSINE:]) if p is not None}
+    if node.input(0).dtype in _LARGEST and target.capability < EIGHTHS_FROM:
+        return False
     return kinds <= {*NARROW, "float32"} and node.input(0).dtype in STORED and isinstance(node.input(0).shape[3], int)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.kernels import kernel
-from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
@@ -83,6 +83,8 @@ def _applies(node: Node, target: Any) -> bool:
     if weight.constant is None or weight.dtype not in _WEIGHTS or node.dtype not in (*NARROW, "float32"):
         return False
     if weight.dtype == "float32" and node.dtype != "float32":
+        return False
+    if weight.dtype in _EIGHTHS and target.capability < EIGHTHS_FROM:
         return False
     work, ports = Work.of(node), _operands(node)
     fits = all(p.elements == 1 or p.shape == node.output.shape or p.elements == work.columns for p in ports)
