@@ -19,6 +19,19 @@ def cuda_table(results: Path = RESULTS) -> Iterator[str]:
     yield from _networks(json.loads((results / "h200-peers.json").read_text()))
     yield ""
     yield from _limits(json.loads((results / "h200-limits.json").read_text()))
+    if (results / "h200-precision.json").exists():
+        yield ""
+        yield from _narrow(json.loads((results / "h200-precision.json").read_text()))
+
+
+def _narrow(run: Mapping[str, Any]) -> Iterator[str]:
+    yield _line(["network", "form", "ms", "items a second", "x fp16", "signal to noise dB"])
+    yield "|---|---|---|---|---|---|"
+    for row in run["rows"]:
+        cells = [f"{row['ms']:.2f}", f"{row['items a second']:,.0f}", f"{row['x fp16']:.2f}", f"{row['SNR dB']:.0f}"]
+        yield _line([row["row"], row["form"], *cells])
+    yield ""
+    yield "`python -m benchmarks.cuda_precision`: every layer narrow that can be; a pair is of one run."
 
 
 def _line(cells: Sequence[str]) -> str:

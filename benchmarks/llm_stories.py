@@ -56,7 +56,10 @@ def measured(folder: Path, known: list[str]) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    runners = {name: EngineRunner(build_llm(folder, BuildOptions(precision=name, level=0))) for name in FORMATS}
+    kept: list[tuple[str, str | None]] = [(name, None) for name in FORMATS if not name.startswith("fp8")]
+    kept += [(name, "int8") for name in ("fp32", "int8", "int4_fine")]
+    runners = {f"{name}, kv {kv}" if kv else name: EngineRunner(build_llm(folder, options_of(name, kv)))
+               for name, kv in kept}  # fmt: skip
     exact = runners["fp32"]
     greedy = answer(exact, [1], GREEDY)
     drawn = [story(exact, seed) for seed in range(STORIES)]
@@ -70,6 +73,11 @@ def measured(folder: Path, known: list[str]) -> dict[str, Any]:
     }  # fmt: skip
     print(*(f"{key}: {value}" for key, value in result.items()), sep="\n")
     return result
+
+
+def options_of(precision: str, kv: str | None) -> BuildOptions:
+    """For builds that are not timed."""
+    return BuildOptions(precision=precision, level=0, kv=kv)
 
 
 def likelihood(runner: EngineRunner, stories: Sequence[Sequence[int]]) -> float:

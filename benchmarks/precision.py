@@ -7,6 +7,8 @@ PASS needs the accuracy and the speed that the row names. Exits 1 if a row fails
 """
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -71,6 +73,7 @@ class Row:
     faster: float
     wanted: float
     passed: bool
+    load: float  # of the machine, as the row was done
 
 
 # images
@@ -276,7 +279,8 @@ def measure(name: str, assets: Path, calibrator: str, level: int) -> Row:
     faster = times[case.format].ratio(times["fp32"])
     spent = {key: round(value.median, 4) for key, value in times.items()}
     passed = outcome.passed and faster >= case.faster
-    return Row(name, case.format, outcome.text, outcome.value, spent, round(faster, 2), case.faster, passed)
+    return Row(name, case.format, outcome.text, outcome.value, spent, round(faster, 2), case.faster, passed,
+               round(os.getloadavg()[0], 1))  # fmt: skip
 
 
 def describe(row: Row) -> str:
@@ -284,6 +288,13 @@ def describe(row: Row) -> str:
     verdict = "PASS" if row.passed else "FAIL"
     speed = f"{times} ms, {row.faster:.2f}x (at least {row.wanted}x)"
     return f"{row.model:<13} {row.format:<9} {row.outcome}; {speed}  {verdict}"
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """The rows, in the order of the table; what the file has of other models stays."""
+    known = {row["model"]: row for row in (json.loads(path.read_text())["rows"] if path.exists() else [])}
+    known |= {row.model: asdict(row) for row in rows}
+    timing.write_json(path, "narrow precisions beside float32", [known[name] for name in CASES if name in known])
 
 
 def main() -> int:
@@ -299,7 +310,7 @@ def main() -> int:
         rows.append(measure(name, options.assets, options.calibrator, options.level))
         print(describe(rows[-1]), flush=True)
         if options.json:
-            timing.write_json(options.json, "narrow precisions beside float32", [asdict(row) for row in rows])
+            write(options.json, rows)
     print(f"precision: {sum(row.passed for row in rows)} of {len(rows)} passed")
     return 0 if all(row.passed for row in rows) else 1
 

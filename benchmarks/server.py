@@ -191,7 +191,7 @@ def beside_peers(rows: Mapping[str, Row], findings: Findings) -> None:
 
 
 def grpc(models: Models, pace: Pace, findings: Findings) -> None:
-    """The median of one gRPC call after the other, less the engine alone; beside an echo through grpcio."""
+    """The median of one gRPC call after the other, less the engine alone; beside an echo on the same front."""
     inputs, labels = example_inputs("mnist"), ("engine alone", "gRPC", "gRPC, an echo")
     with hosts.ingot_server("inside", models.repository("mnist")) as host, front(OURS, None) as echo:
         rows = {label: Row("MNIST, one caller", label, 1) for label in labels}

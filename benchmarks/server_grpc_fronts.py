@@ -2,10 +2,11 @@
 
     python -m benchmarks.server_grpc_fronts [--rounds 3] [--json benchmarks/results/server_grpc_fronts.json]
 
-Fronts: grpcio's threaded server and its asyncio server (on asyncio's loop and on uvloop), both with handlers of bytes,
-and python-hyper's h2 on uvloop. Clients, one call after the other: a blocking grpcio stub of bytes (also eight of them,
-and one that sends an image of 600 kB), and NVIDIA's tritonclient in its own environment. CPU is a client's own time for
-a call, which no server can take away. MNIST on one thread.
+Fronts: grpcio's threaded server and its asyncio server (on asyncio's loop and on uvloop), both with handlers of bytes;
+python-hyper's h2 on uvloop; ours, zttp on uvloop, which also looks a moment longer before it sleeps. Clients, one call
+after the other: a blocking grpcio stub of bytes (also eight of them, and one that sends an image of 600 kB), and
+NVIDIA's tritonclient in its own environment. CPU is a client's own time for a call, which no server can take away.
+MNIST on one thread.
 """
 
 import argparse
@@ -35,7 +36,12 @@ from benchmarks.server_hosts import ROOT, client_python, ingot_server
 from benchmarks.server_load import free_port, summary
 from benchmarks.server_repository import made_models
 from benchmarks.timing import write_json
+from ingot.server.grpc_calls import Calls, unary
+from ingot.server.http2 import Connection
+from ingot.server.lookout import Lookout
+from ingot.server.options import Options
 from ingot.server.schema import message
+from ingot.server.wire import Front
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 Answer = Callable[[bytes], bytes]
@@ -137,10 +143,22 @@ def serve_h2(answer: Answer, port: int) -> None:
     uvloop.run(forever())
 
 
-OURS = "grpcio, asyncio on uvloop"
-FRONTS = {
-    "grpcio, threads": serve_threads, "grpcio, asyncio": serve_aio, OURS: serve_aio_uvloop,
-    "h2 on uvloop": serve_h2,
+def serve_ours(answer: Answer, port: int, microseconds: int = Options.busy_poll) -> None:
+    import uvloop
+
+    async def forever(pool: ThreadPoolExecutor) -> None:
+        calls = Calls({METHOD.encode(): unary(lambda call, raw: call.respond(answer(bytes(raw))))}, 1 << 30, pool)
+        await Front(calls, None, None, Connection, Lookout(microseconds)).start("127.0.0.1", port)
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        uvloop.run(forever(pool))
+
+
+OURS = "ours: zttp on uvloop"
+FRONTS: dict[str, Callable[[Answer, int], None]] = {
+    "grpcio, threads": serve_threads, "grpcio, asyncio": serve_aio, "grpcio, asyncio on uvloop": serve_aio_uvloop,
+    "h2 on uvloop": serve_h2, "ours, sleeping at once": partial(serve_ours, microseconds=0), OURS: serve_ours,
 }  # fmt: skip
 
 

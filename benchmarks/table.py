@@ -144,8 +144,9 @@ def formats_table(results: Path) -> Iterator[str]:
         yield f"| {row['model']} | {row['format']} | {row['outcome']} | {times} | {row['faster']:.2f}x |"
     yield ""
     yield f"`python -m benchmarks.precision`, on {describe_machine(measured['machine'])}"
-    load = measured["machine"]["load"]
-    yield f"Samples that were calibrated on are not judged; medians of paired runs (load {load})."
+    loads = [row["load"] for row in measured["rows"]]
+    busy = f"load {min(loads)} to {max(loads)}"
+    yield f"Samples that were calibrated on are not judged; medians of paired runs ({busy})."
 
 
 def llm_cpu_table(results: Path) -> Iterator[str]:

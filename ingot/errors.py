@@ -28,7 +28,12 @@ class BuildError(IngotError):
 
 
 class VerificationFailed(BuildError):
-    """The built engine differs from the reference by more than the tolerance; nothing was written."""
+    """The built engine differs from the reference by more than the tolerance; nothing was written. `kernels`: labels of
+    those known to be wrong."""
+
+    def __init__(self, message: str, kernels: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.kernels = kernels
 
 
 class EngineError(IngotError):

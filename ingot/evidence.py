@@ -36,6 +36,7 @@ from ingot.plan.plan import TensorSpec
 from ingot.report import BuildLog
 from ingot.runtime.machine import cpu_features
 from ingot.runtime.session import Session, features
+from ingot.stepwise import compare_steps, without_rounding
 from ingot.tune.binding import bind
 
 Array = np.ndarray[Any, Any]
@@ -78,9 +79,11 @@ def _two(x: float) -> float:
     return float(f"{x:.1e}") if math.isfinite(x) else x
 
 
-def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> Engine:
+def verify(
+    engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: BuildLog, compiled: Sequence[Compiled] = ()
+) -> Engine:
     """The engine with its evidence inside. VerificationFailed names the output and the figures; nothing is returned
-    then."""
+    then. `compiled`: what its variants were made from; where roundings blur the outputs, each step is compared too."""
     if not _runnable(engine):
         log.note(
             "not verified", engine.source, "no variant of the engine runs on this machine", "verify it where it runs"
@@ -90,10 +93,13 @@ def verify(engine: Engine, source: onnx_ir.Model, config: BuildConfig, log: Buil
     with log.stage("verify"):
         reference = _Reference(source, config)
         evidence: list[Difference] = []
-        for variant in engine.variants:
+        for number, variant in enumerate(engine.variants):
             alone = replace(engine, variants=(variant,))
             if _runnable(alone):
-                evidence += check(alone, reference, config, log)
+                found, blurred = check(alone, reference, config, log)
+                evidence += found
+                if blurred is not None and compiled and all(d.passed for d in found):
+                    _refuse_wrong_steps(compiled[number], source, blurred, config, log)
     failed = [d for d in evidence if not d.passed]
     if failed:
         raise VerificationFailed(_complaint(failed, config))
@@ -119,9 +125,9 @@ def first_correct(attempt: Attempt, source: onnx_ir.Model, config: BuildConfig, 
     while True:
         engine, compiled = attempt(banned)
         try:
-            return verify(engine, source, config, log)
+            return verify(engine, source, config, log, compiled)
         except VerificationFailed as failure:
-            wrong = blame(compiled, config, log) - banned
+            wrong = (failure.kernels or blame(compiled, config, log)) - banned
             if not wrong:
                 raise failure from None
             banned |= wrong
@@ -172,9 +178,33 @@ def _complaint(failed: Sequence[Difference], config: BuildConfig) -> str:
     )
 
 
-def check(engine: Engine, reference: _Reference, config: BuildConfig, log: BuildLog) -> list[Difference]:
-    """Differences of every output at every set of shapes."""
+def _refuse_wrong_steps(
+    made: Compiled, source: onnx_ir.Model, feeds: Mapping[str, Any], config: BuildConfig, log: BuildLog
+) -> None:
+    """VerificationFailed where a step alone is wrong."""
+    found = compare_steps(made, source, feeds, lambda dtype: _tolerance(dtype, config))
+    if found is None:
+        return
+    log.figures["steps compared"] = found.compared
+    for fault in found.faults:
+        if fault.kernel is not None:
+            log.note("dropped tactic", fault.nodes, f"{fault.kernel}: given the model's own numbers it {fault.reason}")
+    if found.faults:
+        worst = next((fault for fault in found.faults if fault.kernel is None), found.faults[0])
+        raise VerificationFailed(
+            f"{worst.nodes}: given the model's own numbers, what this step computes {worst.reason}; no engine was "
+            "made. This is a bug in Ingot; a layer kept wide (--layerPrecisions) goes around it",
+            frozenset(fault.kernel for fault in found.faults if fault.kernel is not None),
+        )
+
+
+def check(
+    engine: Engine, reference: _Reference, config: BuildConfig, log: BuildLog
+) -> tuple[list[Difference], Mapping[str, Any] | None]:
+    """Differences of every output at every set of shapes, and inputs with which only what rounding may do explains
+    them."""
     found: list[Difference] = []
+    blurred: Mapping[str, Any] | None = None
     with Session(engine, device=engine.variants[0].target) as session:
         points = list(_answerable(engine.inputs, reference, config))
         if not points:
@@ -183,14 +213,18 @@ def check(engine: Engine, reference: _Reference, config: BuildConfig, log: Build
             shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray)}
             mine = _run(session, feeds, shapes)
             _refuse_nan(wanted, reference)
-            here = [compare(n, mine[n], wanted[n], shapes, config, reference.steps)
-                    for n in wanted if isinstance(mine[n], np.ndarray)]  # fmt: skip
+            names = [n for n in wanted if isinstance(mine[n], np.ndarray)]
+            here = [compare(n, mine[n], wanted[n], shapes, config, reference.steps) for n in names]
+            if reference.steps and blurred is None and not all(
+                compare(n, mine[n], wanted[n], shapes, config).passed for n in names
+            ):  # fmt: skip
+                blurred = _sliced(feeds, engine.inputs)
             if reference.steps and not all(d.passed for d in here):
                 wide = reference.unrounded(feeds, engine.inputs)
                 here = [within_rounding(d, mine[d.output], wanted[d.output], wide[d.output], config) for d in here]
             found += here
             log.advance("verify", (number + 1) / len(points))
-    return found
+    return found, blurred
 
 
 def _run(session: Session, feeds: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -267,19 +301,6 @@ class _Reference:
         if self._unrounded is None:
             self._unrounded = compile_model(without_rounding(self._source))
         return self._unrounded(_sliced(feeds, specs))
-
-
-def without_rounding(model: onnx_ir.Model) -> onnx_ir.Model:
-    """DQ(Q(x)) => x, in a copy: what the model computes without its integers."""
-    copy = model.clone()
-    for node in copy.graph.all_nodes():
-        quantize = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
-        if quantize is None or quantize.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output():
-            continue
-        x, scale = quantize.inputs[0], node.inputs[1]
-        if x is not None and scale is not None and x.dtype in (None, scale.dtype):
-            node.outputs[0].replace_all_uses_with(x)
-    return copy
 
 
 def _sliced(feeds: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import ingot
-from ingot import evidence, kernels
+from ingot import evidence, kernels, stepwise
 from ingot.config import BuildConfig
 from ingot.errors import VerificationFailed
 from ingot.importers import onnx as onnx_importer
@@ -139,6 +139,6 @@ def test_a_model_without_its_roundings() -> None:
             z = DequantizeLinear(q, scale, zero)
         }""")
     x = np.array([0.4, 1.6, -9.0], np.float32)
-    found = compile_model(evidence.without_rounding(onnx_importer.load(proto)))({"x": x})
+    found = compile_model(stepwise.without_rounding(onnx_importer.load(proto)))({"x": x})
     np.testing.assert_array_equal(found["y"], -x)
     np.testing.assert_array_equal(found["z"], [0, 2, -3])  # an output keeps its name, and so its meaning

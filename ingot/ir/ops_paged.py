@@ -4,6 +4,9 @@ The pool of a layer is cache[blocks, 2, G, block_size * D]: keys of a block and 
 block_size keys are multiplied at once, values are [block_size, D]. A slot is block * block_size + offset. A token whose
 position is negative is padding: it is written nowhere, sees nothing and gives 0. Native code updates the pool where it
 is (`STATEFUL`): a plan keeps the output in the input's memory.
+
+A pool of int8 has a scale for each token and head: block_size of them, float32, lie behind the [D, block_size] keys,
+and behind the values, so that a line has block_size * (D + 4) bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,34 @@ from ingot.ir.elementwise import Array, cast, wide
 from ingot.ir.ops_table import Attribute, TensorType, narrowed, op
 
 STATEFUL = frozenset({"CacheUpdate"})
+SCALE_BYTES, LARGEST, LEAST = 4, 127, 1e-30  # of a pool of int8: LEAST keeps scales of zeros from being none
+
+
+def line_of(block: int, depth: int, dtype: str) -> int:
+    """Elements of a block's keys, or values, of a group."""
+    return block * (depth + (SCALE_BYTES if dtype == "int8" else 0))
+
+
+def block_of(line: int, depth: int, dtype: str) -> int:
+    """Tokens of a block whose line has so many elements."""
+    return line // line_of(1, depth, dtype)
+
+
+def _scales(pool: Array, size: int, depth: int) -> Array:
+    """A view of the scales [blocks, 2, G, size] of a pool of int8."""
+    return pool[..., size * depth :].view(np.float32)
+
+
+def _parts(cache: Array, depth: int) -> tuple[Array, Array]:
+    """Keys and values [blocks, G, block_size, D], wide."""
+    groups, size = cache.shape[2], block_of(cache.shape[3], depth, cache.dtype.name)
+    kept = wide(cache[..., : size * depth].astype(np.float32))
+    keys = kept[:, 0].reshape(-1, groups, depth, size).swapaxes(2, 3)
+    values = kept[:, 1].reshape(-1, groups, size, depth)
+    if cache.dtype != np.int8:
+        return keys, values
+    scales = wide(_scales(cache, size, depth))[..., None]
+    return keys * scales[:, 0], values * scales[:, 1]
 
 
 def _update_type(cache: TensorType, projected: TensorType, *_: TensorType | None, heads: int, groups: int,
@@ -49,13 +80,21 @@ def cache_update(cache: Array, projected_TN: Array, positions_T: Array, slots_T:
     query, key = _normalised(query, query_scale, epsilon), _normalised(key, key_scale, epsilon)
     query, key = (_rotated(x, positions_T, cosine_PR, sine_PR) for x in (query, key))
     pool = cache.copy()
-    size = cache.shape[3] // depth
+    size = block_of(cache.shape[3], depth, cache.dtype.name)
     kept = (positions_T >= 0) & (slots_T >= 0)
     block, offset = np.divmod(slots_T[kept], size)
-    keys, values = pool[:, 0].reshape(-1, groups, depth, size), pool[:, 1].reshape(-1, groups, size, depth)
-    keys[block, :, :, offset] = cast(key[kept], cache.dtype.name)
-    values[block, :, offset] = cast(value[kept], cache.dtype.name)
-    pool[:, 0], pool[:, 1] = keys.reshape(pool[:, 0].shape), values.reshape(pool[:, 1].shape)
+    for part, x in enumerate((key[kept], value[kept])):
+        numbers, line = cast(x, cache.dtype.name) if cache.dtype != np.int8 else x, pool[:, part, :, : size * depth]
+        if cache.dtype == np.int8:
+            scale = np.maximum(np.abs(x).max(-1), LEAST) / LARGEST
+            numbers = np.rint(x / scale[..., None]).astype(np.int8)
+            _scales(pool, size, depth)[block, part, :, offset] = scale
+        placed = line.reshape(-1, groups, *((depth, size) if part == 0 else (size, depth)))
+        if part == 0:
+            placed[block, :, :, offset] = numbers
+        else:
+            placed[block, :, offset] = numbers
+        pool[:, part, :, : size * depth] = placed.reshape(line.shape)
     return pool, narrowed(query, projected_TN.dtype.name)
 
 
@@ -82,7 +121,7 @@ def _paged_type(query: TensorType, cache: TensorType, *_: TensorType, scale: flo
     heads, depth, groups, line = query.shape[1], query.shape[2], cache.shape[2], cache.shape[3]
     if not all(isinstance(size, int) for size in (heads, depth, groups, line)):
         raise GraphError("PagedAttention: heads, groups, their size and that of blocks are fixed numbers")
-    if int(heads) % int(groups) or int(line) % int(depth):
+    if int(heads) % int(groups) or int(line) % line_of(1, int(depth), cache.dtype):
         raise GraphError(f"PagedAttention: a pool {cache.shape} does not fit queries {query.shape}")
     return query
 
@@ -96,16 +135,15 @@ def paged_attention(query_THD: Array, cache: Array, positions_T: Array, owners_T
     window: it sees that many positions, its own included; 0 all. softcap: as Attention's.
     """
     tokens, heads, depth = query_THD.shape
-    groups, size = cache.shape[2], cache.shape[3] // depth
+    groups, size = cache.shape[2], block_of(cache.shape[3], depth, cache.dtype.name)
     result = np.zeros(query_THD.shape, wide(query_THD).dtype)
     for t in range(tokens):
         count = int(positions_T[t]) + 1
         if count <= 0:
             continue
         first = max(count - window, 0) if window else 0
-        pool = wide(cache[tables_SW[owners_T[t]][: -(-count // size)]])
-        keys = pool[:, 0].reshape(-1, groups, depth, size).transpose(1, 0, 3, 2).reshape(groups, -1, depth)
-        values = pool[:, 1].reshape(-1, groups, size, depth).transpose(1, 0, 2, 3).reshape(groups, -1, depth)
+        keys, values = (part.transpose(1, 0, 2, 3).reshape(groups, -1, depth)
+                        for part in _parts(cache[tables_SW[owners_T[t]][: -(-count // size)]], depth))  # fmt: skip
         query = wide(query_THD[t]).reshape(groups, heads // groups, depth)
         scores = query @ keys[:, first:count].transpose(0, 2, 1) * query.dtype.type(scale)
         scores = softcap * np.tanh(scores / softcap) if softcap else scores

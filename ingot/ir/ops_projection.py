@@ -28,7 +28,8 @@ def _type(x: TensorType, weight: TensorType, norm: TensorType | None, *operands:
 def projection(x: Array, weight_KN: Array, norm_K: Array | None = None, *operands: Array, parts: int, epsilon: float,
                expression: str) -> Array:  # fmt: skip
     """expression(y[..., :N/parts], y[..., N/parts:2N/parts], …, operands) with y = x' @ weight in float32, where x' is
-    x / rms(x) * norm if there is a norm, else x"""
+    x / rms(x) * norm if there is a norm, else x. Where weights have eight bits, x' may be rounded to them too, row by
+    row with a scale"""
     rows = wide(x)
     if norm_K is not None:
         square = np.mean(rows * rows, axis=-1, keepdims=True)

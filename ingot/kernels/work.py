@@ -81,7 +81,12 @@ def _parallel_linear(node: Node) -> Extent:
     return product((2, *node.input(0).shape, node.input(1).shape[1]))
 
 
+def _projection(node: Node) -> Extent:
+    return product((2, node.input(0).elements, node.input(1).shape[1]))
+
+
 _TABLE: dict[str, Callable[[Node], Extent]] = {
+    "Projection": _projection,
     "Linear": _linear,
     "ParallelLinear": _parallel_linear,
     "QuantizedLinear": _linear,

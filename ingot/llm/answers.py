@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
+
+from ingot.llm.batch import Floats
 from ingot.llm.guided import Matcher
-from ingot.llm.request import Event, Finish, Request, TokenLogprob
+from ingot.llm.request import Event, Finish, Refused, Request, TokenLogprob
 from ingot.llm.sampling import Drawing
 from ingot.llm.scheduler import Tokens
 from ingot.llm.text import Growing, Stops
@@ -41,12 +45,35 @@ class Ticket:
 
 
 @dataclass(eq=False, slots=True)
+class Pooled:
+    """The hidden states of a text, as far as they are computed."""
+
+    total: Any = 0.0
+    count: int = 0
+
+    def take(self, start: int, states: Floats) -> None:
+        """Those of the tokens from `start` on; a text that begins again is computed anew."""
+        if start == 0:
+            self.total, self.count = 0.0, 0
+        self.total, self.count = self.total + states.astype(np.float64).sum(0), self.count + len(states)
+
+    def vector(self) -> tuple[float, ...]:
+        """Their mean, of length 1. Refused where it has none."""
+        mean = self.total / self.count
+        length = float(np.sqrt(np.sum(mean * mean)))
+        if not (length > 0 and np.isfinite(length)):
+            raise Refused("the hidden states of this text are no numbers, or all zero")
+        return tuple((mean / length).tolist())
+
+
+@dataclass(eq=False, slots=True)
 class Answer:
     """A voice and the sequence that feeds it, as the loop sees them."""
 
     voice: Voice
     sequence: Tokens
     last: float = 0.0
+    pooled: Pooled | None = None
 
     @property
     def ticket(self) -> Ticket:
@@ -69,6 +96,7 @@ class Spoken:
     finish: Finish | None = None
     stop: int | None = None
     error: str = ""
+    vector: tuple[float, ...] | None = None
 
 
 @dataclass(eq=False)
@@ -98,7 +126,14 @@ class Voice:
             finish = "stop"
             self.stopped(self)
         stop = self.stops.found if self.stops.found is not None else said.stop
-        return Event(self.index, text, said.tokens, said.logprobs, finish, stop, said.error, self.ticket.cached)
+        return Event(self.index, text, said.tokens, said.logprobs, finish, stop, said.error, self.ticket.cached,
+                     said.vector)  # fmt: skip
+
+
+def shortened(vector: Sequence[float], dimensions: int | None) -> Floats:
+    """The first numbers of a vector, again of length 1, as models with nested embeddings want it."""
+    first = np.asarray(vector[:dimensions], np.float64)
+    return np.asarray(first / max(float(np.sqrt(np.sum(first * first))), 1e-30), np.float32)
 
 
 class Speaker:

@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ingot.llm.batch import Runner
+import numpy as np
+
+from ingot.llm.answers import shortened
+from ingot.llm.batch import Floats, Runner
 from ingot.llm.engine import Engine, EngineOptions
-from ingot.llm.request import Event, Finish, Refused, Request, Sampling, TokenLogprob
+from ingot.llm.request import Event, Finish, Pooling, Refused, Request, Sampling, TokenLogprob
 from ingot.llm.text import Text
 
 Prompt = str | Sequence[int]
@@ -65,6 +68,12 @@ class LLM:
     def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> Answer:
         """The answer to a conversation."""
         return self.generate([self.text.chat(messages)], **asked)[0]
+
+    def embed(self, texts: Sequence[Prompt], *, pooling: Pooling = "last", dimensions: int | None = None) -> Floats:
+        """A vector of length 1 for each text, [texts, hidden]: the hidden states' mean, or that of the last token."""
+        requests = [Request(self._tokens(text), _NO_SAMPLING, pooling=pooling) for text in texts]
+        ends = [_checked(events.get()) for _, events in [self._submit(request) for request in requests]]
+        return np.stack([shortened(end.vector or (), dimensions) for end in ends])
 
     def stream(self, prompt: Prompt, **asked: Any) -> Iterator[str]:
         """One answer's text, piece by piece; leaving the loop early cancels the rest."""

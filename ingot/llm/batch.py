@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,8 @@ class Batch:
 
     slots: block * block_size + offset, where a token's key and value are written. starts [S+1]: the tokens
     starts[s]..starts[s+1] belong to sequence s. lengths [S]: context of s, these tokens included. tables
-    [S, any]: its blocks in order. rows [R]: the tokens whose logits are wanted. All int32.
+    [S, any]: its blocks in order. rows [R]: the tokens whose logits are wanted; states [E]: those whose hidden states
+    are, behind the last norm. All int32.
     """
 
     token_ids: Integers
@@ -29,6 +30,7 @@ class Batch:
     lengths: Integers
     tables: Integers
     rows: Integers
+    states: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Runner(Protocol):
@@ -49,9 +51,21 @@ class Runner(Protocol):
     def context(self) -> int: ...
     @property
     def eos(self) -> frozenset[int]: ...
+    @property
+    def window(self) -> int:
+        """Positions that a token sees at most in any layer, its own included; 0: all."""
+        ...
+    @property
+    def hidden(self) -> int:
+        """Extent of a hidden state; 0: `step_states` is not there."""
+        ...
 
     def step(self, batch: Batch) -> Floats:
         """Logits [R, vocabulary] of the batch's rows."""
+        ...
+
+    def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
+        """Logits of the batch's rows, and the hidden states [E, hidden] of its `states`."""
         ...
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -16,9 +16,10 @@ from ingot.config import BuildConfig, Profile
 from ingot.engine import Engine
 from ingot.errors import BuildError, ConfigError
 from ingot.ir.graph import make_node
+from ingot.ir.ops_paged import line_of
 from ingot.llm import evidence
 from ingot.llm.decoder import Decoder
-from ingot.llm.formats import Format, format_of
+from ingot.llm.formats import Format, format_of, with_cache
 from ingot.llm.graph import BLOCK, graph_of
 from ingot.llm.models import decoder_of
 from ingot.llm.projections import project
@@ -38,7 +39,8 @@ class BuildOptions:
 
     context: tokens of prompt and answer together, None for the model's (at most 8192); token_budget, sequence_budget:
     most tokens and sequences of one step; typical: tokens of the step to tune for. verify: compare with the reference;
-    text: file on which the mean negative log-likelihood of a token may rise by `max_rise`."""
+    text: file on which the mean negative log-likelihood of a token may rise by `max_rise`. kv: how keys and values are
+    kept, where not as the precision says."""
 
     precision: str = "fp32"
     target: str = "cpu"
@@ -52,6 +54,7 @@ class BuildOptions:
     verify: bool = True
     text: str | None = None
     max_rise: float = 0.05
+    kv: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "sequence_budget", "typical"):
@@ -64,7 +67,7 @@ class BuildOptions:
 def build_llm(folder: str | Path, options: BuildOptions | None = None, progress: Progress | None = None) -> Engine:
     """The engine of a Hugging Face style folder. ImportFailure names the tensor or key that does not fit."""
     options, log = options or BuildOptions(), BuildLog(progress)
-    kept = format_of(options.precision)
+    kept = with_cache(format_of(options.precision), options.kv)
     with log.stage("import"):
         checkpoint = open_checkpoint(folder)
         decoder = decoder_of(checkpoint, options.context)
@@ -89,15 +92,15 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
 
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and a
-    second output `chosen` [R], the likeliest tokens."""
-    model = graph_of(decoder, kept, name)
+    second output `chosen` [R], the likeliest tokens (-1: logits are no numbers)."""
+    model = graph_of(decoder, kept, name, hidden=not target.startswith("cuda"))
     if not target.startswith("cuda"):
         return model
     if kept.bits < 32:
         half.convert(model, "bfloat16")
     project(model)
     logits = model.graph.outputs[0]
-    chosen = make_node("Reduce", [logits], {"kind": "argmax", "axes": (1,), "keepdims": 0}, name="chosen")
+    chosen = make_node("Choose", [logits], name="chosen")
     chosen.outputs[0].name = "chosen"
     model.graph.append(chosen)
     model.graph.outputs.append(chosen.outputs[0])
@@ -106,10 +109,13 @@ def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir
 
 def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     width = -(-decoder.context // BLOCK)
-    pool = (2, decoder.groups, BLOCK * decoder.depth)
+    kept = with_cache(format_of(options.precision), options.kv)
+    pool = (2, decoder.groups, line_of(BLOCK, decoder.depth, kept.cache))
     typical = min(options.typical, options.token_budget)
+    states = {} if options.target.startswith("cuda") else {"states": ((1,), (1,), (options.token_budget,))}
     profile = Profile(
         **{
+            **states,
             "token_ids": ((1,), (typical,), (options.token_budget,)),
             "rows": ((1,), (1,), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),
@@ -133,6 +139,7 @@ def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: B
         "depth": decoder.depth,
         "block_size": BLOCK,
         "context": decoder.context,
+        "window": decoder.window,
         "token_budget": options.token_budget,
         "sequence_budget": options.sequence_budget,
         "format": asdict(kept),

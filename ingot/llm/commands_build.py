@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ingot.dtypes import size_of
 from ingot.engine import Engine
+from ingot.ir.ops_paged import line_of
 from ingot.llm.build import BuildOptions, build_llm
-from ingot.llm.formats import FORMATS
+from ingot.llm.formats import CACHES, FORMATS
 from ingot.report import last_log
 from ingot.tools.progress import build_progress
 
@@ -19,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="config.json, safetensors and tokenizer files, as Hugging Face lays them out")
     parser.add_argument("-o", "--output", help="engine file to write (default: FOLDER.engine)")
     parser.add_argument("--precision", default="fp32", choices=sorted(FORMATS), help="how weights are kept")
+    parser.add_argument("--kv", choices=sorted(CACHES), help="how keys and values are kept (default: as the precision)")
+    parser.add_argument("--target", default="cpu", help='"cpu", "cuda" (the GPU that is here) or "cuda:sm_90"')
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together (default: the model's)")
     parser.add_argument("--token-budget", type=int, default=512, help="most tokens in one step")
     parser.add_argument("--sequence-budget", type=int, default=64, help="most sequences in one step")
@@ -37,9 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     output = Path(arguments.output or folder.with_suffix(".engine"))
     options = BuildOptions(
-        arguments.precision, arguments.context, arguments.token_budget, arguments.sequence_budget,
+        arguments.precision, arguments.target, arguments.context, arguments.token_budget, arguments.sequence_budget,
         level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
-        verify=not arguments.no_verify, text=arguments.text, max_rise=arguments.max_rise,
+        verify=not arguments.no_verify, text=arguments.text, max_rise=arguments.max_rise, kv=arguments.kv,
     )  # fmt: skip
     with build_progress(arguments.quiet) as progress:
         engine = build_llm(folder, options, progress)
@@ -53,7 +57,8 @@ def as_text(engine: Engine, path: Path) -> str:
     facts, log = engine.details["llm"], last_log()
     plan = engine.variants[0].plan
     planned = max((m.bytes for m in plan.memory), default=0)
-    block = 2 * facts["layers"] * facts["groups"] * facts["depth"] * (4 if facts["format"]["cache"] == "float32" else 2)
+    cache = facts["format"]["cache"]
+    block = 2 * facts["layers"] * facts["groups"] * line_of(1, facts["depth"], cache) * size_of(cache)
     return "\n".join([
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {facts['family']}, {facts['layers']} layers, "
         f"{facts['vocabulary']} tokens, context {facts['context']}",

@@ -138,6 +138,12 @@ class Decoder:
     final_softcap: float = 0.0
 
     @property
+    def window(self) -> int:
+        """Positions that a token sees at most in any layer; 0: all."""
+        windows = [layer.window for layer in self.layers]
+        return max(windows) if all(windows) else 0
+
+    @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
         return int(self.embedding.shape[0])

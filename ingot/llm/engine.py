@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 
 from ingot.errors import IngotError
-from ingot.llm.answers import Answer, Sink, Speaker, Spoken, Ticket, Voice
-from ingot.llm.batch import Floats, Runner
+from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
+from ingot.llm.batch import Batch, Floats, Integers, Runner
 from ingot.llm.cache import BlockPool
 from ingot.llm.counters import Counters
 from ingot.llm.guided import Grammars, Matcher
@@ -55,9 +55,11 @@ class Engine:
     ) -> None:  # fmt: skip
         self.runner, self.text, self.options, self.clock = runner, text, options or EngineOptions(), clock
         limits = Limits(runner.token_budget, runner.sequence_budget, self.options.interval)
-        self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size))
+        window = runner.window if draft is None else 0  # a draft model may begin anew, with blocks of the same numbers
+        self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size), window)
         self.counters, self.fault = Counters(), ""
         self.longest = min(runner.context, runner.blocks * runner.block_size)
+        self._choose: Callable[[Batch], Integers] | None = getattr(runner, "choose", None)
         self._speaker = Speaker()
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
         self._drafter: Drafter | None = None
@@ -78,6 +80,8 @@ class Engine:
     def submit(self, request: Request, sink: Sink) -> Ticket:
         """Take a request; `sink` is told of its answers until each has an event with `finish`. Refused, Overloaded."""
         check(request, self.runner.vocabulary, self.longest)
+        if request.pooling is not None and not self.runner.hidden:
+            raise Refused("this engine gives no hidden states: build one with --target cpu")
         asked = request.sampling
         matchers = [self._matcher(asked.guide) for _ in range(asked.answers)]
         room = self.longest - len(request.tokens)
@@ -213,16 +217,17 @@ class Engine:
 
     def _enter(self, ticket: Ticket) -> None:
         request = ticket.request
-        whole = request.sampling.prompt_logprobs is not None
+        whole = request.sampling.prompt_logprobs is not None or request.pooling == "mean"
         sequence = Tokens(
             next(self._numbers), list(request.tokens), len(request.tokens), request.priority, request.client,
-            request.salt, whole,
+            request.salt, whole, request.pooling is not None,
         )  # fmt: skip
         ticket.later = ticket.voices[1:]
         for voice in ticket.voices:
             if voice.matcher is not None:
                 voice.matcher.prepare(self._masks)
-        self._answers[sequence] = Answer(ticket.voices[0], sequence)
+        pooled = Pooled() if sequence.silent else None
+        self._answers[sequence] = Answer(ticket.voices[0], sequence, pooled=pooled)
         self.scheduler.add(sequence, self.clock())
 
     def _propose(self) -> None:
@@ -240,7 +245,7 @@ class Engine:
             if answer.voice.matcher is not None:
                 answer.sequence.draft = answer.voice.matcher.allowed(answer.sequence.draft)
 
-    def _compute(self, step: Step) -> tuple[list[Share], Floats]:
+    def _compute(self, step: Step) -> tuple[list[Share], Floats | Integers]:
         """The shares that could be computed, and their rows; those that could not have failed."""
         self._began = began = self.clock()
         for share in step.shares:
@@ -248,7 +253,7 @@ class Engine:
         try:
             if step.copies:
                 self.runner.copy_blocks(step.copies)
-            shares, logits = list(step.shares), self.runner.step(batch_of(step.shares, self.runner.block_size))
+            shares, logits = list(step.shares), self._rows_of(step.shares)
         except Exception as error:
             log.exception("a step of %d sequences failed; they are computed one by one", len(step.shares))
             shares, logits = self._apart(step, error)
@@ -260,6 +265,32 @@ class Engine:
         self.counters.steps += 1
         return shares, logits
 
+    def _rows_of(self, shares: Sequence[Share]) -> Floats | Integers:
+        """Their rows' logits, or likeliest tokens where nobody wants more and the runner can tell."""
+        batch, choose = batch_of(shares, self.runner.block_size), self._choose
+        if choose is not None and not len(batch.states) and all(map(self._plain, shares)):
+            return choose(batch)
+        return self._logits_of(shares, batch)
+
+    def _logits_of(self, shares: Sequence[Share], batch: Batch) -> Floats:
+        """Logits of what draws; hidden states go to the texts that want them."""
+        if not len(batch.states):
+            return self.runner.step(batch)
+        logits, states = self.runner.step_states(batch)
+        silent, place = [share for share in shares if share.sequence.silent], 0
+        for share in silent:
+            pooled = self._answers[share.sequence].pooled
+            assert pooled is not None
+            if share.rows:
+                pooled.take(share.start, states[place : place + share.rows])
+            place += share.rows
+        return logits
+
+    def _plain(self, share: Share) -> bool:
+        answer = self._answers[share.sequence]
+        voices = [answer.voice, *answer.ticket.later]
+        return not share.sequence.whole and all(v.matcher is None and v.drawing.plain for v in voices)
+
     def _apart(self, step: Step, error: Exception) -> tuple[list[Share], Floats]:
         """Each share alone: one that fails alone too is at fault, its request ends."""
         self.counters.faults += 1
@@ -267,7 +298,7 @@ class Engine:
         for share in step.shares:
             try:
                 self.runner.copy_blocks(step.copies)
-                rows.append(self.runner.step(batch_of([share], self.runner.block_size)))
+                rows.append(self._logits_of([share], batch_of([share], self.runner.block_size)))
                 shares.append(share)
             except Exception as own:  # noqa: BLE001 - becomes the request's answer
                 self._fail(self._answers[share.sequence], f"the model failed on this request: {own}")
@@ -281,11 +312,15 @@ class Engine:
             self.counters.prompt_tokens += share.sequence.prompt
 
     # -- what was computed --------------------------------------------------------------------------------------------
-    def _record(self, shares: Sequence[Share], logits: Floats) -> None:
+    def _record(self, shares: Sequence[Share], logits: Floats | Integers) -> None:
         """Draw, go on, tell."""
         turns, row = list[Turn](), 0
         for share in shares:
             answer = self._answers[share.sequence]
+            if answer.pooled is not None:
+                self.scheduler.advance(share, [], self.clock())
+                self._embed(answer, answer.pooled)
+                continue
             self._note_prompt(answer, share, logits[row : row + share.rows])
             row += share.rows
             if share.draws:
@@ -297,7 +332,19 @@ class Engine:
         draw_all(turns, logits)
         self._go_on(turns)
 
-    def _note_prompt(self, answer: Answer, share: Share, logits: Floats) -> None:
+    def _embed(self, answer: Answer, pooled: Pooled) -> None:
+        """Tell a text's vector, once all of it is computed."""
+        if answer.sequence.computed < answer.sequence.prompt:
+            return
+        try:
+            vector = pooled.vector()
+        except Refused as error:
+            self._fail(answer, str(error))
+            return
+        self._close(answer, "stop")
+        self._speaker.say(Spoken(answer.voice, finish="stop", vector=vector))
+
+    def _note_prompt(self, answer: Answer, share: Share, logits: Floats | Integers) -> None:
         """Log-probabilities of the prompt's own tokens."""
         top = answer.ticket.request.sampling.prompt_logprobs
         if top is None or not share.sequence.whole:
@@ -305,7 +352,7 @@ class Engine:
         end = min(share.start + share.rows, share.sequence.prompt - 1)
         for place in range(share.start, end):
             token = share.sequence.tokens[place + 1]
-            answer.ticket.prompt_logprobs[place + 1] = logprob_of(logits[place - share.start], token, top)
+            answer.ticket.prompt_logprobs[place + 1] = logprob_of(np.asarray(logits[place - share.start]), token, top)
 
     def _go_on(self, turns: Sequence[Turn]) -> None:
         """Sequences get their tokens; those that begin with the first one's logits become sequences of their own."""

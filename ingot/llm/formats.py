@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -72,6 +72,10 @@ FORMATS = {
 }
 
 
+# keys and values -> their type, and how far logits may be for its sake
+CACHES = {"fp32": ("float32", 0.0), "bf16": ("bfloat16", 0.1), "int8": ("int8", 0.15)}
+
+
 def format_of(name: str) -> Format:
     """The format of a name; ConfigError for an unknown one."""
     if name not in FORMATS:
@@ -85,6 +89,16 @@ def unpacked(parts: Sequence[Quantized]) -> tuple[str, Weights, dict[str, Any]]:
     weight, scale, zero = (np.concatenate([one.T for one in kind]).T for kind in zip(*read, strict=True))
     operands = {"weight": weight, "scale": scale, "zero": zero, "order": parts[0].order}
     return "QuantizedLinear", operands, {"bits": parts[0].bits, "group": parts[0].group}
+
+
+def with_cache(kept: Format, kv: str | None) -> Format:
+    """The format with keys and values kept otherwise: CACHES; None: as it says."""
+    if kv is None:
+        return kept
+    if kv not in CACHES:
+        raise ConfigError(f"keys and values cannot be kept as {kv!r}; use one of {', '.join(CACHES)}")
+    dtype, within = CACHES[kv]
+    return replace(kept, cache=dtype, within=max(kept.within, within))
 
 
 def joined(matrix: Matrix, dtype: np.dtype[Any]) -> Array:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.graph import make_node, set_type
+from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_table import TensorType
 from ingot.llm.decoder import Activation, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.formats import Format, Role
@@ -155,8 +157,9 @@ class Step:
     angles: dict[str, tuple[ir.Value, ir.Value]]
 
 
-def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
-    """The whole step as a model of canonical operators."""
+def graph_of(decoder: Decoder, kept: Format, name: str, hidden: bool = False) -> ir.Model:
+    """The whole step as a model of canonical operators. hidden: with an input `states` [E] more, tokens whose hidden
+    states, behind the last norm, are an output `hidden` [E, hidden]."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "ingot": 1}, name=name)
     writer = Writer(decoder, kept, graph)
     step = _inputs(writer)
@@ -168,24 +171,28 @@ def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
     ending.cap(decoder.final_softcap)
     logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending, "head")
     graph.outputs.append(logits)
+    if hidden:
+        seen = writer.value("Gather", [stream, _given(writer, "states", "int32", "E")], "seen", axis=0)
+        graph.outputs.append(writer.norm(seen, decoder.final, "hidden"))
     return ir.Model(graph, ir_version=10)
 
 
+def _given(writer: Writer, name: str, dtype: str, *shape: int | str) -> ir.Value:
+    """An input of the graph."""
+    value = ir.Value(name=name)
+    set_type(value, TensorType(dtype, shape))
+    writer.graph.inputs.append(value)
+    return value
+
+
 def _inputs(writer: Writer) -> Step:
-    decoder = writer.decoder
+    decoder, given = writer.decoder, partial(_given, writer)
     width = -(-decoder.context // BLOCK)
-
-    def given(name: str, dtype: str, *shape: int | str) -> ir.Value:
-        value = ir.Value(name=name)
-        set_type(value, TensorType(dtype, shape))
-        writer.graph.inputs.append(value)
-        return value
-
     ids, positions, slots, owners = (
         given(name, "int32", "T") for name in ("token_ids", "positions", "slots", "owners")
     )
     tables, rows = given("tables", "int32", "S", width), given("rows", "int32", "R")
-    pool = ("B", 2, decoder.groups, BLOCK * decoder.depth)
+    pool = ("B", 2, decoder.groups, line_of(BLOCK, decoder.depth, writer.format.cache))
     caches = tuple(given(f"cache.{n}", writer.format.cache, *pool) for n in range(len(decoder.layers)))
     angles = {
         kind: (writer.constant(cosine, f"rope.{kind}.cosine"), writer.constant(sine, f"rope.{kind}.sine"))

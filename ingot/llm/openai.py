@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 
 from ingot.llm.fields import Fields
-from ingot.llm.request import Guide, Refused, Request, Sampling
+from ingot.llm.request import Guide, Pooling, Refused, Request, Sampling
 from ingot.llm.text import Text
 from ingot.llm.tools import Tools
 
 _COMPLETION_TOKENS = 16  # what OpenAI's completions give where max_tokens is not said
+_MOST_TEXTS = 2048  # of one request for embeddings, as OpenAI's
+_POOLINGS: Mapping[str, Pooling] = {"last": "last", "mean": "mean"}
 _NOT_HERE = {
     "functions": "use 'tools'", "function_call": "use 'tool_choice'", "suffix": "completions go on at the end only",
     "audio": "this model writes text", "prediction": "drafts are the server's own choice",
@@ -32,6 +34,15 @@ class Asked:
     echo: tuple[str, ...] = ()
     tools: Tools | None = None
     top_logprobs: int | None = None
+    vectors: Vectors | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How embeddings are told: their first `dimensions` (None: all), as numbers or as the bytes of float32."""
+
+    dimensions: int | None = None
+    encoded: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,23 @@ class Model:
         requests = [_request(fields, prompt, sampling, client) for prompt in tokens]
         echoed = tuple(self.text.decode(prompt, special=True) for prompt in tokens) if echo else ()
         return Asked(requests, False, *_streaming(fields), echo=echoed, top_logprobs=logprobs)
+
+    def embedding(self, document: Any, client: str, hidden: int) -> Asked:
+        """Vectors of one text or several, of token ids as well; of at most `hidden` numbers."""
+        fields = Fields.of(document)
+        texts, dimensions = _prompts(fields, "input"), fields.integer("dimensions")
+        if len(texts) > _MOST_TEXTS:
+            raise fields.wrong("input", f"at most {_MOST_TEXTS} texts")
+        if dimensions is not None and not 1 <= dimensions <= hidden:
+            raise fields.wrong("dimensions", f"1 to {hidden}")
+        form, pooling = fields.text("encoding_format", "float"), _POOLINGS.get(fields.text("pooling", "last"))
+        if form not in ("float", "base64"):
+            raise fields.wrong("encoding_format", "'float' or 'base64'")
+        if pooling is None:
+            raise fields.wrong("pooling", "'last' or 'mean'")
+        tokens = [self.text.encode(text) if isinstance(text, str) else text for text in texts]
+        requests = [replace(_request(fields, each, Sampling(), client), pooling=pooling) for each in tokens]
+        return Asked(requests, False, vectors=Vectors(dimensions, form == "base64"))
 
     def generate(self, document: Any, client: str = "") -> Asked:
         """KServe's generate: text_input, and parameters beside it or below `parameters`."""
@@ -132,9 +160,9 @@ def _called(fields: Fields) -> dict[str, Any]:
     return {**fields.document, "function": {**function.document, "arguments": arguments}}
 
 
-def _prompts(fields: Fields) -> Sequence[str | list[int]]:
+def _prompts(fields: Fields, name: str = "prompt") -> Sequence[str | list[int]]:
     """A text, several, one prompt of tokens, or several."""
-    prompt = fields.any("prompt")
+    prompt = fields.any(name)
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and prompt:
@@ -144,7 +172,7 @@ def _prompts(fields: Fields) -> Sequence[str | list[int]]:
             return prompt
         if all(isinstance(item, list) and all(type(token) is int for token in item) for item in prompt):
             return prompt
-    raise fields.wrong("prompt", "a string, an array of strings, of tokens, or of arrays of tokens")
+    raise fields.wrong(name, "a string, an array of strings, of tokens, or of arrays of tokens")
 
 
 def _streaming(fields: Fields) -> tuple[bool, bool]:

@@ -12,13 +12,17 @@ from ingot.llm.decoder import Activation, Array, Decoder, Experts, Layer, Matrix
 
 def logits_of(decoder: Decoder, tokens: Array) -> Array:
     """Logits [tokens, vocabulary] of one sequence from its beginning, float32."""
+    return _capped(_product(states_of(decoder, tokens), decoder.head), decoder.final_softcap)
+
+
+def states_of(decoder: Decoder, tokens: Array) -> Array:
+    """Hidden states [tokens, hidden], behind the last norm."""
     stream = _real(decoder.embedding[tokens]) * np.float32(decoder.embedding_scale)
     if decoder.places is not None:
         stream = stream + _real(decoder.places[: len(tokens)])
     for layer in decoder.layers:
         stream = _layer(decoder, layer, stream)
-    logits = _product(_norm(decoder, stream, decoder.final), decoder.head)
-    return _capped(logits, decoder.final_softcap)
+    return _norm(decoder, stream, decoder.final)
 
 
 def _layer(decoder: Decoder, layer: Layer, stream: Array) -> Array:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingot.llm.answers import Ticket
+from ingot.llm.answers import Ticket, shortened
 from ingot.llm.openai import Asked, Model
 from ingot.llm.request import Event, TokenLogprob
 from ingot.llm.tools import Call
@@ -25,6 +26,7 @@ class Choice:
     finish: str | None = None
     stop: str | int | None = None
     told: int = 0
+    vector: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Reply:
         choice.text += event.text
         choice.tokens += len(event.tokens)
         choice.logprobs += event.logprobs
-        choice.finish, choice.stop = event.finish, event.stop
+        choice.finish, choice.stop, choice.vector = event.finish, event.stop, event.vector
         self.error = self.error or event.error
         self.cached[prompt] = event.cached
         return choice
@@ -67,6 +69,21 @@ class Reply:
         """The reply at its end."""
         choices = [self._chosen(self.choices[index]) for index in sorted(self.choices)]
         return {**self._head(), "choices": choices, "usage": self.usage()}
+
+    def vectors(self) -> dict[str, Any]:
+        """The reply to a request for embeddings."""
+        data = [{"object": "embedding", "index": index, "embedding": self._vector(self.choices[index].vector or ())}
+                for index in sorted(self.choices)]  # fmt: skip
+        usage = self.usage()
+        return {"object": "list", "data": data, "model": self.model.name,
+                "usage": {name: usage[name] for name in ("prompt_tokens", "total_tokens")}}  # fmt: skip
+
+    def _vector(self, vector: Sequence[float]) -> list[float] | str:
+        assert self.asked.vectors is not None
+        found = shortened(vector, self.asked.vectors.dimensions)
+        if self.asked.vectors.encoded:
+            return base64.b64encode(found.astype("<f4").tobytes()).decode()
+        return [float(number) for number in found]
 
     def _head(self, piece: bool = False) -> dict[str, Any]:
         kind = "chat.completion" + ".chunk" * piece if self.asked.chat else "text_completion"

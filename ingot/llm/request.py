@@ -11,6 +11,7 @@ from typing import Literal
 from ingot.errors import InputError
 
 MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS, MOST_ANSWERS = 64, 1024, 20, 128
+Pooling = Literal["mean", "last"]
 Finish = Literal["stop", "length", "cancelled", "error", "tool_calls"]
 
 
@@ -90,7 +91,8 @@ def _range(low: float, high: float) -> str:
 class Request:
     """A prompt of tokens and how it is answered. priority: lower ones first; clients of one priority share evenly.
 
-    salt: prefixes are reused only among requests of one salt.
+    salt: prefixes are reused only among requests of one salt. pooling: no answer, but the mean of the hidden states, or
+    that of the last token.
     """
 
     tokens: Sequence[int]
@@ -98,6 +100,7 @@ class Request:
     priority: int = 0
     client: str = ""
     salt: bytes = b""
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """News of one answer of a request: text that is certain now, its tokens, and at the end why it ended."""
+    """News of one answer of a request: text that is certain now, its tokens, and at the end why it ended. vector: where
+    the request has `pooling`."""
 
     answer: int
     text: str = ""
@@ -121,6 +125,7 @@ class Event:
     stop: str | int | None = None
     error: str = ""
     cached: int = 0
+    vector: tuple[float, ...] | None = None
 
 
 class Refused(InputError):
@@ -136,7 +141,9 @@ def check(request: Request, vocabulary: int, longest: int) -> None:
     tokens, asked = request.tokens, request.sampling
     if not tokens:
         raise Refused("the prompt is empty")
-    if len(tokens) >= longest:
+    if request.pooling is not None and len(tokens) > longest:
+        raise Refused(f"the text has {len(tokens)} tokens; the window holds {longest}")
+    if request.pooling is None and len(tokens) >= longest:
         raise Refused(f"the prompt has {len(tokens)} tokens; the window holds {longest}, one of the answer among them")
     named = (*tokens, *asked.logit_bias, *asked.stop_tokens)
     wrong = next((token for token in named if not 0 <= token < vocabulary), None)

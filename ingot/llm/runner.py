@@ -13,6 +13,7 @@ import numpy as np
 from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.errors import DeviceError, EngineError, InputError
+from ingot.ir.ops_paged import line_of
 from ingot.llm.batch import Batch, Floats, Integers
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.session import Session
@@ -43,6 +44,8 @@ class EngineRunner:
         self.vocabulary, self.context = int(facts["vocabulary"]), int(facts["context"])
         self.block_size = int(facts["block_size"])
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
+        self.hidden = next((int(spec.shape[-1]) for spec in engine.outputs if spec.name == "hidden"), 0)
+        self.window = int(facts.get("window", 0))
         self.bos: int | None = facts["bos"]
         self.eos = frozenset(map(int, facts["eos"]))
         self.width = -(-self.context // self.block_size)
@@ -64,20 +67,30 @@ class EngineRunner:
 
     def step(self, batch: Batch) -> Floats:
         """Logits [R, vocabulary] of the batch's rows."""
-        return self._run(batch, "logits")
+        logits: Floats = self._run(batch, "logits")[0][: len(batch.rows)]
+        return logits
+
+    def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
+        """Logits of the batch's rows, and the hidden states [E, hidden] of its `states`."""
+        logits, states = self._run(batch, "logits", "hidden")
+        return logits[: len(batch.rows)], states[: len(batch.states)]
 
     def choose(self, batch: Batch) -> Integers:
         """The likeliest token [R] after each of the batch's rows: on a GPU nothing else comes back from there."""
         if self.session.on_device:
-            return self._run(batch, "chosen")
-        return np.asarray(self.step(batch).argmax(-1), np.int32)
+            chosen: Integers = self._run(batch, "chosen")[0][: len(batch.rows)]
+            return chosen
+        logits = self.step(batch)
+        best = logits.argmax(-1)
+        usable = np.isfinite(logits[np.arange(len(logits)), best])
+        return np.where(usable, best, -1).astype(np.int32)
 
-    def _run(self, batch: Batch, output: str) -> Any:
-        """The output's first R rows."""
+    def _run(self, batch: Batch, *outputs: str) -> list[Any]:
+        """The outputs, padded."""
         tokens, rows = len(batch.token_ids), len(batch.rows)
         self._check(batch, tokens)
         if not rows and not tokens:
-            return np.zeros((0, self.vocabulary), np.float32)
+            return [np.zeros((0, self.vocabulary), np.float32) for _ in outputs]
         wide, tall = self._padded(tokens), self._padded(max(rows, 1))
         count, width = batch.tables.shape
         self._tables[:count, :width] = batch.tables
@@ -90,7 +103,10 @@ class EngineRunner:
             "rows": _filled(batch.rows, tall, 0),
             **self._pools.feeds,
         }
-        return self.session.run_wanted(feeds, (output,))[output][:rows]
+        if self.hidden:
+            feeds["states"] = _filled(batch.states, self._padded(max(len(batch.states), 1)), 0)
+        found = self.session.run_wanted(feeds, outputs)
+        return [found[output] for output in outputs]
 
     def _rows_of_tables(self, count: int) -> int:
         """On a GPU tables travel: no more of them than a padded size."""
@@ -109,8 +125,8 @@ class EngineRunner:
     # -- memory ---------------------------------------------------------------------------------------------------
     def _block_bytes(self) -> int:
         facts = self.facts
-        line = 2 * int(facts["groups"]) * self.block_size * int(facts["depth"]) * size_of(facts["format"]["cache"])
-        return line * int(facts["layers"])
+        line = line_of(self.block_size, int(facts["depth"]), facts["format"]["cache"])
+        return 2 * int(facts["groups"]) * line * size_of(facts["format"]["cache"]) * int(facts["layers"])
 
     def _activations(self) -> int:
         plan = self.session.plan
@@ -122,8 +138,8 @@ class EngineRunner:
 
     def _made_pools(self) -> Pools:
         facts = self.facts
-        shape = (self.blocks, 2, int(facts["groups"]), self.block_size * int(facts["depth"]))
         layers, dtype = int(facts["layers"]), str(facts["format"]["cache"])
+        shape = (self.blocks, 2, int(facts["groups"]), line_of(self.block_size, int(facts["depth"]), dtype))
         return DevicePools(self.session, layers, shape, dtype) if self.session.on_device else HostPools(
             layers, shape, dtype
         )
@@ -157,6 +173,7 @@ class EngineRunner:
         self._within("slots", batch.slots, self.blocks * self.block_size)
         self._within("tables", batch.tables, self.blocks)
         self._within("rows", batch.rows, tokens)
+        self._within("states", batch.states, tokens)
 
     def _within(self, name: str, numbers: Integers, stop: int) -> None:
         """Anything else would be read or written outside the pools."""

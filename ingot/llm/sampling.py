@@ -60,6 +60,11 @@ class Drawing:
         return self.penalised or bool(self.sampling.logit_bias) or self.count < self.sampling.min_tokens
 
     @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is all that is wanted."""
+        return self.sampling.temperature == 0 and self.sampling.logprobs is None and not self.adjusted
+
+    @property
     def truncated(self) -> bool:
         """Whether only some tokens may be drawn."""
         asked = self.sampling

@@ -32,7 +32,9 @@ class Place(enum.Enum):
 class Tokens:
     """One sequence: what it knows (prompt, answer, proposed `draft`), what is computed, and the blocks that hold it.
 
-    `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache.
+    `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache. `silent`: nothing is
+    drawn, hidden states are wanted in the place of logits. The first `gone` of its blocks were given back: they have
+    left the window, nothing reads them any more.
     """
 
     identity: int
@@ -42,11 +44,13 @@ class Tokens:
     client: str = ""
     salt: bytes = b""
     whole: bool = False
+    silent: bool = False
     arrival: float = 0.0
     computed: int = 0
     cached: int = 0
     draft: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    gone: int = 0
     keys: list[bytes] = field(default_factory=list)
     place: Place = Place.WAITING
     last: float = -math.inf
@@ -55,6 +59,11 @@ class Tokens:
     def rank(self) -> tuple[int, float, int]:
         """Who goes first: the smaller one."""
         return self.priority, self.arrival, self.identity
+
+    @property
+    def held(self) -> list[int]:
+        """The blocks that it owns."""
+        return self.blocks[self.gone :]
 
     @property
     def decoding(self) -> bool:
@@ -103,10 +112,11 @@ class Limits:
 
 
 class Scheduler:
-    """Sequences between their arrival and their end. Not thread-safe: one loop owns it."""
+    """Sequences between their arrival and their end. Not thread-safe: one loop owns it. window: positions that a token
+    sees at most, its own included; 0: all."""
 
-    def __init__(self, limits: Limits, pool: BlockPool) -> None:
-        self.limits, self.pool, self.pace = limits, pool, Pace()
+    def __init__(self, limits: Limits, pool: BlockPool, window: int = 0) -> None:
+        self.limits, self.pool, self.window, self.pace = limits, pool, window, Pace()
         self.running: list[Tokens] = []
         self.waiting = 0
         self.preemptions = 0
@@ -130,9 +140,9 @@ class Scheduler:
         child = Tokens(
             identity, [*parent.tokens[:-1], token], parent.prompt, parent.priority, parent.client, parent.salt,
             arrival=parent.arrival, computed=parent.computed, cached=parent.cached, blocks=list(parent.blocks),
-            keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
+            gone=parent.gone, keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
         )  # fmt: skip
-        self.pool.acquire(child.blocks)
+        self.pool.acquire(child.held)
         self.running.append(child)
         return child
 
@@ -164,10 +174,11 @@ class Scheduler:
             sequence.last = now
         self._served[sequence.client] += share.count
         self._publish(sequence, share.start)
+        self._slide(sequence)
 
     def check_integrity(self) -> None:
         """CacheCorrupt unless every block is owned by exactly the sequences that name it."""
-        self.pool.check_integrity([sequence.blocks for sequence in self.running])
+        self.pool.check_integrity([sequence.held for sequence in self.running])
 
     @property
     def idle(self) -> bool:
@@ -268,6 +279,7 @@ class Scheduler:
         sequence.blocks = found + [self.pool.allocate() for _ in range(fresh)]
         sequence.computed = len(found) * size
         sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
+        self._slide(sequence)
         return True
 
     # -- queues and blocks --------------------------------------------------------------------------------------------
@@ -291,8 +303,15 @@ class Scheduler:
                 del self._queues[priority, client]
 
     def _release(self, sequence: Tokens) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        self.pool.release(sequence.held)
+        sequence.blocks, sequence.gone = [], 0
+
+    def _slide(self, sequence: Tokens) -> None:
+        """Give back the blocks that no token to come sees; who has published one may find it again."""
+        gone = max(sequence.computed + 1 - self.window, 0) // self.pool.size if self.window else 0
+        if gone > sequence.gone:
+            self.pool.release(sequence.blocks[sequence.gone : gone])
+            sequence.gone = gone
 
     def _publish(self, sequence: Tokens, start: int) -> None:
         """Make the blocks that became full and computed findable."""
@@ -318,11 +337,11 @@ class _Making:
     def add(self, sequence: Tokens, count: int) -> None:
         """Plan the next `count` tokens of a sequence."""
         missing = len(sequence.tokens) - sequence.computed
-        drafts, draws = max(count - missing, 0), count >= missing
-        rows = 1 + drafts if draws else 0
+        drafts, ends = max(count - missing, 0), count >= missing
+        rows = 1 + drafts if ends else 0
         if sequence.whole and sequence.computed < sequence.prompt:
             rows = count
-        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, draws))
+        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, ends and not sequence.silent))
         self.planned.add(sequence)
         self.tokens -= count
         self.sequences -= 1
@@ -342,12 +361,17 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     positions = (np.arange(starts[-1]) - starts[owner] + firsts[owner]).astype(np.int32)
     tables = np.zeros((len(shares), max(len(share.sequence.blocks) for share in shares)), np.int32)
     for row, share in enumerate(shares):
-        tables[row, : len(share.sequence.blocks)] = share.sequence.blocks
+        blocks, gone = share.sequence.blocks, share.sequence.gone
+        tables[row, : len(blocks)] = blocks
+        tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # a kernel that reads more than it sees reads its own
     tokens = [token for share in shares for token in _tokens_of(share)]
-    rows = [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)]
+    rows, states = (
+        [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)
+         if share.sequence.silent == silent] for silent in (False, True)
+    )  # fmt: skip
     return Batch(
         np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
-        firsts + counts, tables, np.concatenate(rows).astype(np.int32),
+        firsts + counts, tables, *(np.concatenate([[], *parts]).astype(np.int32) for parts in (rows, states)),
     )  # fmt: skip
 
 

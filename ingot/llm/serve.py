@@ -36,7 +36,7 @@ log = logging.getLogger("ingot.llm.serve")
 _JSON = {b"content-type": b"application/json"}
 _FLUSH = 2.0  # seconds that clients get to read the last of what was written
 _EVENTS = {b"content-type": b"text/event-stream; charset=utf-8", b"cache-control": b"no-cache"}
-_NO_EMBEDDINGS = "this engine writes text: it gives no embeddings; ask a server of an embedding model"
+_NO_EMBEDDINGS = "this engine gives no embeddings: it is one for a GPU, or of an older Ingot; build it for the CPU"
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ class Conversation:
     def generated(self, prompt: int, event: Event) -> None:
         """KServe's generate: a flat object at the end."""
         self._at_end(prompt, event, lambda reply: self._flat(reply.choices[0].text))
+
+    def embedded(self, prompt: int, event: Event) -> None:
+        """Embeddings, when all texts have theirs."""
+        self._at_end(prompt, event, Reply.vectors)
 
     def _at_end(self, prompt: int, event: Event, body: Callable[[Reply], object]) -> None:
         reply = self.reply
@@ -294,7 +298,11 @@ def _detokenize(api: Api, exchange: Exchange) -> None:
 
 
 def _embeddings(api: Api, exchange: Exchange) -> None:
-    exchange.respond(501, [_error(_NO_EMBEDDINGS, "invalid_request_error")], _JSON)
+    if not api.engine.runner.hidden:
+        exchange.respond(501, [_error(_NO_EMBEDDINGS, "invalid_request_error")], _JSON)
+        return
+    read = partial(api.model.embedding, hidden=api.engine.runner.hidden)
+    api.answer(exchange, read, lambda stream: Conversation.embedded)
 
 
 ROUTES: Mapping[str, tuple[bytes, Callable[[Api, Exchange], None]]] = {

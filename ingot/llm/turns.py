@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ingot.llm.answers import Answer, Voice
-from ingot.llm.batch import Floats
+from ingot.llm.batch import Floats, Integers
 from ingot.llm.request import Finish
 from ingot.llm.sampling import Drawn, draw
 from ingot.llm.scheduler import Share
@@ -61,14 +62,21 @@ def _fault(voice: Voice) -> str:
     return voice.matcher.fault or "no token that the grammar allows has a number for its logit"
 
 
-def draw_all(turns: Sequence[Turn], logits_RV: Floats) -> None:
-    """Draw for every turn, and again for those whose drafts turn out right."""
+def draw_all(turns: Sequence[Turn], logits_RV: Floats | Integers) -> None:
+    """Draw for every turn, and again for those whose drafts turn out right. In the place of logits there may be the
+    likeliest token [R] of each row, -1 where there is none: then every turn is plain."""
     going = list(turns)
     while going:
         rows = [turn.row + len(turn.drawn) for turn in going]
-        picked = logits_RV if rows == list(range(len(logits_RV))) else logits_RV[rows]
-        masks = [turn.voice.matcher.mask() if turn.voice.matcher is not None else None for turn in going]
-        drawings = [turn.voice.drawing for turn in going]
-        for turn, drawn in zip(going, draw(picked, list(zip(drawings, masks, strict=True))), strict=True):
+        for turn, drawn in zip(going, _drawn(going, rows, logits_RV), strict=True):
             turn.accept(drawn)
         going = [turn for turn in going if turn.goes_on]
+
+
+def _drawn(turns: Sequence[Turn], rows: Sequence[int], logits_RV: Any) -> list[Drawn]:
+    """The next token of every turn, from its row."""
+    picked = logits_RV if rows == list(range(len(logits_RV))) else logits_RV[rows]
+    if logits_RV.ndim == 1:
+        return [Drawn(token if token >= 0 else None) for token in picked.tolist()]
+    masks = [turn.voice.matcher.mask() if turn.voice.matcher is not None else None for turn in turns]
+    return draw(picked, list(zip([turn.voice.drawing for turn in turns], masks, strict=True)))

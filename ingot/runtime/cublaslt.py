@@ -186,10 +186,18 @@ class Matmul:
                 at = bias + number * product.columns * _size(product.others)
                 self._set(self._lt.MatmulDescAttribute.BIAS_POINTER, at, np.uint64)
             part = weight + number * product.columns * product.depth * _size(product.factors)
-            self._lt.matmul(
-                self._handle, self._description, scale, part, weights, x, x_layout, keep, residual or unread or output,
-                others, output, results, code.ctypes.data, workspace, algorithm.workspace, int(stream),
+            self._call(
+                scale, part, weights, x, x_layout, keep, residual or unread or output, others, output, results,
+                code.ctypes.data, workspace, algorithm.workspace, int(stream),
             )  # fmt: skip
+
+    def _call(self, *arguments: int) -> None:
+        try:
+            self._lt.matmul(self._handle, self._description, *arguments)
+        except self._lt.cuBLASLtError as error:
+            raise LibraryUnusable(
+                f"cuBLASLt failed on {self.product} ({error}): build with --tacticSources=-CUBLAS_LT"
+            ) from None
 
 
 def _size(dtype: str) -> int:

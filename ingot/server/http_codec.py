@@ -269,7 +269,8 @@ def _numbers(name: str, data: list[Any]) -> Array:
 
 def _hold_boolean(values: list[Any]) -> bool:
     """Whether true or false is among numbers: numpy takes them for 1 and 0."""
-    return bool in map(type, values) or any(_hold_boolean(value) for value in values if type(value) is list)
+    kinds = set(map(type, values))
+    return bool in kinds or (list in kinds and any(_hold_boolean(value) for value in values if type(value) is list))
 
 
 def _within(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:

@@ -196,6 +196,8 @@ class Connection(asyncio.BufferedProtocol):
         """The client is gone: what it waits for is cancelled."""
         self.front.connections.discard(self)
         self._leave()
+        del self._parser  # it holds this connection: no circle for the collector, which comes by rarely
+        self._scratch, self._exchange, self._offered = memoryview(b""), None, None
 
     def _leave(self) -> None:
         self._closed = True

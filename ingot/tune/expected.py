@@ -14,7 +14,7 @@ from ingot.kernels.node import Node
 
 Array = np.ndarray[Any, Any]
 ALIKE = 3e-2  # of the largest magnitude: what a kernel's results may differ by
-_ALIKE_IN_FLOAT8 = 8e-2  # where a result may be rounded to either side: steps below the largest number are 1/14 of it
+_ALIKE_IN_FLOAT8 = 0.13  # where a result may be rounded to either side: a step of the largest is 1/8 of it at most
 _COMPARED = 1 << 19  # elements of a result; of larger ones some items
 # Operators whose results' item i along axis 0 needs item i of the inputs alone (a Norm or Softmax along axis 0 does
 # not).

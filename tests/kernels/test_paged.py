@@ -9,7 +9,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.harness import check, node_of
+from ingot.ir.ops import meaning
+from ingot.ir.ops_paged import line_of
+from ingot.kernels import candidates
+from ingot.kernels.cpu.isa import AVX2
+from ingot.kernels.cpu.standalone import Standalone
+from tests.kernels.harness import check, isas, node_of
 
 Array = np.ndarray[Any, Any]
 BLOCK = 16
@@ -90,12 +95,49 @@ def forget_what_is_not_there(pool: Array, lengths: list[tuple[int, int]], tables
     pool[:, 1] = np.where(used[:, None, :, None], values, np.nan).reshape(pool[:, 1].shape)
 
 
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**31), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([8, 16, 64, 80]),
+    st.lists(st.sampled_from([(1, 1), (17, 17), (40, 40), (150, 150)]), min_size=1, max_size=3),
+    st.sampled_from([0, 20]), st.booleans(),
+)  # fmt: skip
+def test_a_cache_of_integers(seed: int, heads: tuple[int, int], depth: int, lengths: list[tuple[int, int]], window: int,
+                             turned: bool) -> None:  # fmt: skip
+    """Written by the kernel near what the meaning writes, read as the meaning reads it, and near the same in floats."""
+    rng = np.random.default_rng(seed)
+    positions, owners, tables = sequences(rng, lengths)
+    slots = np.where(positions < 0, -1, tables[owners, positions // BLOCK] * BLOCK + positions % BLOCK)
+    angles = rng.random((200, depth // 2)).astype(np.float32)
+    tables_of_angles = [np.cos(angles), np.sin(angles)] if turned else [None, None]
+    projected = drawn(rng, len(positions), (heads[0] + 2 * heads[1]) * depth)
+    projected[0] = 0
+    shape = tables.size, 2, heads[1]
+    pools = np.zeros((*shape, line_of(BLOCK, depth, "int8")), np.int8), np.zeros((*shape, BLOCK * depth), np.float32)
+    attributes = {"heads": heads[0], "groups": heads[1], "epsilon": 1e-6}
+    reading = {"scale": depth**-0.5, "window": window, "softcap": 0.0}
+    given = [projected, positions, slots.astype(np.int32), *tables_of_angles]
+    update, expected = node_of("CacheUpdate", [pools[0], *given], attributes)
+    floats, query = meaning("CacheUpdate")(pools[1], *given, None, None, **attributes)
+    wanted = meaning("PagedAttention")(query, floats, positions, owners, tables, **reading)
+    for isa in isas():
+        if isa is AVX2 and depth % 8:
+            continue
+        (writer, *_), (reader, *_) = (
+            [*candidates(node, "cpu", isa)]
+            for node in (update, node_of("PagedAttention", [query, expected[0], positions, owners, tables], reading)[0])
+        )
+        written = Standalone(update, writer, isa, level=1)(pools[0], *(x for x in given if x is not None))[0]
+        assert np.abs(written[..., : BLOCK * depth].astype(int) - expected[0][..., : BLOCK * depth]).max() <= 1
+        scales = [np.ascontiguousarray(x[..., BLOCK * depth :]).view(np.float32) for x in (written, expected[0])]
+        assert np.allclose(*scales, rtol=1e-5, atol=0)
+        node, meant = node_of("PagedAttention", [query, written, positions, owners, tables], reading)
+        found = Standalone(node, reader, isa, level=1)(query, written, positions, owners, tables)[0]
+        assert np.allclose(found, meant[0], rtol=1e-3, atol=1e-4)
+        assert np.abs(found - wanted).max() < 0.06
+
+
 def test_a_row_does_not_depend_on_its_company() -> None:
     """Bit for bit: a prompt in one piece, token by token, and beside another sequence."""
-    from ingot.kernels import candidates
-    from ingot.kernels.cpu.standalone import Standalone
-    from tests.kernels.harness import isas
-
     rng = np.random.default_rng(3)
     positions, owners, tables = sequences(rng, [(150, 150), (33, 1)])
     pool, query = pool_of(rng, tables.size, 2, 64, np.float32), drawn(rng, len(positions), 8, 64)

@@ -15,8 +15,9 @@ from ingot.llm.batch import Batch, Floats
 
 @dataclass
 class FakeRunner:
-    """`memory`: of how many last tokens the logits are a function (None: of all). `broken`: tokens that make a step
-    raise; `poisoned`: tokens after which logits are NaN; `drafting`: two sequences may write one token to one slot."""
+    """`memory`: of how many last tokens the logits are a function (None: of all); `window`: the same, and no more are
+    read. `broken`: tokens that make a step raise; `poisoned`: tokens after which logits are NaN; `drafting`: two
+    sequences may write one token to one slot."""
 
     vocabulary: int = 50
     block_size: int = 4
@@ -29,6 +30,8 @@ class FakeRunner:
     broken: frozenset[int] = frozenset()
     poisoned: frozenset[int] = frozenset()
     drafting: bool = False
+    hidden: int = 0
+    window: int = 0
     steps: int = 0
     closed: bool = False
     shapes: list[tuple[int, int]] = field(default_factory=list)
@@ -40,7 +43,8 @@ class FakeRunner:
     def logits_of(self, context: Any) -> Floats:
         """What follows these tokens."""
         context = np.asarray(context, np.int32)
-        seen = context if self.memory is None else context[-self.memory :]
+        memory = self.window or self.memory
+        seen = context if memory is None else context[-memory:]
         seed = zlib.crc32(seen.tobytes())
         logits = (np.random.default_rng(seed).standard_normal(self.vocabulary) * 3).astype(np.float32)
         return logits * np.float32("nan") if int(context[-1]) in self.poisoned else logits
@@ -64,15 +68,27 @@ class FakeRunner:
         if self.broken & set(batch.token_ids.tolist()):
             raise RuntimeError("the device is lost")
         owner = np.repeat(np.arange(sequences), np.diff(batch.starts))
-        rows = [self._row(batch, int(row), int(owner[row])) for row in batch.rows]
+        rows = [self.logits_of(self._context(batch, int(row), int(owner[row]))) for row in batch.rows]
         return np.stack(rows) if rows else np.zeros((0, self.vocabulary), np.float32)
 
-    def _row(self, batch: Batch, row: int, sequence: int) -> Floats:
-        places = np.arange(batch.positions[row] + 1)
-        assert len(places) <= batch.lengths[sequence]
+    def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
+        logits, owner = self.step(batch), np.repeat(np.arange(len(batch.lengths)), np.diff(batch.starts))
+        found = [self.state_of(self._context(batch, int(row), int(owner[row]))) for row in batch.states]
+        return logits, np.stack(found)
+
+    def state_of(self, context: Any) -> Floats:
+        """The hidden state of the last of these tokens."""
+        context = np.asarray(context, np.int32)
+        state = np.random.default_rng(zlib.crc32(context.tobytes())).standard_normal(self.hidden).astype(np.float32)
+        return state * np.float32("nan") if int(context[-1]) in self.poisoned else state
+
+    def _context(self, batch: Batch, row: int, sequence: int) -> Any:
+        end = int(batch.positions[row]) + 1
+        places = np.arange(max(end - self.window, 0) if self.window else 0, end)
+        assert end <= batch.lengths[sequence]
         slots = batch.tables[sequence, places // self.block_size] * self.block_size + places % self.block_size
         assert (self.kept_positions[slots] == places).all(), "a block that is not this sequence's"
-        return self.logits_of(self.kept_tokens[slots])
+        return self.kept_tokens[slots]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:

@@ -12,9 +12,11 @@ from ingot import compiler
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine
 from ingot.kernels import Candidate
+from ingot.kernels.cuda import choose, paged_attention
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.backend import CudaBackend
 from ingot.kernels.cuda.build import CudaBuilder, Unit
+from ingot.kernels.cuda.ladder import Rung
 from ingot.kernels.node import Node
 from ingot.llm import evidence, pools, runner
 from ingot.plan.extent import evaluate
@@ -105,6 +107,8 @@ class InterpretedSession:
 def use(monkeypatch: Any) -> None:
     """From now on engines for a GPU are built without compiling, and run by the interpreter."""
     monkeypatch.setitem(compiler._BACKENDS, "cuda", _backend)
+    monkeypatch.setattr(paged_attention, "_SPLITS", ((Rung(1, 2), 2), (Rung(3), 1)))  # blocks take their time here
+    monkeypatch.setattr(choose, "_SHARES", ((Rung(1, 2), 2), (Rung(3), 1)))
     for module in (runner, pools):
         monkeypatch.setattr(module, "Session", InterpretedSession)
     monkeypatch.setattr(evidence, "EngineRunner", runner.EngineRunner)

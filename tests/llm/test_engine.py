@@ -92,6 +92,46 @@ def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
             assert finish(one, answer) == finish(other, answer) == "length"
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(prompts, min_size=1, max_size=6), st.integers(12, 30), st.integers(4, 40), st.integers(1, 14),
+    st.sampled_from(["", "ngrams", "model"]),
+)  # fmt: skip
+def test_blocks_that_left_the_window_are_given_back(
+    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, window: int, drafts: str
+) -> None:
+    """None leaks, none has two owners (`run` checks both), and nothing that is told changes."""
+
+    def requests() -> list[Request]:
+        return [
+            Request([first * 5 + place % 3 for place in range(length)], greedy(max_tokens=answer, n=count))
+            for first, length, answer, count in drawn
+        ]
+
+    def runner(**more: int) -> FakeRunner:
+        return FakeRunner(vocabulary=13, window=window, **more)  # type: ignore[arg-type]
+
+    alone = [run(Engine(runner()), request)[0] for request in requests()]
+    draft = FakeRunner(vocabulary=13, blocks=blocks, drafting=True) if drafts == "model" else None
+    options = EngineOptions(drafts=3 if drafts else 0)
+    engine = Engine(runner(blocks=blocks, token_budget=budget, sequence_budget=4), options=options, draft=draft)
+    together = run(engine, *requests())
+    for request, one, other in zip(requests(), alone, together, strict=True):
+        expected = runner().greedy(request.tokens, request.sampling.max_tokens or 0)
+        for answer in range(request.sampling.n):
+            assert tokens(one, answer) == tokens(other, answer) == expected
+
+
+def test_a_window_makes_room_for_others() -> None:
+    """Ten answers of 100 tokens in a cache of 30 blocks, each of which would fill 26 of them."""
+    runner = FakeRunner(blocks=30, window=4)
+    engine = Engine(runner)
+    requests = [Request([number, number, number], greedy(max_tokens=100)) for number in range(10)]
+    for request, events in zip(requests, run(engine, *requests), strict=True):
+        assert tokens(events) == runner.greedy(request.tokens, 100)
+    assert not engine.scheduler.preemptions and max(sequences for _, sequences in runner.shapes) == 10
+
+
 def test_drafts_save_steps() -> None:
     plain, guessing = FakeRunner(memory=1, vocabulary=6), FakeRunner(memory=1, vocabulary=6)
     request = Request([0, 1, 2, 3, 4, 5], greedy(max_tokens=80))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ingot
 from ingot import compiler
-from ingot.errors import ConfigError
+from ingot.errors import ConfigError, DeviceError
 from ingot.ir.expression import parse
 from ingot.kernels import Candidate, candidates
 from ingot.kernels.cuda import cublaslt as kernels
@@ -224,3 +224,19 @@ def test_tactic_sources() -> None:
         build_engine.libraries_from("-TRITON")
     with pytest.raises(ConfigError, match="JIT_CONVOLUTIONS: it is not known; sources are CUBLAS_LT"):
         build_engine.libraries_from("+JIT_CONVOLUTIONS")
+
+
+def test_a_failure_names_the_way_out(lt: FakeLt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise lt.cuBLASLtError("CUBLAS_STATUS_INVALID_VALUE")
+
+    made = engine(monkeypatch)
+    monkeypatch.setattr(lt, "matmul", refused)
+    with pytest.raises(DeviceError, match=r"CUBLAS_STATUS_INVALID_VALUE.*--tacticSources=-CUBLAS_LT"):
+        run(made)
+
+
+def test_float8_of_odd_sizes_is_left_alone(lt: FakeLt) -> None:
+    inputs = [drawn(64, 128, dtype=ml_dtypes.float8_e4m3fn), drawn(128, 72, dtype=ml_dtypes.float8_e4m3fn)]
+    node, _ = node_of("Linear", inputs, {}, "Cast %0 -> float32; Cast $0 -> float16", constants=(1,))
+    assert not offered(node)

@@ -68,6 +68,11 @@ class Echo:
 
         call.on_message, call.on_closed, call.on_flowing = heard, call.end, resumed
 
+    def forget(self) -> None:
+        """All but the first that was kept."""
+        del self.kept[1:]
+        self.cancelled = 0
+
     def release(self) -> None:
         for call, message in self.kept:
             call.respond(bytes(message))
@@ -178,7 +183,7 @@ def test_cancelled_calls_tell_and_harm_no_other(host: Host, channel: grpc.Channe
             future.cancel()
         host.wait(lambda: host.echo.cancelled == 100)
         assert say(b"still here") == b"still here"
-        host.do(lambda: (host.echo.kept.__delitem__(slice(1, None)), setattr(host.echo, "cancelled", 0)))
+        host.do(host.echo.forget)
     host.do(host.echo.release)
     assert kept.result(20) == b"to be answered"
 

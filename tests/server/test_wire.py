@@ -1,9 +1,11 @@
 """HTTP/1.1 as bytes: bodies, limits, what is refused, clients that stall or leave."""
 
 import asyncio
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,6 +175,23 @@ def test_a_client_that_leaves_cancels_what_it_waits_for(running: Running) -> Non
     assert running.echo.cancelled.wait(60)
     running.echo.held[0].post(lambda: running.echo.held[0].respond(200, [b"too late"]))
     assert running.talk(post(b"next")).endswith(b"POST next")
+
+
+def test_a_connection_that_ended_is_gone_without_the_collector(running: Running) -> None:
+    """Each holds 64 KiB to receive into, and a server that has frozen what stands collects rarely."""
+    known: list[weakref.ref[Any]] = []
+    gc.disable()
+    try:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as client:
+            client.sendall(post(b"x") + b"half a requ")
+            assert client.recv(1 << 16)
+            running.on_loop(lambda: known.extend(map(weakref.ref, running.front.connections)))
+        end = time.monotonic() + 60
+        while any(reference() is not None for reference in known) and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+    assert known and not any(reference() is not None for reference in known)
 
 
 def test_a_stalled_client_is_dropped_a_waiting_one_is_not(running: Running) -> None:

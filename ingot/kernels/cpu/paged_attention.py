@@ -146,7 +146,7 @@ def _score_rows(f: PhaseFunction, job: Paged, keys: Value, row: Value, height: i
     def products(d: Value, *sums: Value) -> list[Value]:
         out = list(sums)
         for way in range(step):
-            line = [load(f, job.pool.dtype, keys, ((d + way) * job.pool.block + p * job.lanes) * size, job.lanes)
+            line = [job.pool.read(f, keys, ((d + way) * job.pool.block + p * job.lanes) * size, job.lanes)
                     for p in range(parts)]  # fmt: skip
             for r in range(height):
                 query = f.splat(f.load("float", queries, (d + way) * 4 + r * job.line_bytes), job.lanes)
@@ -162,6 +162,8 @@ def _score_rows(f: PhaseFunction, job: Paged, keys: Value, row: Value, height: i
             score = sums[r * parts + p]
             for way in range(1, step):
                 score = score + sums[(way * height + r) * parts + p]
+            if job.pool.scaled:
+                score = score * f.load(score.type, keys, job.pool.scales_at + p * job.lanes * 4)
             score = _seen(f, job, score, limit, first + p * job.lanes)
             f.store(score, job.scores(f, row + r), (place + p * job.lanes) * 4)
 
@@ -232,8 +234,10 @@ def _sum_rows(f: PhaseFunction, job: Paged, tile: Tile, row: Value, height: int,
 
         def token(t: Value, *totals: Value) -> list[Value]:
             line = f.at(values, t * (job.depth * job.pool_bytes))
-            read = [load(f, job.pool.dtype, line, place * job.pool_bytes, job.lanes, job.mask(f, place))
-                    for place in places]  # fmt: skip
+            read = [job.pool.read(f, line, place * job.pool_bytes, job.lanes, job.mask(f, place)) for place in places]
+            if job.pool.scaled:
+                scale = f.splat(f.load("float", values, job.pool.scales_at + t * 4), job.lanes)
+                read = [x * scale for x in read]
             out: list[Value] = []
             for r in range(height):
                 weight = f.splat(f.load("float", weights, t * 4 + r * job.score_bytes), job.lanes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ingot.dtypes import size_of
 from ingot.ir.elementwise import FLOATS
+from ingot.ir.ops_paged import block_of
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value
@@ -127,9 +128,11 @@ def applies(node: Node, isa: Isa) -> bool:
     depth, line = query.shape[2], cache.shape[3]
     assert isinstance(depth, int) and isinstance(line, int)
     dtypes = [query.dtype, cache.dtype]
-    floats = all(dtype in FLOATS and dtype in MEMORY and dtype != "float64" for dtype in dtypes)
+    floats = all(dtype in (*FLOATS, "int8") and dtype in MEMORY and dtype != "float64" for dtype in dtypes)
+    floats = floats and query.dtype != "int8"
     integers = all(node.input(i).dtype == "int32" for i in (2, 3, 4))
-    return floats and integers and line // depth % isa.lanes == 0 and (depth % isa.lanes == 0 or can_mask(isa, dtypes))
+    whole = block_of(line, depth, cache.dtype) % isa.lanes == 0
+    return floats and integers and whole and (depth % isa.lanes == 0 or can_mask(isa, dtypes))
 
 
 def paged_of(build: KernelBuilder, node: Node) -> Paged:

@@ -1,12 +1,15 @@
-"""Where keys and values lie in a pool of blocks: cache[blocks, 2, G, block * depth], keys [depth, block] each."""
+"""Where keys and values lie in a pool of blocks: cache[blocks, 2, G, block * depth], keys [depth, block] each; behind
+those of int8 a scale for each token."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ingot.dtypes import size_of
+from ingot.ir.ops_paged import block_of, line_of
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.llvm import Index, Value
+from ingot.kernels.cpu.render import load
 from ingot.kernels.node import Port
 
 
@@ -23,7 +26,22 @@ class Pool:
     @property
     def panel(self) -> int:
         """Bytes of a group's keys, or values, in a block."""
-        return self.block * self.depth * size_of(self.dtype)
+        return line_of(self.block, self.depth, self.dtype) * size_of(self.dtype)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether elements are integers with scales."""
+        return self.dtype == "int8"
+
+    @property
+    def scales_at(self) -> int:
+        """Where the scales of a block's keys, or values, of a group begin."""
+        return self.block * self.depth
+
+    def read(self, f: PhaseFunction, pointer: Value, offset: Index, lanes: int, mask: Value | None = None) -> Value:
+        """Elements as floats, without their scales."""
+        x = load(f, self.dtype, pointer, offset, lanes, mask)
+        return f.cast("sitofp", x, "float") if self.scaled else x
 
     def keys(self, f: PhaseFunction, block: Index, group: Index) -> Value:
         """A block's keys of a group, [depth, block]."""
@@ -48,4 +66,4 @@ def pool_of(build: KernelBuilder, port: Port, handle: Handle, depth: int) -> Poo
     """The pool of an operand, whose heads have `depth` elements."""
     groups, line = port.shape[2], port.shape[3]
     assert isinstance(groups, int) and isinstance(line, int)
-    return Pool(handle, port.dtype, groups, line // depth, depth)
+    return Pool(handle, port.dtype, groups, block_of(line, depth, port.dtype), depth)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ingot.dtypes import size_of
 from ingot.ir.elementwise import FLOATS
+from ingot.ir.ops_paged import LARGEST, LEAST, SCALE_BYTES
 from ingot.kernels import kernel
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.isa import Isa
@@ -54,7 +55,8 @@ def _applies(node: Node, isa: Isa) -> bool:
     ports = [port for i, port in enumerate(node.inputs) if port is not None and i not in (2, 3)]
     integers = all(node.input(i).dtype == "int32" for i in (2, 3))
     static = all(isinstance(size, int) for size in (*node.input(0).shape[1:], *node.outputs[1].shape[1:]))
-    return integers and static and all(port.dtype in FLOATS and port.dtype in MEMORY for port in ports)
+    floats = all(port.dtype in FLOATS or (port is node.input(0) and port.dtype == "int8") for port in ports)
+    return integers and static and floats and all(port.dtype in MEMORY for port in ports)
 
 
 def _job(build: KernelBuilder, node: Node) -> Update:
@@ -99,9 +101,14 @@ def _token(f: PhaseFunction, job: Update, token: Value) -> None:
     def group(number: Value) -> None:
         held = f.at(f.scratch, job.key_at)
         _head(f, job, f.at(source, (number + job.heads) * line), 1, angle, held, "float32")
+        if pool.scaled:
+            _shrink(f, job, held, slot, pool.keys(f, f.divide(slot, pool.block), number))
         _scatter_key(f, pool, held, slot, number)
         values = f.at(source, (number + (job.heads + pool.groups)) * line)
-        _copy_value(f, job, values, pool.value(f, slot, number))
+        if pool.scaled:
+            _widened(f, job, values, held)
+            _shrink(f, job, held, slot, pool.values(f, f.divide(slot, pool.block), number))
+        _copy_value(f, job, values, held, pool.value(f, slot, number))
 
     kept = f.binary("and", f.compare("sge", position, 0), f.compare("sge", slot, 0))
     f.when(kept, lambda: emitted(f.loop(0, pool.groups, group)))
@@ -157,15 +164,52 @@ def _scatter_key(f: PhaseFunction, pool: Pool, held: Value, slot: Value, group: 
     target, size = pool.key(f, slot, group), size_of(pool.dtype)
 
     def one(d: Value) -> None:
-        value = narrow(f, f.load("float", held, d * 4), pool.dtype)
+        x = f.load("float", held, d * 4)
+        value = f.cast("fptosi", x, "i8") if pool.scaled else narrow(f, x, pool.dtype)
         f.store(value, target, d * (pool.block * size))
 
     f.loop(0, pool.depth, one)
 
 
-def _copy_value(f: PhaseFunction, job: Update, source: Value, target: Value) -> None:
+def _widened(f: PhaseFunction, job: Update, source: Value, held: Value) -> None:
+    """held = the head as floats"""
+
     def some(i: Index, lanes: int, mask: Value | None) -> None:
-        x = load(f, job.dtype, source, i * size_of(job.dtype), lanes, mask)
+        store(f, "float32", load(f, job.dtype, source, i * size_of(job.dtype), lanes, mask), held, i * 4, mask)
+
+    visit(f, job.pool.depth, job.lanes, job.masked, some)
+
+
+def _shrink(f: PhaseFunction, job: Update, held: Value, slot: Value, panel: Value) -> None:
+    """held = round(held / scale), whose largest is 127; the scale goes behind the slot's panel."""
+    depth = job.pool.depth
+    fold = fold_of("max", "float32", job.lanes, job.masked, depth)
+
+    def magnitude(i: Index, lanes: int, mask: Value | None) -> Value:
+        x = load(f, "float32", held, i * 4, lanes, mask)
+        return f.call("llvm.fabs", x.type, x)
+
+    largest = total_of(f, fold, depth, magnitude)
+    scale = f.select(f.compare("ogt", largest, LEAST), largest, LEAST) * (1.0 / LARGEST)
+    offset = f.index(f.remainder(slot, job.pool.block))
+    f.store(scale, panel, offset * SCALE_BYTES + job.pool.scales_at)
+
+    def rounded(i: Index, lanes: int, mask: Value | None) -> None:
+        x = load(f, "float32", held, i * 4, lanes, mask)
+        x = f.binary("fdiv", x, spread(f, scale, lanes))
+        store(f, "float32", f.call("llvm.rint", x.type, x), held, i * 4, mask)
+
+    visit(f, depth, job.lanes, job.masked, rounded)
+
+
+def _copy_value(f: PhaseFunction, job: Update, source: Value, held: Value, target: Value) -> None:
+    """The slot's value: of the source, or of what `_shrink` made of it."""
+
+    def some(i: Index, lanes: int, mask: Value | None) -> None:
+        if job.pool.scaled:
+            x = f.cast("fptosi", load(f, "float32", held, i * 4, lanes, mask), "i8")
+        else:
+            x = load(f, job.dtype, source, i * size_of(job.dtype), lanes, mask)
         store(f, job.pool.dtype, x, target, i * size_of(job.pool.dtype), mask)
 
     visit(f, job.pool.depth, job.lanes, job.masked, some)

@@ -9,6 +9,7 @@ from ingot.errors import ConfigError
 from ingot.kernels.target import Pace
 
 _KIB = 1024
+EIGHTHS_FROM = 89  # the capability from which there are conversions and products of float8_e4m3fn
 
 
 @dataclass(frozen=True)

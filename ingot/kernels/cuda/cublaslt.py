@@ -26,6 +26,7 @@ _NAME = "cublaslt"
 _MOST = 12  # algorithms that are tried
 _FLOAT8 = "float8_e4m3fn"
 _RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), _FLOAT8: ("float16", "bfloat16", _FLOAT8)}  # by factors
+_ALIGNED = 16  # what columns and depth of float8 are multiples of
 _BY_TANH = 2.0**-11  # how far GELU by tanh is from GELU, relative to the sums it is made of
 _EFFICIENCY = 0.9  # of the tensor units, for the estimate
 _LATER = 0.01  # microseconds that an estimate adds for each algorithm that cuBLASLt likes better
@@ -51,6 +52,8 @@ def use_of(node: Node) -> Use | None:
         return None
     if len(results) != 1 or not results <= set(_RESULTS.get(node.dtype, ())):
         return None
+    if node.dtype == _FLOAT8 and (node.op == "Conv" or any(n % _ALIGNED for n in _sizes(node)[1:])):
+        return None  # one of these failed in an engine, after it had been timed by itself
     return _parallel(node) if node.op == "ParallelLinear" else _single(node)
 
 

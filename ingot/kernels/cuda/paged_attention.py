@@ -10,6 +10,7 @@ from typing import Any
 from ingot.kernels import kernel
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
 from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.paged_update import STORED
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
@@ -57,7 +58,7 @@ class Sizes:
 
 
 def _applies(node: Node, target: Any) -> bool:
-    if {node.input(0).dtype, node.input(1).dtype} - {*NARROW, "float32"}:
+    if node.dtype not in (*NARROW, "float32") or node.input(1).dtype not in STORED:
         return False
     sizes = Sizes.of(node)
     return sizes.depth <= 256 and _KEYS % sizes.block == 0
@@ -213,9 +214,11 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
     aligned = min(depth & -depth, 16)
     there = f"(keys <= {most})[:, None]" + f" & {deep}[None, :]" * bool(deep)
     f.emit(f"v = tl.load({p['cache']} + tl.multiple_of({value}, [1, {aligned}]), {there}, other=0.0)")
-    dtype = LANGUAGE[node.input(1).dtype]
-    precision = ', input_precision="tf32x3"' if node.input(1).dtype == "float32" else ""
-    f.emit(f"scores = tl.dot(q.to({dtype}), k{precision}) * {float(node.attributes['scale'])!r}")
+    kept = node.input(1).dtype
+    dtype = LANGUAGE[kept] if kept in LANGUAGE else LANGUAGE[node.dtype]
+    cast = "" if kept in LANGUAGE else f".to({dtype})"
+    precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
+    f.emit(f"scores = tl.dot(q.to({dtype}), k{cast}{precision}) * {float(node.attributes['scale'])!r}")
     cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
     if cap:
         f.emit(f"scores = {cap!r} * libdevice.tanh(scores / {cap!r})")
@@ -225,4 +228,4 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
     f.emit(f"higher = tl.maximum(peak, tl.max(scores, 1))\nbase = tl.where(higher == {_LOW}, 0.0, higher)")
     f.emit("powers = tl.exp2(scores - base[:, None])\nfactor = tl.exp2(peak - base)")
     f.emit("total = total * factor + tl.sum(powers, 1)\nsums = sums * factor[:, None]\npeak = higher")
-    f.emit(f"sums = tl.dot(powers.to({dtype}), v, sums{precision})")
+    f.emit(f"sums = tl.dot(powers.to({dtype}), v{cast}, sums{precision})")

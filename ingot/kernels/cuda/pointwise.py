@@ -6,12 +6,13 @@ from typing import Any
 
 from ingot.ir.expression import operands_of
 from ingot.kernels import PLAIN, Ports, kernel
-from ingot.kernels.cuda.axes import LAST, broadcast_strides, collapse, offset, ordered, strides_of, unravel
+from ingot.kernels.cuda.axes import HEADS, LAST, broadcast_strides, collapse, offset, ordered, strides_of, unravel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder
-from ingot.kernels.cuda.render import can_render, converted, render
+from ingot.kernels.cuda.render import FLOAT8, can_render, converted, render
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div
 
+_QUANTIZED = ("int8", FLOAT8)
 _FEW_CHANNELS = 8  # up to here a conversion of the layout is no reason for a tile of its own
 
 
@@ -31,6 +32,8 @@ def _layouts(node: Node, target: Any) -> list[Ports]:
         return [PLAIN]
     maps = [_is_map(p, shape) for p in node.inputs]
     choices = [PLAIN, Ports(tuple(LAST if m else "" for m in maps), (LAST,))] if any(maps) else [PLAIN]
+    if maps == [True] and len(shape) == 4 and node.output.dtype in _QUANTIZED:  # what attention gives, to bytes
+        choices.append(Ports((HEADS,), (HEADS,)))
     if len(maps) == 1 and maps[0] and isinstance(shape[1], int) and shape[1] <= _FEW_CHANNELS:
         choices += [Ports(("plain",), (LAST,)), Ports((LAST,), ("plain",))]
     return choices

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.kernels import kernel
-from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
@@ -26,12 +27,14 @@ from ingot.plan.extent import Extent, ceil_div, product
 
 _MAIN = 3  # x, weight, norm; the expression's operands follow
 _WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
+_EIGHTHS = {"float8_e4m3fn": 448.0}  # the largest number
+_LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
 _BYTES_AHEAD = 256  # of weights that a thread asks for before it needs them
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
 
-# One row: columns of a block, depth of a step, warps.
-STREAMS = ("4x1024w4", "8x512w4", "2x2048w4", "8x1024w8", "4x512w2", "2x1024w4", "16x512w4", "4x2048w4", "8x2048w4")
+# One row: columns of a group, depth of a step, warps, blocks a processor.
+STREAMS = ("2x2048w4b0", "4x2048w4b0", "4x4096w8b0", "2x4096w8b0", "4x1024w4b4")
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Stream:
-    """A block's columns, the depth of a step, its warps."""
+    """A block's columns, the depth of a step, its warps; `blocks` a processor, 0: one for each group of columns."""
 
     columns: int
     depth: int
     warps: int
+    blocks: int = 0
+    dtype: str = "bfloat16"
 
     @classmethod
-    def parse(cls, text: str) -> Stream:
-        """Of "4x1024w4"."""
-        sizes, _, warps = text.partition("w")
-        columns, depth = map(int, sizes.split("x"))
-        return cls(columns, depth, int(warps))
+    def parse(cls, text: str, dtype: str = "bfloat16") -> Stream:
+        """Of "4x1024w4b3"."""
+        numbers = re.fullmatch(r"(\d+)x(\d+)w(\d+)b(\d+)", text)
+        assert numbers is not None, text
+        columns, depth, warps, blocks = map(int, numbers.groups())
+        return cls(columns, depth, warps, blocks, dtype)
+
+    def held(self, work: Work) -> int:
+        """Steps whose weights a thread asks for together."""
+        step = self.columns * work.parts * self.depth * size_of(self.dtype) // (32 * self.warps)
+        return max(_BYTES_AHEAD // max(step, 1), 1)
 
 
 def _applies(node: Node, target: Any) -> bool:
@@ -72,6 +83,8 @@ def _applies(node: Node, target: Any) -> bool:
     if weight.constant is None or weight.dtype not in _WEIGHTS or node.dtype not in (*NARROW, "float32"):
         return False
     if weight.dtype == "float32" and node.dtype != "float32":
+        return False
+    if weight.dtype in _EIGHTHS and target.capability < EIGHTHS_FROM:
         return False
     work, ports = Work.of(node), _operands(node)
     fits = all(p.elements == 1 or p.shape == node.output.shape or p.elements == work.columns for p in ports)
@@ -86,17 +99,22 @@ def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
     work = Work.of(node)
 
     def fits(stream: Stream) -> bool:
-        size = stream.columns * stream.depth * work.parts
-        return stream.depth <= max(power_of_two(work.depth), 512) and size <= 128 * 32 * stream.warps
+        size = stream.columns * stream.depth * work.parts // (32 * stream.warps)
+        row = power_of_two(work.depth) // (32 * stream.warps)
+        most = 64 if stream.blocks else 128  # elements that a thread may hold
+        if stream.blocks and work.parts > 1:
+            return False
+        return stream.depth <= max(power_of_two(work.depth), 2048) and size <= most and row <= most
 
     return tuple(text for text in STREAMS if fits(Stream.parse(text)))
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:
-    """Of one row; the first of the streams, unless it is timed."""
+    """Of one row; the stream that was best for most shapes on an H200, unless it is timed."""
     weight = node.input(1)
     assert isinstance(weight.bytes, int)
-    return target.pace.step + weight.bytes / (target.bandwidth * 900) + 0.01 * STREAMS.index(stream)
+    usual = "4x2048w4b0" if weight.dtype in _EIGHTHS else "2x2048w4b0"
+    return target.pace.step + weight.bytes / (target.bandwidth * 900) + 0.01 * (stream != usual)
 
 
 @kernel("Projection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
@@ -107,17 +125,17 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     work, packed = Work.of(node), build.pack(np.ascontiguousarray(weight.T))
     one = Rung(1, 1)
     if one.takes(work.rows):
-        _stream(build, work, packed, Stream.parse(stream))
+        _stream(build, work, packed, Stream.parse(stream, packed.dtype))
         restrict(build, 0, one, work.rows)
     if not Rung(2).takes(work.rows):
         return
     first = len(build.launches)
-    x = _normalised(build, work) if node.has_input(2) else build.input(0)
+    sides = _sides(build, work, packed)
     restrict(build, first, Rung(2), work.rows)
     for rung, tile in rungs(work, node.input(1).dtype):
         if rung.takes(work.rows):
             first = len(build.launches)
-            _tiles(build, work, (x, packed), tile, rung, build.target)
+            _tiles(build, work, sides, tile, rung)
             restrict(build, first, rung, work.rows)
 
 
@@ -125,68 +143,78 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
 
 
 def _stream(build: CudaBuilder, work: Work, packed: Handle, shape: Stream) -> None:
-    """Weights through registers, each once; the depth lies along the threads."""
+    """Blocks walk over groups of columns: their weights go through registers once, the row stays there. A group's
+    weights are asked for before the group ahead of it is computed, the first ones before the row is there."""
     f, node = build.function(warps=shape.warps, stages=1), build.node
-    f.emit(f"columns = tl.program_id(0) * {shape.columns} + tl.arange(0, {shape.columns})")
-    inside = _inside(f, "columns", shape.columns, work.columns)
-    f.emit(f"depths = tl.arange(0, {shape.depth})")
-    pointer, steps = f.pointer(packed), -(-work.depth // shape.depth)
-    f.emit(f"base = {pointer} + (columns_in * {work.depth})[:, None] + depths[None, :]")
-    step_bytes = shape.columns * work.parts * shape.depth * size_of(packed.dtype) // (32 * shape.warps)
-    together = max(min(_BYTES_AHEAD // max(step_bytes, 1), steps), 1)
-    whole = steps // together * together
-    held = _weights(f, work, shape, "0", together)
-    norm = f.pointer(build.input(2)) if node.has_input(2) else ""
-    constants = _loaded(f, build, "columns", inside, constant=True)
+    groups = -(-work.columns // shape.columns)
+    blocks = min(groups, shape.blocks * build.target.processors) if shape.blocks else groups
+    f.emit(f"depths = tl.arange(0, {shape.depth})\nlanes = tl.arange(0, {shape.columns})")
+    whole = min(-(-work.depth // shape.depth), shape.held(work))
+    held = _weights(f, work, packed, shape, "tl.program_id(0)", 0, whole)
+    norms = _row(f, build, work, shape, 2) if node.has_input(2) else []
     f.wait()
-    for part in range(work.parts):
-        f.emit(f"sums{part} = tl.zeros(({shape.columns}, {shape.depth}), tl.float32)")
-    f.emit(f"squares = tl.zeros(({shape.depth},), tl.float32)" * bool(norm))
-    if whole > together:
-        names = ", ".join(held)
-        with f.block(f"for start in range({together}, {whole}, {together}):"):
-            ahead = _weights(f, work, shape, "start", together)
-            _multiply(f, build, work, shape, f"start - {together}", held)
-            f.emit(f"{names} = {', '.join(ahead)}")
-    _multiply(f, build, work, shape, str(whole - together), held)
-    if whole < steps:
-        held = _weights(f, work, shape, str(whole), steps - whole)
-        _multiply(f, build, work, shape, str(whole), held)
-    if norm:
-        f.emit(f"factor = 1.0 / libdevice.sqrt(tl.sum(squares) / {work.depth} + {node.attributes['epsilon']!r})")
-    scaled = " * factor" * bool(norm)
+    row = _row(f, build, work, shape, 0)
+    if norms:
+        f.emit(f"squares = {' + '.join(f'{x} * {x}' for x in row)}")
+        row = [f.let(f"{x} * {norm}.to(tl.float32)", "x") for x, norm in zip(row, norms, strict=True)]
+    if blocks == groups:
+        _group(f, build, work, packed, shape, "tl.program_id(0)", held, row)
+    else:
+        with f.block(f"for group in range(tl.program_id(0), {groups}, {blocks}):"):
+            ahead = _weights(f, work, packed, shape, f"(group + {blocks})", 0, whole)
+            _group(f, build, work, packed, shape, "group", held, row)
+            f.emit(f"{', '.join(held)} = {', '.join(ahead)}" if len(held) > 1 else f"{held[0]} = {ahead[0]}")
+    f.launch(blocks)
+
+
+def _group(f: FunctionBuilder, build: CudaBuilder, work: Work, packed: Handle, shape: Stream, group: str,
+           held: Sequence[str], row: Sequence[str]) -> None:  # fmt: skip
+    """One group of columns; the weights of its first steps are there."""
+    count = len(held) // work.parts
+    _multiply(f, work, held, row[:count], first=True)
+    for start in range(count, len(row), count):
+        stop = min(start + count, len(row))
+        _multiply(f, work, _weights(f, work, packed, shape, group, start, stop), row[start:stop], first=False)
+    scaled = ""
+    if build.node.has_input(2):
+        square = f"tl.sum(squares, 0) / {work.depth} + {build.node.attributes['epsilon']!r}"
+        f.emit(f"factor = 1.0 / libdevice.sqrt({square})")
+        scaled = " * factor"
     sums = [f.let(f"tl.sum(sums{part}, 1){scaled}") for part in range(work.parts)]
-    operands = {**constants, **_loaded(f, build, "columns", inside, constant=False)}
-    _store(f, build, sums, operands, "columns", inside)
-    f.launch(ceil_div(work.columns, shape.columns))
+    f.emit(f"columns = {group} * {shape.columns} + lanes")
+    inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
+    _store(f, build, sums, _of_columns(f, build, inside), "columns", inside)
 
 
-def _weights(f: FunctionBuilder, work: Work, shape: Stream, start: str, count: int) -> list[str]:
-    """Variables with the weights of `count` steps from `start` on, for every part."""
-    names = []
-    for number in range(count):
-        mask = ""
-        if work.depth % shape.depth:
-            mask = f", ((({start}) + {number}) * {shape.depth} + depths < {work.depth})[None, :], other=0.0"
+def _row(f: FunctionBuilder, build: CudaBuilder, work: Work, shape: Stream, index: int) -> list[str]:
+    """Variables with the steps of the row in float32, or of the norm's scale as it is."""
+    steps, wide = [], ".to(tl.float32)" * (index == 0)
+    for start in range(0, work.depth, shape.depth):
+        mask = f", depths < {work.depth - start}, other=0.0" if start + shape.depth > work.depth else ""
+        steps.append(f.let(f"tl.load({f.pointer(build.input(index))} + {start} + depths{mask}){wide}", "x"))
+    return steps
+
+
+def _weights(f: FunctionBuilder, work: Work, packed: Handle, shape: Stream, group: str, start: int,
+             stop: int) -> list[str]:  # fmt: skip
+    """Variables with the weights of steps `start` to `stop` of a group of columns, for every part."""
+    column = f.let(f"tl.minimum({group} * {shape.columns} + lanes, {work.columns - 1}) * {work.depth}", "c")
+    base, names = f.let(f"{f.pointer(packed)} + {column}[:, None] + depths[None, :]", "p"), []
+    for step in range(start, stop):
+        rest = work.depth - step * shape.depth
+        mask = f", (depths < {rest})[None, :], other=0.0" if rest < shape.depth else ""
         for part in range(work.parts):
-            place = f"(({start}) + {number}) * {shape.depth} + {part * work.columns * work.depth}"
-            names.append(f.let(f"tl.load(base + ({place}){mask}, eviction_policy='evict_first')", "w"))
+            place = step * shape.depth + part * work.columns * work.depth
+            names.append(f.let(f"tl.load({base} + {place}{mask}, eviction_policy='evict_first')", "w"))
     return names
 
 
-def _multiply(f: FunctionBuilder, build: CudaBuilder, work: Work, shape: Stream, start: str,
-              held: Sequence[str]) -> None:  # fmt: skip
-    """The sums grow by the steps whose weights are there."""
-    node = build.node
-    for number in range(len(held) // work.parts):
-        deep = f"(({start}) + {number}) * {shape.depth} + depths"
-        mask = f", {deep} < {work.depth}, other=0.0" if work.depth % shape.depth else ""
-        x = f.let(f"tl.load({f.pointer(build.input(0))} + {deep}{mask}).to(tl.float32)", "x")
-        if node.has_input(2):
-            f.emit(f"squares += {x} * {x}")
-            x = f.let(f"{x} * tl.load({f.pointer(build.input(2))} + {deep}{mask}).to(tl.float32)", "x")
+def _multiply(f: FunctionBuilder, work: Work, held: Sequence[str], row: Sequence[str], first: bool) -> None:
+    """The sums of the columns, spread along the depth."""
+    for number, x in enumerate(row):
         for part in range(work.parts):
-            f.emit(f"sums{part} += {held[number * work.parts + part]}.to(tl.float32) * {x}[None, :]")
+            more = f"{held[number * work.parts + part]}.to(tl.float32) * {x}[None, :]"
+            f.emit(f"sums{part} = {more}" if first and number == 0 else f"sums{part} += {more}")
 
 
 # more rows
@@ -197,40 +225,58 @@ def rungs(work: Work, dtype: str) -> list[tuple[Rung, Tile]]:
     half = work.parts > 1
     if dtype == "float32":
         return [(Rung(2, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
-    large = Tile(128, 128, 64, 8, 3) if half else Tile(128, 256, 64, 8, 3)
+    if dtype in _EIGHTHS:
+        return [
+            (Rung(2, 64), Tile(64, 32 if half else 64, 128, 4, 5)),
+            (Rung(65, 128), Tile(128, 32 if half else 64, 128, 4, 4)),
+            (Rung(129, 512), Tile(128, 64 if half else 128, 128, 8 if half else 4, 4)),
+            (Rung(513), Tile(128, 128 if half else 256, 128, 8, 3)),
+        ]
     return [
         (Rung(2, 16), Tile(16, 32 if half else 64, 128, 4, 4)),
         (Rung(17, 32), Tile(32, 32 if half else 64, 128, 4, 4)),
         (Rung(33, 64), Tile(64, 32 if half else 64, 128, 4, 4)),
         (Rung(65, 128), Tile(128, 32 if half else 64, 64, 4, 4)),
         (Rung(129, 512), Tile(128, 64 if half else 128, 64, 8 if half else 4, 4)),
-        (Rung(513), large),
+        (Rung(513), Tile(128, 128 if half else 256, 64, 8, 3)),
     ]
 
 
-def _normalised(build: CudaBuilder, work: Work) -> Handle:
-    """Rows divided by their root mean square, times the scale, in memory of the step."""
-    node, f = build.node, build.function(warps=4, stages=1)
-    made = build.temporary(product((work.rows, work.depth, size_of(node.dtype))), node.dtype)
-    block = min(power_of_two(work.depth), 8192)
-    f.emit(f"columns = tl.arange(0, {block})")
-    x = f"{f.pointer(build.input(0))} + tl.program_id(0) * {work.depth}"
+@dataclass(frozen=True)
+class Sides:
+    """What tiles are loaded from: rows, weights, and what the rows are to be multiplied by, where they were rounded."""
+
+    rows: Handle
+    weights: Handle
+    sizes: Handle | None = None
+
+
+def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
+    """Rows normalised where there is a norm, and rounded to eight bits where the weights have them."""
+    node, rounded = build.node, packed.dtype in _EIGHTHS
+    if not rounded and not node.has_input(2):
+        return Sides(build.input(0), packed)
+    dtype = packed.dtype if rounded else node.dtype
+    made = build.temporary(product((work.rows, work.depth, size_of(dtype))), dtype)
+    sizes = build.temporary(product((work.rows, _FLOAT)), "float32") if rounded else None
+    block = power_of_two(work.depth)
+    f = build.function(warps=min(max(block // 1024, 4), 16), stages=1)
+    f.emit(f"columns = tl.arange(0, {block})\nplace = tl.program_id(0).to(tl.int64) * {work.depth} + columns")
+    if node.has_input(2):
+        scale = f"tl.load({f.pointer(build.input(2))} + columns, columns < {work.depth}, other=0.0)"
+        f.emit(f"scale = {scale}.to(tl.float32)")
     f.wait()
-    f.emit(f"squares = tl.zeros(({block},), tl.float32)")
-    passes = range(0, work.depth, block)
-    for start in passes:
-        f.emit(f"x = tl.load({x} + {start} + columns, columns < {work.depth - start}, other=0.0).to(tl.float32)")
-        f.emit("squares += x * x")
-    f.emit(f"factor = 1.0 / libdevice.sqrt(tl.sum(squares) / {work.depth} + {node.attributes['epsilon']!r})")
-    for start in passes:
-        if len(passes) > 1:
-            f.emit(f"x = tl.load({x} + {start} + columns, columns < {work.depth - start}, other=0.0).to(tl.float32)")
-        f.emit(f"scale = tl.load({f.pointer(build.input(2))} + {start} + columns, columns < {work.depth - start})")
-        f.emit(f"tl.store({f.pointer(made)} + tl.program_id(0) * {work.depth} + {start} + columns, "
-               f"(x * factor * scale.to(tl.float32)).to({LANGUAGE[node.dtype]}), "
-               f"columns < {work.depth - start})")  # fmt: skip
+    f.emit(f"x = tl.load({f.pointer(build.input(0))} + place, columns < {work.depth}, other=0.0).to(tl.float32)")
+    if node.has_input(2):
+        f.emit(f"square = tl.sum(x * x) / {work.depth} + {node.attributes['epsilon']!r}")
+        f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
+    if sizes is not None:
+        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {_EIGHTHS[dtype]!r}")
+        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{_EIGHTHS[dtype]!r}), {_EIGHTHS[dtype]!r})")
+        f.emit(f"tl.store({f.pointer(sizes)} + tl.program_id(0), size)")
+    f.emit(f"tl.store({f.pointer(made)} + place, x.to({_LANGUAGE[dtype]}), columns < {work.depth})")
     f.launch(work.rows)
-    return made
+    return Sides(made, packed, sizes)
 
 
 def _split_of(work: Work, tile: Tile, rung: Rung, target: Architecture) -> int:
@@ -244,10 +290,9 @@ def _split_of(work: Work, tile: Tile, rung: Rung, target: Architecture) -> int:
     return split
 
 
-def _tiles(build: CudaBuilder, work: Work, sides: tuple[Handle, Handle], tile: Tile, rung: Rung,
-           target: Architecture) -> None:  # fmt: skip
+def _tiles(build: CudaBuilder, work: Work, sides: Sides, tile: Tile, rung: Rung) -> None:
     """Tiles of the result; where the depth is split, the last block of a tile adds the parts."""
-    node, split = build.node, _split_of(work, tile, rung, target)
+    split = _split_of(work, tile, rung, build.target)
     f = build.function(warps=tile.warps, stages=tile.stages)
     rows = f.extent(work.rows)
     down, across = ceil_div(work.rows, tile.rows), -(-work.columns // tile.columns)
@@ -257,7 +302,7 @@ def _tiles(build: CudaBuilder, work: Work, sides: tuple[Handle, Handle], tile: T
     inside = f"(rows < {rows})[:, None] & (columns < {work.columns})[None, :]"
     f.emit(f"inside = {inside}\nplace = rows[:, None] * {work.columns} + columns[None, :]")
     f.wait()
-    _accumulate(f, node, work, tile, sides, split)
+    _accumulate(f, work, tile, sides, split)
     sums = [f"sums{part}" for part in range(work.parts)]
     tiles = product((down, across))
     if split == 1:
@@ -279,17 +324,17 @@ def _open(f: FunctionBuilder, work: Work, tile: Tile, down: Extent, across: int)
     f.emit("columns_in = columns" if exact else f"columns_in = tl.minimum(columns, {work.columns - 1})")
 
 
-def _accumulate(f: FunctionBuilder, node: Node, work: Work, tile: Tile, sides: tuple[Handle, Handle],
-                split: int) -> None:  # fmt: skip
-    x, weight = sides
+def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split: int) -> None:
+    x, weight = sides.rows, sides.weights
     f.emit(f"left = {f.pointer(x)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
     f.emit(f"right = {f.pointer(weight)} + (columns_in * {work.depth})[None, :] + depths[:, None]")
     for part in range(work.parts):
         f.emit(f"sums{part} = tl.zeros(({tile.rows}, {tile.columns}), tl.float32)")
     steps = -(-work.depth // tile.depth)
     bounds = f"0, {steps}" if split == 1 else f"part * share, tl.minimum(part * share + share, {steps})"
-    same = weight.dtype == x.dtype
+    cast = "" if weight.dtype == x.dtype else f".to({LANGUAGE[x.dtype]})"
     precision = ', input_precision="tf32x3"' if x.dtype == "float32" else ""
+    precision = f", max_num_imprecise_acc={tile.depth}" if x.dtype in _EIGHTHS else precision
     with f.block(f"for step in range({bounds}):"):
         a, b = "", ""
         if work.depth % tile.depth:
@@ -298,9 +343,12 @@ def _accumulate(f: FunctionBuilder, node: Node, work: Work, tile: Tile, sides: t
         f.emit(f"a = tl.load(left + step * {tile.depth}{a})")
         for part in range(work.parts):
             place = f"right + step * {tile.depth} + {part * work.columns * work.depth}"
-            cast = "" if same else f".to({LANGUAGE[x.dtype]})"
             f.emit(f"b{part} = tl.load({place}{b}){cast}")
             f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}{precision})")
+    if sides.sizes is not None:
+        f.emit(f"sizes = tl.load({f.pointer(sides.sizes)} + rows_in)[:, None]")
+        for part in range(work.parts):
+            f.emit(f"sums{part} = sums{part} * sizes")
 
 
 def _join(f: FunctionBuilder, build: CudaBuilder, work: Work, sums: Sequence[str], rung: Rung, split: int,
@@ -333,13 +381,6 @@ def tiles_cut(tiles: Extent, work: Work, rung: Rung) -> Extent:
 # the end
 
 
-def _inside(f: FunctionBuilder, name: str, step: int, size: int) -> str:
-    """Text of the mask of columns that exist, "" where all do; `name`_in stay within."""
-    exact = size % step == 0
-    f.emit(f"{name}_in = {name}" if exact else f"{name}_in = tl.minimum({name}, {size - 1})")
-    return "" if exact else f"{name} < {size}"
-
-
 def _finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str]) -> None:
     operands = {}
     for k in range(_MAIN, len(build.node.inputs)):
@@ -353,15 +394,12 @@ def _finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str]) -> None
     _store(f, build, sums, operands, "place", "inside")
 
 
-def _loaded(f: FunctionBuilder, build: CudaBuilder, columns: str, inside: str, constant: bool) -> dict[int, str]:
-    """Operands of one row: those known at build, or the others."""
-    mask = f", {inside}" if inside else ""
-    loaded = {}
+def _of_columns(f: FunctionBuilder, build: CudaBuilder, inside: str) -> dict[int, str]:
+    """Operands of one row's columns."""
+    mask, loaded = f", {inside}" if inside else "", {}
     for k in range(_MAIN, len(build.node.inputs)):
-        port = build.node.input(k)
-        if (port.constant is not None) == constant:
-            place = "" if port.elements == 1 else f" + {columns}"
-            loaded[k] = f.let(f"tl.load({f.pointer(build.input(k))}{place}{mask if place else ''})")
+        place = "" if build.node.input(k).elements == 1 else f" + columns{mask}"
+        loaded[k] = f.let(f"tl.load({f.pointer(build.input(k))}{place})")
     return loaded
 
 

@@ -89,7 +89,8 @@ TABLE: dict[str, Write] = {
     "Where": _text("tl.where({0}, {1}, {2})"),
     "Clip": lambda x, low, high, type: _MINIMUM(_MAXIMUM(x, low, type), high, type),
 }  # fmt: skip
-_OF_NARROW = {"Erf": "erf", "Gelu": "gelu"}  # functions of cores.elementary where operands or the result have 16 bits
+_OF_NARROW = {"Erf": "erf", "Gelu": "gelu"}  # functions of cores.elementary where operands or the result are narrow
+_COARSE = (*NARROW, FLOAT8, "int8", "uint8")  # results that hide what those functions are off by
 _FLOATS_ONLY = frozenset({
     "Round", "Floor", "Ceil", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sigmoid", "Sin", "Cos", "Tan", "Asin",
     "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Softplus", "HardSwish", "Gelu", "GeluTanh",
@@ -123,7 +124,7 @@ def _writable(instruction: Instruction, types: Sequence[str]) -> bool:
 def render(f: FunctionBuilder, expression: Expression, operands: Sequence[str], dtypes: Sequence[str]) -> str:
     """A variable with the result, in the expression's dtype; operands are texts of values that broadcast."""
     results: list[str] = []
-    narrow = expression.dtype in NARROW
+    narrow = expression.dtype in _COARSE
     for instruction, types in zip(expression.instructions, dtypes_of(expression, dtypes), strict=True):
         values = [_value(operand, operands, dtypes, results, expression, type)
                   for operand, type in zip(instruction.operands, types, strict=True)]  # fmt: skip

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 assert "triton" not in __import__("sys").modules, "Triton decides at its import whether it interprets"
@@ -47,6 +48,17 @@ def _widened(handle: Any) -> Any:
 
 
 interpreter.InterpreterBuilder.create_dot = _create_dot
+_convert = interpreter._convert_float
+
+
+def _convert_float(x: Any, given: Any, wanted: Any, rounding: Any) -> Any:
+    """Triton's, which cuts off what does not fit into eight bits: a GPU rounds, and ends at the largest number."""
+    if wanted != tl.float8e4nv or given != tl.float32:
+        return _convert(x, given, wanted, rounding)
+    return np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+
+interpreter._convert_float = _convert_float
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rint": np.rint, "sqrt": np.sqrt, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,

@@ -22,11 +22,13 @@ JOINED = "Cast %1 -> float32; Add %0 $0 -> float32; Cast $1 -> bfloat16"
 
 
 def checked(op: str, inputs: Sequence[Array | None], attributes: Mapping[str, Any], symbolic: Mapping[int, str],
-            constants: Sequence[int] = (), within: float = 1e-4) -> None:  # fmt: skip
-    """The kernel, made for a first axis called T where `symbolic` says so, against the operator's meaning."""
+            constants: Sequence[int] = (), within: float = 1e-4,
+            meant: Sequence[Array | None] | None = None) -> None:  # fmt: skip
+    """The kernel, made for a first axis called T where `symbolic` says so, against the operator's meaning (of `meant`
+    in the place of the inputs)."""
     from tests.kernels.cuda.harness import check
 
-    expected = [np.asarray(y) for y in meaning(op)(*inputs, **attributes)]
+    expected = [np.asarray(y) for y in meaning(op)(*(meant or inputs), **attributes)]
     ports = [None if x is None else Port(x.dtype.name, (symbolic.get(i, x.shape[0]), *x.shape[1:]),
                                          x if i in constants else None) for i, x in enumerate(inputs)]  # fmt: skip
     tokens = inputs[1].shape[0] if op == "CacheUpdate" and inputs[1] is not None else len(expected[0])
@@ -45,8 +47,17 @@ def test_gated_projection(rows: int, kept: str, dtype: str) -> None:
     weight = (rng.standard_normal((96, 2 * 40)) * 0.1).astype(numpy_dtype(kept))
     norm, scale = (rng.standard_normal(n).astype(np.float32) for n in (96, 40))
     attributes = {"parts": 2, "epsilon": 1e-5, "expression": GATED}
-    within = 1e-4 if dtype == "float32" else 3e-2
-    checked("Projection", [x, weight, norm, scale], attributes, {0: "T"}, (1, 2, 3), within)
+    within, meant = 1e-4 if dtype == "float32" else 3e-2, None
+    if kept == "float8_e4m3fn" and rows > 1:
+        meant, within = [_rounded(x.astype(np.float32), norm), weight, None, scale], 0.1
+    checked("Projection", [x, weight, norm, scale], attributes, {0: "T"}, (1, 2, 3), within, meant)
+
+
+def _rounded(x: Array, norm: Array) -> Array:
+    """Normalised, and to eight bits and back."""
+    x = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norm
+    size = np.abs(x).max(1, keepdims=True) / 448
+    return (x / size).astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * size
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
@@ -140,3 +151,10 @@ def test_launches_for_other_sizes_have_no_blocks() -> None:
         assert len(taken) == 1, (size, [c.grid for c in taken])
         known = replace(node, inputs=(Port("bfloat16", (size, 512)), ports[1]), outputs=(Port("float32", (size, 512)),))
         assert len(generate(known, picked(known, target, 1)[0], target).launches) == 1
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_choose(rows: int) -> None:
+    logits = np.random.default_rng(rows).integers(-40, 40, (rows, 70000 if rows == 3 else 300)).astype(np.float32)
+    logits[1, 7], logits[2, 5] = np.nan, np.inf
+    checked("Choose", [logits], {}, {0: "T"})

@@ -1,0 +1,258 @@
+"""Engines of large random models whose weights nobody has: plans and kernels are made anywhere, the weights on the GPU.
+
+    python -m benchmarks.llm_cuda_engine --folder build/llm_cuda [--shapes llama_8b] [--precisions bf16 fp8]
+
+A file holds the engine without its weights, and where which of them would be: what is small as it is, matrices as
+random numbers that `fill` draws on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from ingot import compiler
+from ingot.dtypes import numpy_dtype
+from ingot.engine import Engine, Variant
+from ingot.kernels.cuda.architecture import architecture
+from ingot.kernels.cuda.build import NAME, Unit
+from ingot.kernels.cuda.compile import compile_unit
+from ingot.llm import build as llm_build
+from ingot.llm.build import BuildOptions
+from ingot.llm.decoder import Array, Decoder, Layer, Matrix, Scale
+from ingot.llm.formats import FORMATS, Format, Role, Weights
+from ingot.llm.graph import BLOCK
+from ingot.llm.rope import tables
+from ingot.plan.assemble import Code
+from ingot.plan.packing import align
+from ingot.plan.plan import TensorSpec
+from ingot.report import BuildLog
+from ingot.runtime import cuda, cuda_executor
+from ingot.runtime.cubins import Code as Cubin
+
+SPREAD = 0.02  # of the weights
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama of these sizes."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    groups: int
+    vocabulary: int
+    depth: int = 128
+
+    @property
+    def matrices(self) -> int:
+        """Weights that a decoded token reads."""
+        each = self.hidden * (2 * self.heads + 2 * self.groups) * self.depth + 3 * self.hidden * self.inner
+        return self.layers * each + self.hidden * self.vocabulary
+
+
+SHAPES = {
+    "llama_8b": Shape(32, 4096, 14336, 32, 8, 128256),
+    "llama_70b": Shape(80, 8192, 28672, 64, 8, 128256),
+    "llama_tiny": Shape(2, 256, 512, 4, 2, 1024, 64),
+}
+
+
+@dataclass(frozen=True)
+class Unmade(Format):
+    """Matrices of zeros that take no memory; the same ones for every layer."""
+
+    _known: dict[tuple[int, ...], Weights] = field(default_factory=dict)
+
+    def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
+        """As a format gives them."""
+        outputs, depth = matrix.weights[0].shape
+        key = (id(matrix.weights[0]),)
+        if key not in self._known:
+            dtype = "float8_e4m3fn" if self.name.startswith("fp8") else "bfloat16"
+            held: dict[str, Any] = {"weight": np.zeros((outputs, depth), numpy_dtype(dtype)).T}
+            if self.name.startswith("fp8"):
+                held["columns"] = np.full(outputs, SPREAD, numpy_dtype("bfloat16")).astype(np.float32)
+            self._known[key] = held
+        return "Linear", self._known[key], {}
+
+
+@dataclass(eq=False)
+class Described(Code):
+    """Places of weights: matrices as (offset, bytes, dtype), the rest as it is."""
+
+    matrices: list[tuple[int, int, str]] = field(default_factory=list)
+    small: dict[int, bytes] = field(default_factory=dict)
+    _places: dict[bytes, int] = field(default_factory=dict)
+
+    def add_weight(self, array: Array) -> int:
+        """Every matrix has a place of its own."""
+        matrix = array.dtype.name in ("bfloat16", "float8_e4m3fn") and array.nbytes >= 1 << 16
+        data = b"" if matrix else np.ascontiguousarray(array).tobytes()
+        if data in self._places:
+            return self._places[data]
+        offset = self.size
+        self.size = align(offset + array.nbytes + 64)
+        if matrix:
+            self.matrices.append((offset, array.nbytes, array.dtype.name))
+        else:
+            self.small[offset], self._places[data] = data, offset
+        return offset
+
+    def weight_bytes(self) -> Array:
+        """Nothing: they are made on the device."""
+        return np.zeros(0, np.uint8)
+
+
+def decoder_of(shape: Shape, context: int) -> Decoder:
+    """The description; all layers refer to the same matrices, whose numbers do not matter."""
+
+    def matrix(outputs: int, depth: int) -> Matrix:
+        return Matrix((np.zeros((outputs, depth), numpy_dtype("bfloat16")),))
+
+    scale = Scale(np.ones(shape.hidden, np.float32))
+    projection = matrix((shape.heads + 2 * shape.groups) * shape.depth, shape.hidden)
+    output, down = matrix(shape.hidden, shape.heads * shape.depth), matrix(shape.hidden, shape.inner)
+    gate, up = (matrix(shape.inner, shape.hidden) for _ in range(2))
+    layer = Layer(scale, projection, output, scale, up, gate, down)
+    embedding = np.zeros((shape.vocabulary, shape.hidden), numpy_dtype("bfloat16"))
+    angles = tables({"rope_type": "default", "rope_theta": 500000.0}, shape.depth, context)
+    return Decoder(
+        shape.hidden, shape.heads, shape.groups, shape.depth, context, embedding, [layer] * shape.layers, scale,
+        matrix(shape.vocabulary, shape.hidden), shape.depth**-0.5, rope={"default": angles},
+    )  # fmt: skip
+
+
+def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
+    """An engine without weights, as a file holds it."""
+    assert options.context is not None
+    kept = FORMATS[precision]
+    unmade = Unmade(kept.name, kept.bits, within=kept.within, cache=kept.cache)
+    decoder = decoder_of(shape, options.context)
+    model = llm_build.graph_for(decoder, unmade, "llama", options.target)
+    config, codes = llm_build._config(decoder, options), list[Described]()
+
+    def described(backend: Any) -> Described:
+        codes.append(Described(backend))
+        return codes[-1]
+
+    with mock.patch.object(compiler, "Code", described):
+        (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
+    variant, code = compiled.variant, codes[-1]
+    facts = {
+        "form": llm_build.FORM, "family": "llama", "vocabulary": shape.vocabulary, "layers": shape.layers,
+        "groups": shape.groups, "depth": shape.depth, "block_size": BLOCK, "context": options.context,
+        "token_budget": options.token_budget, "sequence_budget": options.sequence_budget,
+        "format": {"cache": unmade.cache}, "bos": None, "eos": [], "files": {},
+    }  # fmt: skip
+    return {
+        "inputs": [asdict(spec) for spec in compiler.input_specs(model, config)],
+        "outputs": [asdict(compiler._spec(value, config)) for value in model.graph.outputs],
+        "target": variant.target, "isa": variant.isa, "requires": variant.requires,
+        "plan": _text(variant.plan_json), "code": _text(variant.code), "facts": facts, "matrices": code.matrices,
+        "small": {str(offset): _text(data) for offset, data in code.small.items()}, "size": code.size, "fill": filler(),
+    }  # fmt: skip
+
+
+FILL = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def KERNEL(words, count, seed, eight):
+    at = tl.program_id(0).to(tl.int64) * 4096 + tl.arange(0, 4096)
+    x = (at + seed.to(tl.int64) * 2654435761).to(tl.uint32)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    x = x ^ (x >> 16)
+    # sign and fraction at random, exponents within a factor of four: about SPREAD in bfloat16, about one in float8
+    of_half = (x & 0x80FF80FF) | 0x3C003C00
+    of_eighth = (x & 0x8F8F8F8F) | 0x30303030
+    tl.store(words + at, tl.where(eight != 0, of_eighth, of_half).to(tl.int32, bitcast=True), at < count)
+"""
+
+
+def _text(data: Any) -> str:
+    return base64.b64encode(bytes(data)).decode()
+
+
+def filler() -> tuple[str, int, int]:
+    """The kernel that draws matrices: code, shared memory, threads."""
+    signature = (("words", "*i32"), ("count", "i64"), ("seed", "i32"), ("eight", "i32"))
+    cubin = compile_unit(Unit(FILL.lstrip(), signature, (), 8, 1), architecture("sm_90").name)
+    return _text(cubin.code), cubin.shared, cubin.threads
+
+
+def opened(path: Path, device: cuda.Device) -> Engine:
+    """The engine with its weights on the device, drawn there."""
+    held = json.loads(path.read_text())
+    plan, code = (base64.b64decode(held[part]) for part in ("plan", "code"))
+    variant = Variant(held["target"], held["isa"], tuple(held["requires"]), plan, code)
+    context = cuda.context_of(device)
+    memory = context.allocate(held["size"], "random weights")
+    stream = context.stream()
+    context.clear(memory, stream)
+    _draw(context, memory, held, stream)
+    for offset, data in held["small"].items():
+        context.upload(memory.address + int(offset), np.frombuffer(base64.b64decode(data), np.uint8), stream)
+        context.wait(stream, "an upload")
+    cuda_executor.adopt(variant, device, memory)
+    return Engine(_specs(held["inputs"]), _specs(held["outputs"]), (variant,), {"llm": held["facts"]})
+
+
+def _draw(context: cuda.Context, memory: cuda.Allocation, held: dict[str, Any], stream: Any) -> None:
+    code, shared, threads = held["fill"]
+    kernels = cuda.Kernels(context, {"fill": Cubin(base64.b64decode(code), NAME, threads, shared, False)})
+    kinds = (ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    for seed, (offset, size, dtype) in enumerate(held["matrices"]):
+        values = (memory.address + offset, size // 4, seed, int(dtype == "float8_e4m3fn"), 0, 0)
+        kernels.launch("fill", (-(-size // 4 // 4096), 1, 1), (values, kinds), stream)
+
+
+def _specs(held: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    def entry(spec: dict[str, Any]) -> TensorSpec:
+        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in spec.items()}
+        return TensorSpec(**given)
+
+    return tuple(map(entry, held))
+
+
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("build/llm_cuda"))
+    parser.add_argument("--shapes", nargs="+", default=["llama_8b"], choices=sorted(SHAPES))
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp8"])
+    parser.add_argument("--context", type=int, default=8704)
+    parser.add_argument("--token-budget", type=int, default=8192)
+    parser.add_argument("--sequence-budget", type=int, default=1024)
+    parser.add_argument("--target", default="cuda:sm_90")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """A file for each shape and precision."""
+    asked = parsed(words)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    for shape in asked.shapes:
+        for precision in asked.precisions:
+            options = BuildOptions(precision, asked.target, asked.context, asked.token_budget, asked.sequence_budget,
+                                   level=0, verify=False)  # fmt: skip
+            path = asked.folder / f"{shape}_{precision}.json"
+            path.write_text(json.dumps(made(SHAPES[shape], precision, options)))
+            print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
