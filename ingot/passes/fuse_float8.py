@@ -5,14 +5,13 @@ A sum of products of two float8e4m3fn is float32, unrounded, and its epilogue be
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.expression import Input
 from ingot.passes.facts import changed, maker, only_reader, operands_of, same_shape
-from ingot.passes.fuse_quant import MOVES, Quantized, dequantize, dequantized, placed, scaled_epilogue
+from ingot.passes.fuse_quant import MOVES, Quantized, dequantize, dequantized, narrow_product
 from ingot.passes.pattern import instruction_of
-from ingot.passes.rewrite import Builder, Rejection, Result, Table, reject, rewrite_node
+from ingot.passes.rewrite import Builder, Result, Table, reject, rewrite_node
 
 _TYPE = "float8_e4m3fn"
 
@@ -30,13 +29,7 @@ def float8_product(op: Builder, node: ir.Node) -> Result:
         return None if x is None and weight is None else reject("only one of its operands is float8")
     if x.axis is not None:
         return reject("its input is quantized per channel", x.q)
-    found = placed(op, node, weight)
-    if isinstance(found, Rejection):
-        return found
-    kind, weight_value, attributes = found
-    scales = np.asarray(x.scale * weight.scale, np.float32)
-    extras, text = scaled_epilogue(op, node, scales, weight.axis is not None)
-    return op.make(kind, x.q, weight_value, *extras, **{**attributes, "epilogue": text})
+    return narrow_product(op, node, x, weight)
 
 
 @rewrite_node(*MOVES)

@@ -88,20 +88,24 @@ def integer_product(op: Builder, node: ir.Node) -> Result:
         return reject("its input is quantized per channel", x.q)
     if attribute(node, "x_zero_point") or attribute(node, "weight_zero_point"):
         return reject("it computes in integers already")
-    found = placed(op, node, weight)
+    return narrow_product(op, node, x, weight, x_zero_point=x.zero, weight_zero_point=weight.zero)
+
+
+def narrow_product(op: Builder, node: ir.Node, x: Quantized, weight: Quantized, **zeros: int) -> Result:
+    """The product of the narrow numbers themselves; its epilogue begins with the product of the scales."""
+    found = _placed(op, node, weight)
     if isinstance(found, Rejection):
         return found
     kind, weight_value, attributes = found
     scales = np.asarray(x.scale * weight.scale, np.float32)
-    extras, text = scaled_epilogue(op, node, scales, weight.axis is not None)
-    zeros = {"x_zero_point": x.zero, "weight_zero_point": weight.zero}
+    extras, text = _scaled_epilogue(op, node, scales, weight.axis is not None)
     return op.make(kind, x.q, weight_value, *extras, **{**attributes, **zeros, "epilogue": text})
 
 
 _Placed = tuple[str, ir.Value, dict[str, Any]]
 
 
-def placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejection:
+def _placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejection:
     """(operator, its weight, its attributes): Linear where a MatMul's weight is a constant matrix."""
     if node.op_type == "Conv":
         fits = weight.axis in (None, 0)
@@ -116,7 +120,7 @@ def placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejection
     return "Linear", op.constant(array.T, weight.q) if flipped else weight.q, {}
 
 
-def scaled_epilogue(op: Builder, node: ir.Node, scales: Array, per_channel: bool) -> tuple[Sequence[ir.Value], str]:
+def _scaled_epilogue(op: Builder, node: ir.Node, scales: Array, per_channel: bool) -> tuple[Sequence[ir.Value], str]:
     """The node's epilogue over `Cast(%0) * scales`, and its extras."""
     if per_channel:
         rank, axis = rank_of(node.outputs[0]), channel_axis(node)

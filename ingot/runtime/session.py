@@ -109,11 +109,8 @@ class Session:
     def _on_cpu(self, kind: str) -> Executor:
         self.variant = self.engine.pick(_TARGETS[kind], cpu_features(), describe())
         loaded, plan = _loaded(self.variant), self.variant.plan
-        self._team = self._teams(loaded.code, _phases(plan)) if loaded.code else None
+        self._team = Teams(loaded.code, self.threads, self.streams or 1, _phases(plan)) if loaded.code else None
         return Executor(plan, loaded.code, loaded.weights, self._team)
-
-    def _teams(self, code: NativeCode, phases: int) -> Teams:
-        return Teams(code, self.threads, self.streams or 1, phases)
 
     def _on_gpu(self, device: str) -> Executor:
         from ingot.runtime import cuda, cuda_executor

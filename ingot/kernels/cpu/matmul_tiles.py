@@ -38,7 +38,7 @@ from ingot.kernels.cpu.gemm_tiles import (
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Function, Index, Value, vector
 from ingot.kernels.cpu.matmul import Matrices, matrices_of, matrix_of, zero_points_of
-from ingot.kernels.cpu.tile_rows import TileRows, groups_of, tile_rows
+from ingot.kernels.cpu.tile_rows import TileRows, groups_of, loaded, tile_rows
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, ceil_div, product
 
@@ -239,7 +239,7 @@ def _pack_columns(f: PhaseFunction, job: _Job, source: Value, column: Value, tar
         for j in range(job.wide):
             rows = []
             for pointer in sources[j * COLUMNS : (j + 1) * COLUMNS]:
-                x = _loaded(f, bytes_, pointer, f.index(k) * _TAIL, there, _missing(job))
+                x = loaded(f, bytes_, pointer, f.index(k) * _TAIL, there, ROW_BYTES, _missing(job))
                 rows.append(f.bitcast(_signed(f, job, x), _LINE))
             for g, group in enumerate(transposed(f, rows)):
                 sums[j] = _store(f, job, group, place, j * TILE_BYTES + g * ROW_BYTES, sums[j])
@@ -248,12 +248,6 @@ def _pack_columns(f: PhaseFunction, job: _Job, source: Value, column: Value, tar
     zeros = [f.constant(_LINE, 0)] * job.wide
     sums = list(f.loop(0, depth // _TAIL, lambda k, *totals: square(k, _TAIL, *totals), zeros))
     return square(job.steps - 1, depth % _TAIL, *sums) if depth % _TAIL else sums
-
-
-def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, other: int) -> Value:
-    if there == ROW_BYTES:
-        return f.load(type_, pointer, offset)
-    return f.load_masked(type_, pointer, f.first_lanes(there, ROW_BYTES), offset, other)
 
 
 def _pack_rows(f: PhaseFunction, job: _Job, source: Value, column: Value, target: Value) -> list[Value]:

@@ -86,12 +86,12 @@ def _pack(f: Function, dtype: str, dot: TileDot, read: Value, write: Value, coun
     """One step of a row: `count` numbers, then zeros."""
     if dtype == "float32":
         there = [min(max(count - half * _LANES, 0), _LANES) for half in range(2)]
-        halves = [_loaded(f, _FLOATS, read, i * _LANES * 4, n, _LANES) for i, n in enumerate(there)]
+        halves = [loaded(f, _FLOATS, read, i * _LANES * 4, n, _LANES) for i, n in enumerate(there)]
         pack_floats(f, dot, halves[0], halves[1], write, TILE_BYTES)
         return []
     size = 2 if dtype == "bfloat16" else 1
     lanes = ROW_BYTES // size
-    x = _loaded(f, vector(f"i{8 * size}", lanes), read, 0, count, lanes, -0x80 if dtype == "int8" else 0)
+    x = loaded(f, vector(f"i{8 * size}", lanes), read, 0, count, lanes, -0x80 if dtype == "int8" else 0)
     if dtype == "int8":
         x = f.binary("xor", x, -0x80)
     f.store(x, write)
@@ -115,8 +115,9 @@ def rounded_parts(f: Function, dot: TileDot, x: Value) -> list[Value]:
     return [high] if dot.parts == 1 else [high, _rounded(f, x - _widened(f, high))]
 
 
-def _loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,
-            other: int = 0) -> Value:  # fmt: skip
+def loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,
+           other: int = 0) -> Value:  # fmt: skip
+    """The first `there` of `lanes` numbers; the memory of the rest is not touched, they are `other`."""
     if there == lanes:
         return f.load(type_, pointer, offset)
     return f.load_masked(type_, pointer, f.first_lanes(there, lanes), offset, other)
