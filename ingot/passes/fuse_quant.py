@@ -98,7 +98,7 @@ def narrow_product(op: Builder, node: ir.Node, x: Quantized, weight: Quantized, 
         return found
     kind, weight_value, attributes = found
     scales = np.asarray(x.scale * weight.scale, np.float32)
-    extras, text = _scaled_epilogue(op, node, scales, weight.axis is not None)
+    extras, text = scaled_epilogue(op, node, scales, weight.axis is not None)
     return op.make(kind, x.q, weight_value, *extras, **{**attributes, **zeros, "epilogue": text})
 
 
@@ -120,7 +120,7 @@ def _placed(op: Builder, node: ir.Node, weight: Quantized) -> _Placed | Rejectio
     return "Linear", op.constant(array.T, weight.q) if flipped else weight.q, {}
 
 
-def _scaled_epilogue(op: Builder, node: ir.Node, scales: Array, per_channel: bool) -> tuple[Sequence[ir.Value], str]:
+def scaled_epilogue(op: Builder, node: ir.Node, scales: Array, per_channel: bool) -> tuple[Sequence[ir.Value], str]:
     """The node's epilogue over `Cast(%0) * scales`, and its extras."""
     if per_channel:
         rank, axis = rank_of(node.outputs[0]), channel_axis(node)
