@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ingot
-from benchmarks.cuda_peers import folder, row_of
+from benchmarks.cuda_rows import folder, row_of
 from benchmarks.timing import RESULTS
 from ingot.plan.plan import GraphSegment, Step
 

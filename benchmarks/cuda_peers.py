@@ -5,8 +5,12 @@
     python -m benchmarks.cuda_peers merge ours.json peers.json [--name h200-peers]
 
 Both sides have the same modules (benchmarks/torch_models.py): PyTorch runs them in fp16, channels last; Ingot builds
-their export. Both record the same matmul and copy, so that their runs can be set side by side. A figure is the time of
-one call among 30 in a row by events on the GPU, the median of seven such rows; all weights are what the module has.
+their export. Both record the same matmul and copy, so that their runs can be set side by side. All weights are what
+the module has. Three times are taken of each:
+  ms         one call among 30 in a row by events on the GPU, the median of seven such rows: what a busy server sees
+  alone ms   one call on an idle GPU, between two events, the median of 50: what one request sees
+  call ms    the same by the clock of who calls and waits, tensors on the device on both sides
+Rows of one item are held against torch.compile `alone` where both were measured so, larger ones in a row.
 
 Every row is measured in a child and written at once to DIR/ours.json or DIR/peers.json; with --known what an earlier
 run measured is not measured again, so that both commands can be stopped and continued. No child outlives --budget
@@ -16,6 +20,7 @@ seconds. `merge` writes benchmarks/results/<name>.json and prints which threshol
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -27,126 +32,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import cuda_check
+from benchmarks.cuda_peer_torch import ALONE, peer
+from benchmarks.cuda_rows import CACHE, ROWS, Row, difference, export, folder, ratio_to_noise, row_of
 from benchmarks.timing import RESULTS
 
 ROOT = Path(__file__).parent.parent
-CACHE = ROOT / "build" / "cuda_peers"
 PEERS = ("eager", "graph", "compile")
-CALLS, ROUNDS = 30, 7
 TOLERANCE = 3e-2  # of the largest magnitude, against float32
 NARROW_TOLERANCE = 0.2  # of int8, every layer of it: what may stay narrow is another question (docs/precision.md)
-CALIBRATORS = {"int8": "percentile", "fp8": "minmax"}  # E4M3 has the range, only clipping hurts
 LEAST = {"eager": 30.0, "graph": 30.0, "compile": 120.0}  # seconds that must be left to begin with a peer
-
-
-@dataclass(frozen=True)
-class Row:
-    """A network at a batch size, how much faster than torch.compile it must be, and what it must take at most. `form`:
-    its layers are in int8 or fp8, which torch has no peer for; `faster` than our own fp16 it must be then."""
-
-    model: str
-    batch: int
-    ratio: float | None
-    most: float | None = None  # milliseconds
-    form: str = ""
-    faster: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.model} b{self.batch} {self.form}".strip()
-
-    @property
-    def wide(self) -> "Row":
-        """The same in fp16."""
-        return row_of(f"{self.model} b{self.batch}")
-
-
-ROWS = (
-    Row("resnet50", 1, 2.0, 0.30), Row("bert_base", 1, 2.0, 0.35), Row("resnet50", 128, 1.0, 128 / 38.0),
-    Row("bert_base", 128, 1.0, 6.0), Row("vit_b16", 1, 1.3), Row("mobilenet_v2", 1, 1.3), Row("detector", 1, 1.3),
-    Row("unet_block", 1, 1.3), Row("vit_b16", 64, 1.0), Row("mobilenet_v2", 128, 1.0),
-    Row("resnet50", 128, None, 128 / 50.0, "int8"), Row("bert_base", 128, None, None, "int8", 1.4),
-    Row("resnet50", 128, None, None, "fp8"), Row("bert_base", 128, None, None, "fp8", 1.4),
-)  # fmt: skip
-
-
-def row_of(name: str) -> Row:
-    return next(row for row in ROWS if row.name == name)
-
-
-def folder(row: Row) -> Path:
-    return CACHE / row.name.replace(" ", "_")
-
-
-# in a child: the export, and what float32 gives for the first item
-
-
-def export(row: Row) -> dict[str, Any]:
-    """model.onnx, inputs.npz and expected.npy (of the first item) in the row's folder."""
-    return quantise(row) if row.form else _export(row)
-
-
-def quantise(row: Row) -> dict[str, Any]:
-    """The fp16 row's files; in the model every layer that can be has QuantizeLinear and DequantizeLinear, with ranges
-    from what the network for one item is given there."""
-    import onnx_ir
-
-    from ingot.importers import onnx
-    from ingot.ir import shapes
-    from ingot.precision import formats
-    from ingot.precision.calibrate import calibrate
-    from ingot.precision.quantize import Float8, Int8
-
-    form = {"int8": Int8(activations="int8"), "fp8": Float8()}[row.form]
-    where, one = folder(row), row_of(f"{row.model} b1")
-    for needed in (one, row.wide):
-        if not (folder(needed) / "model.onnx").exists():
-            _export(needed)
-    where.mkdir(parents=True, exist_ok=True)
-    small, whole = (onnx.load(folder(r) / "model.onnx") for r in (one, row.wide))
-    for model in (small, whole):
-        shapes.infer(model)
-    held = np.load(folder(row.wide) / "inputs.npz")
-    samples = [{str(v.name): x[i : i + 1] for v, x in zip(small.graph.inputs, held.values(), strict=True)}
-               for i in range(min(8, row.batch))]  # fmt: skip
-    ranges = calibrate(small, samples, CALIBRATORS[row.form])
-    narrow = dict.fromkeys(formats.quantizable(whole, ranges), form)
-    for name in ("inputs.npz", "expected.npy"):
-        (where / name).write_bytes((folder(row.wide) / name).read_bytes())
-    onnx_ir.save(formats.apply(whole, narrow, ranges), where / "model.onnx")
-    return {}
-
-
-def _export(row: Row) -> dict[str, Any]:
-    import torch
-
-    from benchmarks import torch_models
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    module, inputs = torch_models.module(row.model), torch_models.inputs(row.model, row.batch)
-    where = folder(row)
-    where.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.onnx.export(module, tuple(inputs), str(where / "partial.onnx"), dynamo=True, external_data=False)
-    with torch.inference_mode():
-        wanted = module.to(device)(*(x[:1].to(device) for x in inputs))
-    np.save(where / "expected.npy", wanted.float().cpu().numpy())
-    np.savez(where / "inputs.npz", *(x.numpy() for x in inputs))
-    (where / "partial.onnx").rename(where / "model.onnx")
-    return {}
-
-
-def difference(row: Row, mine: np.ndarray) -> float:
-    """Of the first item, relative to the largest magnitude."""
-    wanted = np.load(folder(row) / "expected.npy")
-    return float(np.abs(mine[:1].astype(np.float64) - wanted).max() / np.abs(wanted).max())
-
-
-def ratio_to_noise(row: Row, mine: np.ndarray) -> float:
-    """Decibels of float32's results for the first item over what is added to them here."""
-    wanted = np.load(folder(row) / "expected.npy").astype(np.float64)
-    noise = mine[:1].astype(np.float64) - wanted
-    return float(10 * np.log10((wanted**2).sum() / max((noise**2).sum(), 1e-300)))
 
 
 # in a child: Ingot
@@ -168,7 +62,7 @@ def ours(row: Row, level: int, cache: Path) -> dict[str, Any]:
         (mine,) = session.run(feeds).values()
         frame = session._executor.take(tuple(x.shape for x in feeds.values()))
         assert isinstance(frame, CudaFrame)
-        times = cuda_check._times(frame, session, feeds)
+        times = {**cuda_check._times(frame, session, feeds), **_one_at_a_time(frame, session, feeds)}
         launch = _launch_cost(frame)
     engine.save(folder(row) / "model.engine")
     return {"build s": built, "stages": dict(log.seconds), "difference": difference(row, mine),
@@ -177,9 +71,44 @@ def ours(row: Row, level: int, cache: Path) -> dict[str, Any]:
             "notices": [str(n) for n in log.notices if n.kind != "not fused"]}  # fmt: skip
 
 
+def _one_at_a_time(frame: Any, session: Any, feeds: Mapping[str, Any]) -> dict[str, float]:
+    """Milliseconds of one inference on an idle GPU: its graph between two events, and a whole run by the clock."""
+    context, number = frame.context, _graph_number(frame)
+    lent = {name: _on_device(context, x) for name, x in feeds.items()}
+    out = session.run(feeds, on_device=True)
+    for _ in range(5):
+        session.run(lent, out=out)
+    begin, end, alone, calls = context.event(), context.event(), [], []
+    for _ in range(ALONE):
+        context.call("cuEventRecord", begin, frame.stream)
+        frame.launch(number)
+        context.call("cuEventRecord", end, frame.stream)
+        frame.wait("timing")
+        alone.append(context.call("cuEventElapsedTime", begin, end))
+    for _ in range(ALONE):
+        start = time.perf_counter()
+        session.run(lent, out=out)
+        calls.append(time.perf_counter() - start)
+    return {"alone ms": statistics.median(alone), "call ms": statistics.median(calls) * 1e3}
+
+
+def _on_device(context: Any, array: np.ndarray) -> Any:
+    """The array in device memory, as a tensor that a session takes as it lies."""
+    from ingot.runtime import dlpack
+
+    memory = context.allocate(array.nbytes, "an input")
+    context.call("cuMemcpyHtoD", memory.address, array.ctypes.data, array.nbytes)
+    view = dlpack.View(memory.address, array.shape, array.dtype.name, memory)
+    return dlpack.DeviceArray(view, context.device.ordinal, None)
+
+
+def _graph_number(frame: Any) -> int:
+    return next(i for i, s in enumerate(frame.plan.segments) if type(s).__name__ == "GraphSegment")
+
+
 def _launch_cost(frame: Any, runs: int = 100) -> float:
     """Microseconds of Python for putting one inference on the stream."""
-    number = next(i for i, s in enumerate(frame.plan.segments) if type(s).__name__ == "GraphSegment")
+    number = _graph_number(frame)
     spent = 0.0
     for _ in range(runs):  # one at a time: a full queue of launches would make the next one wait
         frame.wait("timing")
@@ -207,87 +136,6 @@ def first(row: Row) -> dict[str, Any]:
     with ingot.Session(engine, device="cuda") as session:
         session.run({spec.name: x for spec, x in zip(engine.inputs, arrays, strict=True)})
     return {"first result s": time.perf_counter() - start}
-
-
-# in a child: PyTorch
-
-
-def peer(row: Row, which: str) -> dict[str, Any]:
-    """The row's module run by PyTorch one way."""
-    import torch
-
-    from benchmarks import torch_models
-
-    torch.backends.cudnn.benchmark = True
-    module = torch_models.module(row.model).half().cuda().to(memory_format=torch.channels_last)
-    inputs = [_placed(x) for x in torch_models.inputs(row.model, row.batch)]
-    start = time.perf_counter()
-    with torch.no_grad():
-        call = {"eager": _eager, "graph": _graphed, "compile": _compiled}[which](module, inputs)
-        result = call().clone()  # a graph's output is written over by its next run
-        seconds = time.perf_counter() - start
-        found = {"ms": _time(call), "prepared s": seconds, "torch": torch.__version__}
-    return {**found, "difference": difference(row, result.float().cpu().numpy())}
-
-
-def _placed(x: Any) -> Any:
-    import torch
-
-    moved = x.half().cuda() if x.is_floating_point() else x.cuda()
-    return moved.to(memory_format=torch.channels_last) if moved.dim() == 4 else moved
-
-
-def _eager(module: Any, inputs: Sequence[Any]) -> Callable[[], Any]:
-    return lambda: module(*inputs)
-
-
-def _graphed(module: Any, inputs: Sequence[Any]) -> Callable[[], Any]:
-    import torch
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(5):
-            module(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        held = module(*inputs)
-
-    def call() -> Any:
-        graph.replay()
-        return held
-
-    return call
-
-
-def _compiled(module: Any, inputs: Sequence[Any]) -> Callable[[], Any]:
-    import torch
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
-    made = torch.compile(module, mode="max-autotune")
-    for _ in range(3):  # compiles, warms up, captures its graphs
-        made(*inputs)
-    return lambda: made(*inputs)
-
-
-def _time(call: Callable[[], Any]) -> float:
-    """Milliseconds of one call among many in a row."""
-    import torch
-
-    rows = []
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for _ in range(5):
-        call()
-    for _ in range(ROUNDS):
-        begin.record()
-        for _ in range(CALLS):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        rows.append(begin.elapsed_time(end) / CALLS)
-    return sorted(rows)[ROUNDS // 2]
 
 
 # the two commands
@@ -335,8 +183,9 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
 def _brief(result: Mapping[str, Any]) -> str:
     if "failed" in result:
         return f"FAILED {result['failed'].splitlines()[-1][:300]}"
-    kept = {k: v for k, v in result.items() if k in ("graph ms", "run ms", "ms", "difference", "build s", "launches",
-                                                     "host steps", "first result s", "launch us", "prepared s")}
+    shown = ("graph ms", "alone ms", "call ms", "run ms", "ms", "difference", "build s", "launches", "host steps",
+             "first result s", "launch us", "prepared s")  # fmt: skip
+    kept = {k: v for k, v in result.items() if k in shown}
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in kept.items())
 
 
@@ -405,9 +254,11 @@ def merge(arguments: argparse.Namespace) -> int:
 
 def _merged(row: Row, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     own = mine.get(row.name, {})
-    ms = own.get("graph ms")
-    peers = {which: theirs.get(f"{row.name} {which}", {}).get("ms") for which in PEERS}
-    ratio = peers["compile"] / ms if ms and peers["compile"] else None
+    ms, alone = own.get("graph ms"), own.get("alone ms")
+    rows = {which: theirs.get(f"{row.name} {which}", {}) for which in PEERS}
+    peers, singly = ({which: found.get(kind) for which, found in rows.items()} for kind in ("ms", "alone ms"))
+    in_row, one = _ratio(peers["compile"], ms), _ratio(singly["compile"], alone)
+    ratio = one if row.batch == 1 and one else in_row
     most = NARROW_TOLERANCE if row.form else TOLERANCE
     checks: dict[str, bool | None] = {"as float32": None if ms is None else own["difference"] <= most}
     if row.ratio is not None:
@@ -420,8 +271,14 @@ def _merged(row: Row, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dic
     passed = None if None in checks.values() else all(checks.values())
     kept = {k: own.get(k) for k in ("run ms", "launch us", "build s", "first result s", "difference", "launches",
                                     "host steps", "earlier ms", "measured", "torch imported")}  # fmt: skip
-    return {"row": row.name, "ours ms": ms, "peers ms": peers, "ratio": ratio, "checks": checks, "passed": passed,
-            **kept}  # fmt: skip
+    calls = {"ours": own.get("call ms"), **{which: found.get("call ms") for which, found in rows.items()}}
+    return {"row": row.name, "ours ms": ms, "peers ms": peers, "ours alone ms": alone, "peers alone ms": singly,
+            "call ms": calls, "ratio in a row": in_row, "ratio alone": one, "ratio": ratio, "checks": checks,
+            "passed": passed, **kept}  # fmt: skip
+
+
+def _ratio(theirs: float | None, ours: float | None) -> float | None:
+    return theirs / ours if ours and theirs else None
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

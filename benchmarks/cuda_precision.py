@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuda_peers import ROWS, Row
+from benchmarks.cuda_rows import ROWS, Row
 from benchmarks.timing import RESULTS
 
 _KEPT = ("SNR dB", "difference", "host steps", "build s")
