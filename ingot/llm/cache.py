@@ -31,6 +31,7 @@ class BlockPool:
     def __init__(self, blocks: int, size: int) -> None:
         self.blocks, self.size = blocks, size
         self.asked = self.found = 0
+        self.taken = [0] * blocks  # how often each was given away for something new
         self._owners = [0] * blocks
         self._key: list[bytes | None] = [None] * blocks
         self._by_key: dict[bytes, int] = {}
@@ -76,6 +77,7 @@ class BlockPool:
             block, _ = self._kept.popitem(last=False)
             self._forget(block)
         self._owners[block] = 1
+        self.taken[block] += 1
         return block
 
     def release(self, blocks: Sequence[int]) -> None:

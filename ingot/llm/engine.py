@@ -64,7 +64,7 @@ class Engine:
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
         self._drafter: Drafter | None = None
         if self.options.drafts:
-            self._drafter = DraftModel(draft) if draft is not None else Ngrams()
+            self._drafter = DraftModel(draft, self.scheduler.pool) if draft is not None else Ngrams()
         self._gain = Gain(self.options.drafts)
         self._answers: dict[Tokens, Answer] = {}
         self._tickets: set[Ticket] = set()

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ingot.llm.batch import Runner
+from ingot.llm.cache import BlockPool
 from ingot.llm.pace import Pace
 from ingot.llm.scheduler import Share, Tokens, batch_of
 
@@ -65,9 +66,10 @@ class Ngrams:
 
 @dataclass
 class _Computed:
-    """What a draft model has of a sequence: `length` tokens of it, then `draft`; the first `count` are computed."""
+    """What a draft model has of a sequence: `length` tokens of it, then `draft`; the first `count` are computed, in
+    `blocks`: each with how often it had been taken then, as one that came back after another had it holds nothing."""
 
-    blocks: list[int] = field(default_factory=list)
+    blocks: list[tuple[int, int]] = field(default_factory=list)
     count: int = 0
     length: int = 0
     draft: list[int] = field(default_factory=list)
@@ -77,10 +79,12 @@ class _Computed:
 class DraftModel:
     """A smaller model of the same vocabulary: its likeliest tokens.
 
-    Its keys and values lie in blocks of the same numbers as the target's, so that nothing is allocated twice.
+    Its keys and values lie in blocks of the same numbers as the target's, so that nothing is allocated twice; `pool`
+    is the target's.
     """
 
     runner: Runner
+    pool: BlockPool
     _known: dict[int, _Computed] = field(default_factory=dict)
 
     def propose(self, wanted: Sequence[tuple[Tokens, int]]) -> None:
@@ -100,9 +104,10 @@ class DraftModel:
         """Find how much of what was computed still holds: drafts were wrong, blocks were given back."""
         known, size = self._known.setdefault(sequence.identity, _Computed()), self.runner.block_size
         right = _common(known.draft, sequence.tokens[known.length :])
-        same = _common(known.blocks, sequence.blocks)
+        blocks = [(block, self.pool.taken[block]) for block in sequence.blocks]
+        same = _common(known.blocks, blocks)
         known.count = min(known.count, known.length + right, same * size, len(sequence.tokens) - 1)
-        known.blocks, known.length = list(sequence.blocks), len(sequence.tokens)
+        known.blocks, known.length = blocks, len(sequence.tokens)
 
     def _shares(self, late: Sequence[tuple[Tokens, int]]) -> list[Share]:
         shares, room = list[Share](), self.runner.token_budget
@@ -129,7 +134,7 @@ class DraftModel:
         self._known.pop(sequence.identity, None)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(one: Sequence[object], other: Sequence[object]) -> int:
     """The length of what both begin with."""
     places = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in places if a != b), min(len(one), len(other)))

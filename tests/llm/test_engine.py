@@ -1,12 +1,13 @@
 """The loop over fakes: what a request is told is what it would be told alone, and what fails, fails alone."""
 
+import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingot.llm.engine import Engine, EngineOptions
@@ -56,16 +57,28 @@ def test_batched_is_single() -> None:
     assert max(sequences for _, sequences in runner.shapes) > 2, "they shared steps"
 
 
+def stumbling(seed: int) -> Callable[[], float]:
+    """A clock whose steps differ a thousandfold, so that drafts are found to pay and not to pay."""
+    drawn, now = random.Random(seed), [0.0]
+
+    def clock() -> float:
+        now[0] += drawn.choice([0.0001, 0.001, 0.01, 0.1])
+        return now[0]
+
+    return clock
+
+
 prompts = st.tuples(st.integers(0, 2), st.integers(1, 25), st.integers(1, 15), st.integers(1, 3))
 
 
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(prompts, min_size=1, max_size=6), st.integers(12, 30), st.integers(4, 40),
-    st.sampled_from(["", "ngrams", "model"]), st.booleans(),
+    st.sampled_from(["", "ngrams", "model"]), st.booleans(), st.integers(0, 999),
 )  # fmt: skip
+@example([(1, 23, 10, 2), (0, 1, 9, 3)], 13, 9, "model", False, 5)  # blocks came back after another draft had them
 def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
-    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, drafts: str, sampled: bool
+    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, drafts: str, sampled: bool, seed: int
 ) -> None:
     """What is drawn, with seeds too, is what a request alone on an endless machine draws."""
 
@@ -84,7 +97,8 @@ def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
     alone = [run(Engine(runner()), request)[0] for request in requests()]
     small = runner(blocks=blocks, token_budget=budget, sequence_budget=4)
     draft = runner(blocks=blocks, drafting=True) if drafts == "model" else None
-    engine = Engine(small, options=EngineOptions(drafts=3 if drafts else 0), draft=draft)
+    options = EngineOptions(drafts=3 if drafts else 0)
+    engine = Engine(small, options=options, draft=draft, clock=stumbling(seed))
     together = run(engine, *requests())
     for request, one, other in zip(requests(), alone, together, strict=True):
         for answer in range(request.sampling.n):
@@ -95,10 +109,10 @@ def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(prompts, min_size=1, max_size=6), st.integers(12, 30), st.integers(4, 40), st.integers(1, 14),
-    st.sampled_from(["", "ngrams", "model"]),
+    st.sampled_from(["", "ngrams", "model"]), st.integers(0, 999),
 )  # fmt: skip
 def test_blocks_that_left_the_window_are_given_back(
-    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, window: int, drafts: str
+    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, window: int, drafts: str, seed: int
 ) -> None:
     """None leaks, none has two owners (`run` checks both), and nothing that is told changes."""
 
@@ -114,7 +128,8 @@ def test_blocks_that_left_the_window_are_given_back(
     alone = [run(Engine(runner()), request)[0] for request in requests()]
     draft = FakeRunner(vocabulary=13, blocks=blocks, drafting=True) if drafts == "model" else None
     options = EngineOptions(drafts=3 if drafts else 0)
-    engine = Engine(runner(blocks=blocks, token_budget=budget, sequence_budget=4), options=options, draft=draft)
+    small = runner(blocks=blocks, token_budget=budget, sequence_budget=4)
+    engine = Engine(small, options=options, draft=draft, clock=stumbling(seed))
     together = run(engine, *requests())
     for request, one, other in zip(requests(), alone, together, strict=True):
         expected = runner().greedy(request.tokens, request.sampling.max_tokens or 0)
