@@ -10,8 +10,10 @@ from ingot.ir import (
     ops_control,
     ops_convolution,
     ops_experts,
+    ops_group,
     ops_linear,
     ops_move,
+    ops_narrow,
     ops_paged,
     ops_parallel,
     ops_projection,
@@ -36,8 +38,8 @@ from ingot.ir.ops_table import (
 
 DOMAIN = "ingot"
 FAMILIES = (
-    ops_attention, ops_control, ops_convolution, ops_experts, ops_linear, ops_move, ops_paged, ops_parallel,
-    ops_projection, ops_reduce, ops_resize, ops_rnn, ops_search,
+    ops_attention, ops_control, ops_convolution, ops_experts, ops_group, ops_linear, ops_move, ops_narrow, ops_paged,
+    ops_parallel, ops_projection, ops_reduce, ops_resize, ops_rnn, ops_search,
 )  # fmt: skip
 
 __all__ = [

@@ -95,5 +95,6 @@ _TABLE: dict[str, Callable[[Node], Extent]] = {
     "ParallelConv": _parallel_conv,
     "ConvTranspose": _conv_transpose,
     "Attention": _attention,
+    "NarrowAttention": _attention,
     "RNN": _recurrent,
 }

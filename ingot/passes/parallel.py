@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.elementwise import FLOATS, Array
+from ingot.ir.expression import Literal
 from ingot.ir.graph import add_constant, constant_of, dtype_of, make_node
 from ingot.ir.provenance import merged_origins, set_origins
 from ingot.ir.shapes import shape_of
@@ -16,14 +17,16 @@ from ingot.passes.affine import vectors_of
 from ingot.passes.facts import attribute, epilogue_of, extras_of, is_float, is_op, only_reader, operands_of
 from ingot.passes.rewrite import detach
 
+_FLOAT8 = "float8_e4m3fn"
+
 
 def join_linears(model: ir.Model) -> int:
-    """Every group of Linears that read one value and add a bias at most; the number of nodes that went."""
-    groups: dict[tuple[ir.Value, str], list[ir.Node]] = {}
+    """Every group of Linears that read one value and add a bias at most, those of float8 after one multiplication by
+    the same number; the number of nodes that went."""
+    groups: dict[tuple[ir.Value, str, float], list[ir.Node]] = {}
     for node in model.graph:
         if is_op(node, "Linear") and _bias_of(node) is not None:
-            x = operands_of(node)[0]
-            groups.setdefault((x, dtype_of(x)), []).append(node)
+            groups.setdefault((operands_of(node)[0], dtype_of(node.outputs[0]), _scale_of(node)), []).append(node)
     before = len(model.graph)
     for nodes in groups.values():
         if sum(len(_results(node)) for node in nodes) > 1:
@@ -56,18 +59,30 @@ def _columns(value: ir.Value) -> int:
 def _bias_of(node: ir.Node) -> Array | None:
     """What a Linear adds to its columns; None where it does something else, or is a result of the graph."""
     x, weight = operands_of(node)[:2]
-    array, output = constant_of(weight), shape_of(node.outputs[0])
-    if array is None or output is None or array.dtype.name not in FLOATS or node.outputs[0].is_graph_output():
+    array, output, made = constant_of(weight), shape_of(node.outputs[0]), dtype_of(node.outputs[0])
+    if array is None or output is None or made not in FLOATS or node.outputs[0].is_graph_output():
         return None
-    if not dtype_of(x) == array.dtype.name == dtype_of(node.outputs[0]):
+    narrow = array.dtype.name == _FLOAT8
+    if dtype_of(x) != array.dtype.name or not (narrow or dtype_of(x) == made):
         return None
     extras = extras_of(node)
     vectors = vectors_of(extras, output, len(output) - 1)
     steps = [step.op for step in epilogue_of(node).instructions if step.op != "Cast"]
+    if narrow and _scale_of(node) != 1.0:
+        steps = steps[1:]
     if (steps, len(extras)) not in (([], 0), (["Add"], 1)) or len(vectors) < len(extras):
         return None
     bias = vectors[1] if vectors else np.zeros(1)
-    return np.broadcast_to(bias.astype(array.dtype), array.shape[1:])
+    return np.broadcast_to(bias.astype(np.float32 if narrow else array.dtype), array.shape[1:])
+
+
+def _scale_of(node: ir.Node) -> float:
+    """The number that a Linear multiplies its sums by before anything else."""
+    first = next((step for step in epilogue_of(node).instructions if step.op != "Cast"), None)
+    if first is None or first.op != "Mul":
+        return 1.0
+    numbers = [operand.value for operand in first.operands if isinstance(operand, Literal)]
+    return float(numbers[0]) if len(numbers) == 1 else 1.0
 
 
 def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
@@ -78,7 +93,8 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     bias = add_constant(graph, np.concatenate(biases), first.name)
     results = [value for node in nodes for value in _results(node)]
     sizes = [_columns(value) for value in results]
-    joined = make_node("ParallelLinear", (first.inputs[0], weight, bias), {"sizes": sizes}, outputs=len(sizes))
+    attributes = {"sizes": sizes, "scale": _scale_of(first), "dtype": dtype_of(first.outputs[0])}
+    joined = make_node("ParallelLinear", (first.inputs[0], weight, bias), attributes, outputs=len(sizes))
     joined.name = first.name
     readers = [split for node in nodes if (split := _split_of(node)) is not None]
     set_origins(joined, merged_origins((*nodes, *readers)))

@@ -47,7 +47,7 @@ class Int8:
 @dataclass(frozen=True)
 class Float8:
     """E4M3 without infinities (float8e4m3fn), for GPUs that multiply it. per_channel: weights have a scale an output
-    channel, not one alone, which libraries multiply by for nothing."""
+    channel, not one alone, which libraries multiply by for nothing, and which products of one tensor share."""
 
     smooth: tuple[float, ...] = ()
     shared: str = "none"
@@ -85,9 +85,21 @@ def _both_narrow(config: Int8 | Float8, model: ir.Model, targets: Sequence[Targe
         for node, index in _users(config, x, readers, wide):
             if narrow not in node.outputs and node is not narrow.producer().inputs[0].producer():  # type: ignore[union-attr]
                 node.replace_input_with(index, narrow)
+    largest = _largest_of_siblings(targets)
     for target in targets:
-        target.node.replace_input_with(1, writer.float8_weight(target, config.per_channel) if isinstance(config, Float8)
+        one = None if isinstance(config, Int8) or config.per_channel else largest[target.name]
+        target.node.replace_input_with(1, writer.float8_weight(target, one) if isinstance(config, Float8)
                                        else writer.weight(target))  # fmt: skip
+
+
+def _largest_of_siblings(targets: Sequence[Target]) -> dict[str, float]:
+    """The largest magnitude of a target's weights, where it is no convolution of those of all that read its tensor:
+    with one scale their products can be one."""
+    own = {t.name: float(np.abs(t.array).max(initial=0.0)) for t in targets}
+    for readers in _by_tensor(targets).values():
+        names = [reader.name for reader in readers if not reader.is_convolution]
+        own |= dict.fromkeys(names, max((own[name] for name in names), default=0.0))
+    return own
 
 
 def _by_tensor(targets: Sequence[Target]) -> dict[ir.Value, list[Target]]:
@@ -150,13 +162,13 @@ class Writer:
         narrow = np.clip(np.rint(array / _column(scale, array, axis)), -127, 127).astype(np.int8)
         return self.restored(target, narrow, scale, np.zeros(scale.shape, narrow.dtype), {"axis": axis})
 
-    def float8_weight(self, target: Target, per_channel: bool) -> ir.Value:
-        """DQ(float8 weight) with a scale an output channel, or one for all."""
+    def float8_weight(self, target: Target, magnitude: float | None) -> ir.Value:
+        """DQ(float8 weight) with one scale for this magnitude, or with a scale an output channel where it is None."""
         import ml_dtypes
 
         array, axis, largest = target.array, target.axis, int(_FLOAT8_LARGEST)
-        if not per_channel:
-            one = np.array(scales.symmetric(float(np.abs(array).max(initial=0.0)), largest), np.float32)
+        if magnitude is not None:
+            one = np.array(scales.symmetric(magnitude, largest), np.float32)
             narrow: Array = (array / one).astype(ml_dtypes.float8_e4m3fn)
             return self.restored(target, narrow, one, np.zeros((), narrow.dtype), {})
         scale = scales.per_channel(array, axis, largest)

@@ -19,7 +19,8 @@ _COMPARED = 1 << 19  # elements of a result; of larger ones some items
 # Operators whose results' item i along axis 0 needs item i of the inputs alone (a Norm or Softmax along axis 0 does
 # not).
 _BY_ITEM = frozenset({
-    "Conv", "ConvTranspose", "Pool", "Linear", "QuantizedLinear", "Attention", "Pointwise", "Norm", "Softmax",
+    "Conv", "ConvTranspose", "Pool", "Linear", "QuantizedLinear", "Attention", "NarrowAttention", "Pointwise", "Norm",
+    "NarrowNorm", "Softmax",
 })  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def _same_beyond(mine: Array, theirs: Array, huge: float) -> bool:
 def _items(node: Node) -> Array | None:
     """Items to compare: evenly spaced, the first and the last among them."""
     shape = node.output.shape
-    axis = {"Norm": node.attributes.get("axis"), "Softmax": node.attributes.get("axis")}.get(node.op, 1)
+    axis = node.attributes.get("axis") if node.op in ("Norm", "NarrowNorm", "Softmax") else 1
     if node.op not in _BY_ITEM or len(shape) < 2 or axis in (0, -len(shape)):
         return None
     count, size = int(shape[0]), int(np.prod([int(d) for d in shape[1:]], dtype=np.int64))

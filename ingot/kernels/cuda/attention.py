@@ -9,7 +9,7 @@ from ingot.kernels import PLAIN, Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import HEADS, broadcast_strides, strides_of
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
-from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.cuda.render import NARROW, can_render, render
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
@@ -28,7 +28,7 @@ def _applies(node: Node, target: Any) -> bool:
     masks = not node.has_input(3) or node.input(3).dtype in ("bool", "float32", *NARROW)
     static = all(isinstance(d, int) and 0 < d <= _DEEPEST for d in (*depths, node.input(0).shape[1],
                                                                   node.input(1).shape[1]))  # fmt: skip
-    return static and masks and node.dtype in ("float32", *NARROW) and len(node.inputs) <= 4
+    return static and masks and node.dtype in ("float32", *NARROW) and can_render(node.epilogue, [node.dtype])
 
 
 def _layouts(node: Node, target: Any) -> list[Ports]:
@@ -69,8 +69,12 @@ def _stages(node: Node, target: Architecture) -> tuple[int, ...]:
     return (2, 3) if _number(node.input(1).shape[2]) >= _LONG else (2,)
 
 
-@kernel("Attention", on="cuda", when=_applies, layouts=_layouts, cost=_cost, prune=_prune,
-        space={"rows": (64, 128, 32, 16), "columns": (64, 128, 32), "stages": _stages})  # fmt: skip
+_HOW: dict[str, Any] = {"on": "cuda", "when": _applies, "layouts": _layouts, "cost": _cost, "prune": _prune,
+                        "space": {"rows": (64, 128, 32, 16), "columns": (64, 128, 32), "stages": _stages}}  # fmt: skip
+
+
+@kernel("NarrowAttention", **_HOW)
+@kernel("Attention", **_HOW)
 def flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int, stages: int) -> None:
     """A block is `rows` queries of one head; it walks over the keys, `columns` at a time"""
     query, value = node.input(0), node.input(2)
@@ -84,9 +88,9 @@ def flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int, sta
         with f.block(f"for start in range({begin}, {end}, {columns}):"):
             _step(f, build, node, whole)
     f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
+    made = render(f, node.epilogue, [f.let(f"sums.to({LANGUAGE[node.dtype]})")], [node.dtype])
     place, mask = _place(f, node.output, "queries[:, None]", "widths[None, :]", "head")
-    f.emit(f"tl.store({f.pointer(build.output())} + {place}, sums.to({LANGUAGE[node.output.dtype]}), "
-           f"{mask} & (widths[None, :] < {width}))")  # fmt: skip
+    f.emit(f"tl.store({f.pointer(build.output())} + {place}, {made}, {mask} & (widths[None, :] < {width}))")
     f.launch(ceil_div(query.shape[2], rows), product(query.shape[:2]))
 
 

@@ -66,11 +66,11 @@ def _sizes(node: Node) -> tuple[int, int, int]:
 
 def _parallel(node: Node) -> Use | None:
     rows, _, depth = _sizes(node)
-    sizes = node.attributes["sizes"]
+    sizes, scale = node.attributes["sizes"], float(node.attributes.get("scale", 1.0))
     if len(set(sizes)) > 1:
         return None
     dtype = node.output.dtype
-    return Use(cublaslt.Product(node.dtype, dtype, dtype, rows, sizes[0], depth, len(sizes), bias=True), (2,))
+    return Use(cublaslt.Product(node.dtype, dtype, dtype, rows, sizes[0], depth, len(sizes), scale, bias=True), (2,))
 
 
 def _single(node: Node) -> Use | None:

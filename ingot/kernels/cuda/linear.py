@@ -87,9 +87,11 @@ def _parallel_applies(node: Node, target: Any) -> bool:
 
 @kernel("ParallelLinear", on="cuda", when=_parallel_applies, cost=_price, prune=_prune, space=_SPACE)
 def parallel_linear(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
-    """x[M, K] @ w[K, N] + bias[N], the columns divided among the outputs"""
-    text = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32"
-    build.node = replace(node, epilogue=parse(f"{text}; Cast $2 -> {node.dtype}"))
+    """scale * (x[M, K] @ w[K, N]) + bias[N], the columns divided among the outputs"""
+    scale, dtype = float(node.attributes.get("scale", 1.0)), node.output.dtype
+    text = f"Cast %0 -> float32; Cast %1 -> float32; Mul $0 {scale!r} -> float32; Add $2 $1 -> float32"
+    text = text if scale != 1.0 else "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32"
+    build.node = replace(node, epilogue=parse(f"{text}; Cast ${2 + (scale != 1.0)} -> {dtype}"))
     _emit_linear(build, build.node, tile, split, join, tuple(node.attributes["sizes"]))
 
 

@@ -1,11 +1,12 @@
-"""Norm: layer, rms, instance, group; statistics in float32, scale, bias and epilogue on the way out."""
+"""Norm: layer, rms, instance, group; statistics in float32, scale, bias and epilogue on the way out. NarrowNorm: also
+what its result is quantized to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ingot.ir.expression import operands_of
+from ingot.ir.expression import operands_of, parse
 from ingot.kernels import PLAIN, Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import LAST, Axis, broadcast_strides, memory_order, strides_of
@@ -86,6 +87,20 @@ def _cost(node: Node, target: Architecture) -> float:
 @kernel("Norm", on="cuda", when=norm_applies, layouts=_layouts, cost=_cost)
 def norm(build: CudaBuilder, node: Node) -> None:
     """epilogue((x - mean) / sqrt(variance + epsilon) * scale + bias)"""
+    _emit(build, node)
+
+
+def _narrow_applies(node: Node, target: Any) -> bool:
+    return norm_applies(node, target) and can_render(parse(node.attributes["narrow"]), [node.output.dtype])
+
+
+@kernel("NarrowNorm", on="cuda", when=_narrow_applies, cost=_cost)
+def narrow_norm(build: CudaBuilder, node: Node) -> None:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, and that quantized"""
+    _emit(build, node)
+
+
+def _emit(build: CudaBuilder, node: Node) -> None:
     tile = open_tile(build, _rows(node))
     f, n, type = tile.f, tile.f.extent(tile.rows.length), LANGUAGE[accumulator(node.dtype)]
     centred = node.attributes["kind"] != "rms"
@@ -134,5 +149,8 @@ def _write(build: CudaBuilder, node: Node, tile: Tile, value: str) -> None:
               for k in range(MAIN, len(node.inputs))]  # fmt: skip
     made = render(f, node.epilogue, [result, *extras], [type, *(p.dtype for p in extras_of(node))])
     held = node.epilogue.dtype or type
-    f.emit(f"tl.store({f.pointer(build.output())} + {tile.offset(1)}, {converted(made, held, node.output.dtype)}, "
-           f"{tile.mask})")  # fmt: skip
+    made = f.let(converted(made, held, node.output.dtype))
+    f.emit(f"tl.store({f.pointer(build.output())} + {tile.offset(1)}, {made}, {tile.mask})")
+    if "narrow" in node.attributes:
+        narrow = render(f, parse(node.attributes["narrow"]), [made], [node.output.dtype])
+        f.emit(f"tl.store({f.pointer(build.output(1))} + {tile.offset(1)}, {narrow}, {tile.mask})")
