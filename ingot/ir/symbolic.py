@@ -20,6 +20,9 @@ def canonical(text: str) -> Extent:
     return extent
 
 
+_SIGN = re.compile(r"(^|[(,]) *-")  # in front of everything, which onnx_ir takes for a part of a power's base
+
+
 @cache
 def translated(text: str) -> Extent | None:
     """Like `canonical`, but None where it would raise."""
@@ -51,7 +54,7 @@ def _symbol(name: str) -> sympy.Symbol:
 
 @cache
 def _expression(text: str) -> sympy.Expr:
-    parsed = parse_symbolic_expression(text)
+    parsed = parse_symbolic_expression(_SIGN.sub(r"\g<1>0-", text))
     return parsed.subs({symbol: _symbol(symbol.name) for symbol in parsed.free_symbols})
 
 

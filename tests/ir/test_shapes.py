@@ -5,7 +5,7 @@ import onnx.parser
 import onnx_ir
 import pytest
 import sympy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.conformance import load_cases
@@ -47,6 +47,8 @@ def compounds(inner):
 
 
 @given(st.recursive(atoms, compounds, max_leaves=6), st.tuples(*[st.integers(1, 50)] * 3))
+@example(SYMBOLS[0] - SYMBOLS[0] ** 2, (3, 1, 1))
+@example(sympy.Max(SYMBOLS[1], 9 - SYMBOLS[0] ** 2), (2, 1, 1))
 def test_translation_keeps_the_value(expression, sizes):
     """For sizes from 1 on: the parser of onnx_ir takes symbols as positive and makes Max(1, N) N."""
     text = translated(str(expression))
