@@ -16,7 +16,8 @@ def _norm_type(*inputs: TensorType | None, narrow: str, **settings: Any) -> tupl
 
 @op("NarrowNorm", "x scale? bias?", _norm_type, kind=Attribute("text"), axis=Attribute("int", 1),
     groups=Attribute("int", 1), epsilon=Attribute("float", 1e-5), narrow=Attribute("text"))  # fmt: skip
-def narrow_norm(x: Array, scale: Array | None, bias: Array | None, *, narrow: str, **settings: Any) -> tuple[Array, ...]:
+def narrow_norm(x: Array, scale: Array | None, bias: Array | None, *, narrow: str,
+                **settings: Any) -> tuple[Array, ...]:  # fmt: skip
     """A Norm, and the expression `narrow` of it: what is added to later, and what the next product reads"""
     (whole,) = meaning("Norm")(x, scale, bias, **settings)
     return whole, expressions.evaluate(expressions.parse(narrow), [whole])
