@@ -1,4 +1,5 @@
-"""A network run by PyTorch: eager, eager in a CUDA graph, torch.compile (max-autotune, frozen)."""
+"""A network run by PyTorch: eager, eager in a CUDA graph, torch.compile (max-autotune, frozen), and that of the module
+that people have of it, where it is another one than ours."""
 # mypy: disable-error-code="no-untyped-call"
 
 import statistics
@@ -18,15 +19,38 @@ def peer(row: Row, which: str) -> dict[str, Any]:
     from benchmarks import torch_models
 
     torch.backends.cudnn.benchmark = True
-    module = torch_models.module(row.model).half().cuda().to(memory_format=torch.channels_last)
+    module = torch_models.module(row.model)
+    if which == "library":
+        module = of_transformers(module)
+    module = module.half().cuda().to(memory_format=torch.channels_last)
     inputs = [_placed(x) for x in torch_models.inputs(row.model, row.batch)]
     start = time.perf_counter()
     with torch.no_grad():
-        call = {"eager": _eager, "graph": _graphed, "compile": _compiled}[which](module, inputs)
+        call = WAYS[which](module, inputs)
         result = call().clone()  # a graph's output is written over by its next run
         seconds = time.perf_counter() - start
         found = {"ms": _time(call), **_alone(call), "prepared s": seconds, "torch": torch.__version__}
     return {**found, "difference": difference(row, result.float().cpu().numpy())}
+
+
+def of_transformers(bert: Any) -> Any:
+    """transformers' BertModel with our Bert's weights, which are the same ones in the same order."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    class LastState(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = BertModel(BertConfig(), add_pooling_layer=False).eval()
+
+        def forward(self, ids: Any, attention: Any, kinds: Any) -> Any:
+            found = self.model(ids, attention_mask=attention, token_type_ids=kinds)
+            return found.last_hidden_state
+
+    made = LastState()
+    names = made.model.state_dict().keys()
+    made.model.load_state_dict(dict(zip(names, bert.state_dict().values(), strict=True)))
+    return made
 
 
 def _placed(x: Any) -> Any:
@@ -69,6 +93,9 @@ def _compiled(module: Any, inputs: Sequence[Any]) -> Callable[[], Any]:
     for _ in range(3):  # compiles, warms up, captures its graphs
         made(*inputs)
     return lambda: made(*inputs)
+
+
+WAYS = {"eager": _eager, "graph": _graphed, "compile": _compiled, "library": _compiled}
 
 
 def _time(call: Callable[[], Any]) -> float:

@@ -39,19 +39,36 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _networks(run: Mapping[str, Any]) -> Iterator[str]:
-    yield _line(["ms", "Ingot", "earlier runs", *PEERS, "x compile", "what does not hold"])
-    yield "|---" * (len(PEERS) + 5) + "|"
+    yield _line(["ms", "Ingot", "earlier runs", *PEERS, "x", "alone: Ingot", "compile", "x", "what does not hold"])
+    yield "|---" * (len(PEERS) + 8) + "|"
     for row in run["rows"]:
-        peers = [_number(row["peers ms"][which]) for which in PEERS]
+        peers, held = row["peers ms"], "library" if row["peers ms"].get("library") else "compile"
         failed = "; ".join(what for what, held in row["checks"].items() if held is False)
         earlier = ", ".join(map(_number, row.get("earlier ms") or [])) or "–"
-        ratio = _number(row["ratio"], ".2f")
-        yield _line([row["row"], _number(row["ours ms"]), earlier, *peers, ratio, failed or "–"])
+        alone = [row.get("ours alone ms"), row.get("peers alone ms", {}).get(held)]
+        yield _line([row["row"], _number(row["ours ms"]), earlier, *(_number(peers[which]) for which in PEERS),
+                     _number(_ratio(peers["compile"], row["ours ms"]), ".2f"), *map(_number, alone),
+                     _number(row.get("ratio alone"), ".2f"), failed or "–"])  # fmt: skip
+    yield from _of_libraries(run["rows"])
     ours, theirs = run["ours on"][-1], run["peers on"][-1]
     yield ""
     yield f"`python -m benchmarks.cuda_peers`, on {ours['devices'][0].partition(' (')[0]}, torch {ours['torch']}, fp16"
     yield f"where no other type is named. The same matmul and copy: {_ceilings(ours)} in Ingot's run,"
     yield f"{_ceilings(theirs)} in the peers'. A dash: not measured."
+
+
+def _of_libraries(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the rows are held against whose module is a library's."""
+    for row in (r for r in rows if r["peers ms"].get("library")):
+        yield ""
+        yield f"{row['row']} `alone` is held against transformers' BertModel, which is what people compile:"
+        own, theirs = row["peers alone ms"].get("compile"), row["peers alone ms"]["library"]
+        yield f"{_number(theirs)} ms (in a row {_number(row['peers ms']['library'])}); our leaner module compiled takes"
+        yield f"{_number(own)}, {_number(_ratio(own, row['ours alone ms']), '.2f')} x."
+
+
+def _ratio(theirs: float | None, ours: float | None) -> float | None:
+    return theirs / ours if ours and theirs else None
 
 
 def _ceilings(machine: Mapping[str, Any]) -> str:
