@@ -153,6 +153,8 @@ class CudaFrame(Frame):
         for index, offset in offsets.items():
             self.pointers[index] = self.memory.address + offset
         self._own_places = {i: int(self.pointers[i]) for i in offsets if self.plan.storages[i].place != "arena"}
+        self._fixed = {i: tuple(self._shape(self.plan.values[i])) for i in (*self.plan.inputs, *self.plan.outputs)
+                       if self._known(self.plan.values[i])}  # fmt: skip
         self._borrowed: dict[int, dlpack.View] = {}
         self.scratch_address = 0
         self._staging = self._staged_values()
@@ -165,8 +167,7 @@ class CudaFrame(Frame):
 
     def _staged_values(self) -> dict[int, Array]:
         """Pinned arrays for the plan's inputs and outputs that are on the device and of known size."""
-        wanted = dict.fromkeys((*self.plan.inputs, *self.plan.outputs))
-        fixed = [i for i in wanted if self._on_device(self.plan.values[i]) and self._known(self.plan.values[i])
+        fixed = [i for i in self._fixed if self._on_device(self.plan.values[i])
                  and self.plan.values[i].storage not in self.executor.resident]  # fmt: skip
         sizes = [align(self._extent_bytes(self.plan.values[i]), 64) for i in fixed]
         block = self.context.pinned(sum(sizes))
@@ -249,14 +250,16 @@ class CudaFrame(Frame):
         if not lent and not self._addresses:
             return
         views = self._borrowed = {index: self._view_of(index, x) for index, x in lent}
-        self.pointers[list(self._own_places)] = list(self._own_places.values())
         mine = {self.plan.values[index].storage: view for index, view in views.items()}
         replaced = {s: view.address for s, view in mine.items() if s in self._own_places and view.address % 16 == 0}
-        self._addresses = tuple(sorted(replaced.items()))
-        if replaced and not self._seen_before(self._addresses):
-            self._addresses = ()
-        for storage, address in self._addresses:
-            self.pointers[storage] = address
+        addresses = tuple(sorted(replaced.items()))
+        if addresses and not self._seen_before(addresses):
+            addresses = ()
+        if addresses != self._addresses:
+            self.pointers[list(self._own_places)] = list(self._own_places.values())
+            for storage, address in addresses:
+                self.pointers[storage] = address
+            self._addresses = addresses
 
     def _seen_before(self, addresses: Addresses) -> bool:
         known = addresses in self._recent
@@ -274,7 +277,7 @@ class CudaFrame(Frame):
         view = dlpack.view(x, int(self.stream), value.name)
         if view.dtype != value.dtype:
             raise InputError(f"{value.name!r} is {view.dtype}, the model has {value.dtype}; convert it first")
-        if self._known(value) and list(view.shape) != self._shape(value):
+        if view.shape != self._fixed.get(index, view.shape):
             raise InputError(f"the buffer for {value.name!r} has shape {list(view.shape)}, this run gives "
                              f"{self._shape(value)}")  # fmt: skip
         return view
@@ -343,7 +346,7 @@ class CudaFrame(Frame):
 
     def _put_into(self, index: int, view: dlpack.View) -> None:
         value = self.plan.values[index]
-        if list(view.shape) != self._shape(value):
+        if index not in self._fixed and list(view.shape) != self._shape(value):
             raise InputError(f"the buffer for output {value.name!r} has shape {list(view.shape)}, this run gives "
                              f"{self._shape(value)}")  # fmt: skip
         if index in self._objects or not self._on_device(value):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from ingot.dtypes import SIZES
 from ingot.errors import InputError
 
 CUDA = 2  # kDLCUDA
+_HEAD = struct.Struct("<QiiiBBHQQQ")  # a _Tensor's bytes
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}
 _UNUSED = b"dltensor"  # the capsule's name until its tensor is taken
 
@@ -39,7 +42,7 @@ _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)(("PyCapsule_New", _API))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Foreign:
     """Somebody else's tensor on a GPU; `of` it becomes a view when a stream is known."""
 
@@ -60,6 +63,8 @@ class View:
 
 def foreign(x: Any) -> Foreign | None:
     """x if it is a tensor on a GPU that speaks DLPack; None for everything else."""
+    if type(x) is DeviceArray:
+        return Foreign(x, x.shape, x.device)
     where = getattr(x, "__dlpack_device__", None)
     if where is None or not hasattr(x, "shape"):
         return None
@@ -70,20 +75,32 @@ def foreign(x: Any) -> Foreign | None:
 def view(tensor: Foreign, stream: int, name: str) -> View:
     """The tensor's memory, after its producer's work as far as `stream` is concerned. InputError names what cannot be
     taken."""
+    if type(tensor.source) is DeviceArray:  # the run that made it is over
+        return tensor.source.view
     capsule = tensor.source.__dlpack__(stream=stream)
-    found = ctypes.cast(_pointer_of(capsule, _UNUSED), ctypes.POINTER(_Managed)).contents.tensor
-    kinds = {code: kind for kind, code in _CODES.items()}
-    dtype = kinds.get(found.code, "unknown") + (str(found.bits) if found.code != _CODES["bool"] else "")
-    if dtype not in SIZES or found.lanes != 1:
-        raise InputError(f"{name!r} has elements of a kind that Ingot does not know (DLPack code {found.code}, "
-                         f"{found.bits} bits, {found.lanes} lanes)")  # fmt: skip
-    shape = tuple(found.shape[axis] for axis in range(found.ndim))
-    if found.strides and not _row_major(shape, [found.strides[axis] for axis in range(found.ndim)]):
+    found = ctypes.string_at(_pointer_of(capsule, _UNUSED), _HEAD.size)
+    data, _, _, rank, code, bits, lanes, shape_at, strides_at, offset = _HEAD.unpack(found)
+    extents = ctypes.string_at(shape_at, 8 * rank)
+    shape, dtype, plain = _layout(code, bits, extents, ctypes.string_at(strides_at, 8 * rank) if strides_at else b"")
+    if not dtype or lanes != 1:
+        raise InputError(f"{name!r} has elements of a kind that Ingot does not know (DLPack code {code}, {bits} bits, "
+                         f"{lanes} lanes)")  # fmt: skip
+    if not plain:
         raise InputError(f"{name!r} does not lie in row-major order; give x.contiguous()")
-    return View((found.data or 0) + found.byte_offset, shape, dtype, capsule)
+    return View(data + offset, shape, dtype, capsule)
 
 
-def _row_major(shape: tuple[int, ...], strides: list[int]) -> bool:
+@functools.lru_cache(4096)
+def _layout(code: int, bits: int, extents: bytes, strides: bytes) -> tuple[tuple[int, ...], str, bool]:
+    """Shape, dtype ("" if unknown) and whether elements lie in row-major order."""
+    kinds = {code: kind for kind, code in _CODES.items()}
+    dtype = kinds.get(code, "unknown") + (str(bits) if code != _CODES["bool"] else "")
+    shape = struct.unpack(f"<{len(extents) // 8}q", extents)
+    plain = not strides or _row_major(shape, struct.unpack(f"<{len(strides) // 8}q", strides))
+    return shape, dtype if dtype in SIZES else "", plain
+
+
+def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != step:
@@ -100,18 +117,18 @@ class DeviceArray:
     Its memory is free again when nobody refers to it."""
 
     def __init__(self, held: View, device: int, download: Any) -> None:
-        self._view, self._device, self._download = held, device, download
+        self.view, self.device, self._download = held, device, download
         self.shape, self.dtype = held.shape, held.dtype
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return CUDA, self._device
+        return CUDA, self.device
 
     def __dlpack__(self, *, stream: int | None = None, max_version: Any = None, dl_device: Any = None,
                    copy: bool | None = None) -> Any:  # fmt: skip
         """A capsule; the run that made the array is over, so that there is nothing for `stream` to wait for."""
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("a result on a GPU is given as it lies; use .numpy() for a copy on the host")
-        return _exported(self._view, self._device)
+        return _exported(self.view, self.device)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -120,11 +137,11 @@ class DeviceArray:
         if letter is None:
             raise AttributeError(f"the protocol has no {self.dtype}")
         return {"shape": self.shape, "typestr": f"<{letter}{SIZES[self.dtype]}".replace("<b1", "|b1"),
-                "data": (self._view.address, False), "version": 3, "strides": None}  # fmt: skip
+                "data": (self.view.address, False), "version": 3, "strides": None}  # fmt: skip
 
     def numpy(self) -> Any:
         """A copy on the host."""
-        return self._download(self._view)
+        return self._download(self.view)
 
 
 _ALIVE: dict[int, tuple[Any, ...]] = {}  # what exported tensors need, until their consumers delete them

@@ -286,10 +286,10 @@ class Session:
             if name not in self._output_names:
                 raise InputError(f"there is no output {name!r}; the model has {', '.join(self._output_names)}")
             index = self._output_names.index(name)
-            dtype = numpy_dtype(self.engine.outputs[index].dtype)
             if not isinstance(buffer, np.ndarray) and (tensor := self._tensor(name, buffer)) is not None:
                 buffers[index] = tensor
                 continue
+            dtype = numpy_dtype(self.engine.outputs[index].dtype)
             if buffer.dtype != dtype or not buffer.flags.c_contiguous or not buffer.flags.writeable:
                 raise InputError(f"the buffer for output {name!r} must be a writable C-contiguous {dtype} array")
             buffers[index] = buffer
