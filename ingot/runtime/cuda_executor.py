@@ -27,8 +27,7 @@ from ingot.runtime.group import Group
 
 _DEVICE_ALIGNMENT = 256
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
-_MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
-_GRAPHS_KEPT = 16  # of a segment and frame, for tensors that lie elsewhere
+_MOST_ELEMENTS, _GRAPHS_KEPT = 2**31, 16  # kernels count in 32 bits; graphs of a frame for tensors of others
 Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
 
