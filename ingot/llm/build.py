@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from ingot.llm.formats import Format, format_of, with_cache
 from ingot.llm.graph import BLOCK, graph_of
 from ingot.llm.models import decoder_of
 from ingot.llm.projections import project
+from ingot.llm.shards import shard
 from ingot.llm.weights import Checkpoint, open_checkpoint
 from ingot.precision import half
 from ingot.report import BuildLog
@@ -40,7 +42,7 @@ class BuildOptions:
     context: tokens of prompt and answer together, None for the model's (at most 8192); token_budget, sequence_budget:
     most tokens and sequences of one step; typical: tokens of the step to tune for. verify: compare with the reference;
     text: file on which the mean negative log-likelihood of a token may rise by `max_rise`. kv: how keys and values are
-    kept, where not as the precision says."""
+    kept, where not as the precision says. ranks: processes, each with a device of its own, that share the model."""
 
     precision: str = "fp32"
     target: str = "cpu"
@@ -55,9 +57,10 @@ class BuildOptions:
     text: str | None = None
     max_rise: float = 0.05
     kv: str | None = None
+    ranks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("token_budget", "sequence_budget", "typical"):
+        for name in ("token_budget", "sequence_budget", "typical", "ranks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.context is not None and self.context < 1:
@@ -66,28 +69,42 @@ class BuildOptions:
 
 def build_llm(folder: str | Path, options: BuildOptions | None = None, progress: Progress | None = None) -> Engine:
     """The engine of a Hugging Face style folder. ImportFailure names the tensor or key that does not fit."""
-    options, log = options or BuildOptions(), BuildLog(progress)
-    kept = with_cache(format_of(options.precision), options.kv)
+    options = options or BuildOptions()
+    if options.ranks > 1:
+        raise ConfigError(f"a model for {options.ranks} ranks is several engines: build_ranks gives them")
+    return build_ranks(folder, options, progress)[0]
+
+
+def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | None = None) -> list[Engine]:
+    """An engine for each rank, to be opened together (parallel.py)."""
+    log, kept = BuildLog(progress), with_cache(format_of(options.precision), options.kv)
     with log.stage("import"):
         checkpoint = open_checkpoint(folder)
         decoder = decoder_of(checkpoint, options.context)
         text = None
         if options.text is not None:
             text = evidence.tokens_of(Path(options.text), checkpoint.files(), decoder.vocabulary)
+    made = [_built(checkpoint, shard(decoder, n, options.ranks), kept, options, n, log) for n in range(options.ranks)]
+    kind = options.target.partition(":")[0]
+    if not options.verify or not frozenset(made[0].variants[0].requires) <= features(kind):
+        return made
+    with log.stage("verify"):
+        found = evidence.verified(made, decoder, kept, text, options.max_rise)
+    return [replace(engine, details={**engine.details, "evidence": found}) for engine in made]
+
+
+def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: BuildOptions, rank: int,
+           log: BuildLog) -> Engine:  # fmt: skip
+    """The engine of a rank's decoder, not verified."""
+    with log.stage("import"):
         model = graph_for(decoder, kept, str(checkpoint.config.get("model_type")), options.target)
     config = _config(decoder, options)
     compiled = compiler.compile_variants(model, model, config, log)
     if log.figures.get("host steps"):
         raise BuildError("a step of a language model has no native form; " + "; ".join(map(str, log.notices)))
     engine = compiler.package(model, compiled, config, log)
-    details = {**engine.details, "llm": described(checkpoint, decoder, kept, options)}
-    made = replace(engine, details={**details, "evidence": []})
-    kind = options.target.partition(":")[0]
-    if not options.verify or not frozenset(made.variants[0].requires) <= features(kind):
-        return made
-    with log.stage("verify"):
-        found = evidence.verified(made, decoder, kept, text, options.max_rise)
-    return replace(engine, details={**details, "evidence": found})
+    facts = described(checkpoint, decoder, kept, options) | {"ranks": options.ranks, "rank": rank}
+    return replace(engine, details={**engine.details, "llm": facts, "evidence": []})
 
 
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
@@ -145,8 +162,17 @@ def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: B
         "format": asdict(kept),
         "bos": _first(checkpoint.config.get("bos_token_id")),
         "eos": sorted(_ends(checkpoint)),
+        "identity": _identity(checkpoint, options),
         "files": {name: _packed(data) for name, data in checkpoint.files().items()},
     }
+
+
+def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:
+    """What ranks of one build have in common: options, config.json, and of each tensor its name, form and beginning."""
+    digest = hashlib.sha256(repr((options, sorted(checkpoint.config.items()))).encode())
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        digest.update(repr((name, tensor.shape, tensor.dtype.name)).encode() + tensor.reshape(-1)[:64].tobytes())
+    return digest.hexdigest()
 
 
 def _first(value: Any) -> int | None:

@@ -10,8 +10,9 @@ from typing import Any
 from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.ir.ops_paged import line_of
-from ingot.llm.build import BuildOptions, build_llm
+from ingot.llm.build import BuildOptions, build_ranks
 from ingot.llm.formats import CACHES, FORMATS
+from ingot.llm.parallel import rank_path
 from ingot.report import last_log
 from ingot.tools.progress import build_progress
 
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together (default: the model's)")
     parser.add_argument("--token-budget", type=int, default=512, help="most tokens in one step")
     parser.add_argument("--sequence-budget", type=int, default=64, help="most sequences in one step")
+    parser.add_argument("--tensor-parallel", "--tp", type=int, default=1, metavar="RANKS",
+                        help="ranks that share the model, each in an engine: model.engine, model.rank1.engine, …")
     parser.add_argument("--level", type=int, default=1, help="0 (nothing timed) to 5 (everything timed)")
     parser.add_argument("--variants", default="", help="instruction sets to hold; default: this machine's best")
     parser.add_argument(
@@ -44,11 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.precision, arguments.target, arguments.context, arguments.token_budget, arguments.sequence_budget,
         level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
         verify=not arguments.no_verify, text=arguments.text, max_rise=arguments.max_rise, kv=arguments.kv,
+        ranks=arguments.tensor_parallel,
     )  # fmt: skip
     with build_progress(arguments.quiet) as progress:
-        engine = build_llm(folder, options, progress)
-        engine.save(output)
-    print(as_text(engine, output))
+        engines = build_ranks(folder, options, progress)
+        for rank, engine in enumerate(engines):
+            engine.save(rank_path(output, rank))
+    print(as_text(engines[0], output))
+    for rank in range(1, len(engines)):
+        print(f"{rank_path(output, rank)}: rank {rank} of {len(engines)}, which is begun with {output}")
     return 0
 
 

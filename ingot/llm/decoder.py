@@ -48,6 +48,17 @@ class Quantized:
 
         return replace(self, outputs=stop - start, read=read)
 
+    def rows(self, start: int, stop: int) -> Quantized:
+        """The inputs from start to stop, which are whole groups of it, where it has no order of its own."""
+        depth, group = stop - start, min(self.group, stop - start)
+        groups = slice(start // self.group, -(-stop // self.group))
+
+        def read() -> tuple[Array, Array, Array]:
+            whole, scale, zero = self.read()
+            return whole[start:stop], scale[groups], zero[groups]
+
+        return replace(self, depth=depth, group=group, read=read)
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
@@ -58,6 +69,18 @@ class Matrix:
     biases: tuple[Array, ...] = ()
     transposed: bool = False
     quantized: tuple[Quantized, ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Outputs of each of the weights."""
+        if self.quantized:
+            return tuple(found.outputs for found in self.quantized)
+        return tuple(int(weight.shape[1 if self.transposed else 0]) for weight in self.weights)
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of all."""
+        return sum(self.widths)
 
     def columns(self, start: int, stop: int) -> Matrix:
         """The outputs from start to stop of a single matrix that is not transposed."""
@@ -116,7 +139,8 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A whole model. `rope`: (cosine, sine) by name; `places`: learned positions; `scale`: of attention's scores."""
+    """A whole model, or one of `ranks` parts of it (shards.py). `rope`: (cosine, sine) by name; `places`: learned
+    positions; `scale`: of attention's scores."""
 
     hidden: int
     heads: int
@@ -136,6 +160,7 @@ class Decoder:
     rope: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
     softcap: float = 0.0
     final_softcap: float = 0.0
+    ranks: int = 1
 
     @property
     def window(self) -> int:

@@ -27,6 +27,7 @@ from ingot.llm.scheduler import Limits, Scheduler, Share, Step, Tokens, batch_of
 from ingot.llm.speculation import Drafter, DraftModel, Gain, Ngrams
 from ingot.llm.text import Growing, Stops, Text
 from ingot.llm.turns import Turn, draw_all
+from ingot.runtime.group import GroupLost
 
 log = logging.getLogger("ingot.llm")
 
@@ -254,6 +255,8 @@ class Engine:
             if step.copies:
                 self.runner.copy_blocks(step.copies)
             shares, logits = list(step.shares), self._rows_of(step.shares)
+        except GroupLost:
+            raise  # no step can be computed any more
         except Exception as error:
             log.exception("a step of %d sequences failed; they are computed one by one", len(step.shares))
             shares, logits = self._apart(step, error)

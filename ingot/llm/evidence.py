@@ -7,6 +7,7 @@ the mean negative log-likelihood of the checkpoint and of the engine go into the
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from ingot.errors import ConfigError, VerificationFailed
 from ingot.llm.batch import Batch
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format
+from ingot.llm.parallel import local_ranks
 from ingot.llm.reference import logits_of
 from ingot.llm.runner import EngineRunner
 
 _DRAWN, _LONGEST = 12, 1024  # tokens
 
 
-def verified(engine: Engine, decoder: Decoder, kept: Format, text: Array | None, most: float) -> list[dict[str, Any]]:
-    """What is known of the engine's errors. VerificationFailed when they are beyond the format's, or the negative
-    log-likelihood of the text's tokens rises by more than `most`."""
-    runner = EngineRunner(engine, blocks=-(-decoder.context // int(engine.details["llm"]["block_size"])))
+def verified(ranks: Sequence[Engine], decoder: Decoder, kept: Format, text: Array | None,
+             most: float) -> list[dict[str, Any]]:  # fmt: skip
+    """What is known of the errors of an engine, or of the ranks of one. VerificationFailed when they are beyond the
+    format's, or the negative log-likelihood of the text's tokens rises by more than `most`."""
+    blocks = -(-decoder.context // int(ranks[0].details["llm"]["block_size"]))
+    runner = EngineRunner(ranks[0], blocks=blocks) if len(ranks) == 1 else local_ranks(ranks, blocks)
     try:
         found = [_near(runner, decoder, kept)]
         if text is not None:

@@ -169,12 +169,23 @@ def graph_of(decoder: Decoder, kept: Format, name: str, hidden: bool = False) ->
     picked = writer.value("Gather", [stream, step.rows], "picked", axis=0)
     ending = Epilogue()
     ending.cap(decoder.final_softcap)
-    logits = writer.linear(writer.norm(picked, decoder.final, "final.norm"), decoder.head, "logits", ending, "head")
-    graph.outputs.append(logits)
+    graph.outputs.append(_logits(writer, writer.norm(picked, decoder.final, "final.norm"), ending))
     if hidden:
         seen = writer.value("Gather", [stream, _given(writer, "states", "int32", "E")], "seen", axis=0)
         graph.outputs.append(writer.norm(seen, decoder.final, "hidden"))
     return ir.Model(graph, ir_version=10)
+
+
+def _logits(writer: Writer, x: ir.Value, ending: Epilogue) -> ir.Value:
+    """Of all tokens, on every rank, whoever has their columns."""
+    decoder = writer.decoder
+    outputs = decoder.head.outputs
+    if outputs == decoder.vocabulary:
+        return writer.linear(x, decoder.head, "logits", ending, "head")
+    own = writer.linear(x, decoder.head, "logits.own", ending, "head")
+    parts = writer.value("AllGather", [own], "logits.parts", ranks=decoder.ranks)
+    rows = writer.value("Transpose", [parts], "logits.rows", perm=(1, 0, 2))
+    return writer.value("View", [rows], "logits", shape=("R", decoder.vocabulary))
 
 
 def _given(writer: Writer, name: str, dtype: str, *shape: int | str) -> ir.Value:
@@ -239,10 +250,25 @@ def _layer(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Val
 def _joined(writer: Writer, x: ir.Value, matrix: Matrix, scale: Scale | None, stream: ir.Value, name: str) -> ir.Value:
     """The stream plus x @ matrix, normalised first where there is a scale."""
     if scale is not None:
-        return writer.norm(writer.linear(x, matrix, name), scale, f"{name}.norm", stream)
-    ending = Epilogue()
-    ending.then("Add", ending.operand(stream))
-    return writer.linear(x, matrix, name, ending)
+        return writer.norm(_summed(writer, writer.linear(x, matrix, name)), scale, f"{name}.norm", stream)
+    return _summed(writer, writer.linear(x, matrix, name, _with_stream(writer, stream)))
+
+
+def _with_stream(writer: Writer, stream: ir.Value) -> Epilogue:
+    """Adds the stream; of several ranks each adds its share, so that all run the same code."""
+    ending, ranks = Epilogue(), writer.decoder.ranks
+    operand = ending.operand(stream)
+    if ranks == 1:
+        ending.then("Add", operand)
+    else:
+        ending.lines += [f"Mul {operand} {1 / ranks!r} -> float32", "Add %0 $0 -> float32"]
+    return ending
+
+
+def _summed(writer: Writer, part: ir.Value) -> ir.Value:
+    """The sum of all ranks' parts."""
+    ranks = writer.decoder.ranks
+    return part if ranks == 1 else writer.value("AllReduce", [part], f"{part.name}.sum", ranks=ranks)
 
 
 def _attention(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Value) -> ir.Value:
@@ -273,4 +299,5 @@ def _experts(writer: Writer, experts: Experts, x: ir.Value, stream: ir.Value, na
     activation.activate(writer.decoder.activation)
     mixed = writer.value("Experts", [x, scores, *stacks], name, chosen=experts.chosen,
                          normalised=int(experts.normalised), activation=activation.text)  # fmt: skip
-    return writer.value("Pointwise", [mixed, stream], f"{name}.stream", expression="Add %0 %1 -> float32")
+    whole = _with_stream(writer, stream).text
+    return _summed(writer, writer.value("Pointwise", [mixed, stream], f"{name}.stream", expression=whole))

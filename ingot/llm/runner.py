@@ -16,6 +16,7 @@ from ingot.errors import DeviceError, EngineError, InputError
 from ingot.ir.ops_paged import line_of
 from ingot.llm.batch import Batch, Floats, Integers
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
+from ingot.runtime.group import Group
 from ingot.runtime.session import Session
 
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
@@ -26,21 +27,28 @@ def open_runner(
 ) -> EngineRunner:
     """A runner for an engine file of `ingot llm build`. blocks: of keys and values; None: as many as all sequences can
     fill, in at most a quarter of the memory that is free, or nine tenths of a GPU's. device: as a session's; None:
-    what the engine was built for."""
-    return EngineRunner(engine if isinstance(engine, Engine) else Engine.load(engine), threads, blocks, device)
+    what the engine was built for. An engine of several ranks begins them all."""
+    loaded = engine if isinstance(engine, Engine) else Engine.load(engine)
+    if loaded.details.get("llm", {}).get("ranks", 1) > 1:
+        if isinstance(engine, Engine):
+            raise EngineError(f"{loaded.source} is one of several ranks; open them by their path")
+        from ingot.llm.parallel import open_ranks
+
+        return open_ranks(Path(engine), loaded, threads, blocks, device or _device_of(loaded))
+    return EngineRunner(loaded, threads, blocks, device)
 
 
 class EngineRunner:
     """A `Runner` (ingot/llm/batch.py) on a session. One step at a time."""
 
     def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None,
-                 device: str | None = None) -> None:  # fmt: skip
+                 device: str | None = None, group: Group | None = None) -> None:  # fmt: skip
         facts = engine.details.get("llm")
         if not isinstance(facts, Mapping) or facts.get("form") != 1:
             raise EngineError(f"{engine.source} is no language model of this Ingot; make one with `ingot llm build`")
         self.facts: Mapping[str, Any] = facts
         self.engine = engine
-        self.session = Session(engine, device or _device_of(engine), threads)
+        self.session = Session(engine, device or _device_of(engine), threads, group=group)
         self.vocabulary, self.context = int(facts["vocabulary"]), int(facts["context"])
         self.block_size = int(facts["block_size"])
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])

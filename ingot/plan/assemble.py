@@ -10,6 +10,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.errors import BuildError
+from ingot.ir.ops_group import COLLECTIVE
 from ingot.ir.ops_paged import STATEFUL
 from ingot.kernels import PLAIN, Candidate, Ports, candidates, with_layouts
 from ingot.kernels.layout import physical_shape
@@ -19,7 +20,7 @@ from ingot.kernels.work import bytes_of, flops_of
 from ingot.plan.extent import Extent, product, symbols_of
 from ingot.plan.lower import Module, Tensor, Work, host_node
 from ingot.plan.packing import align
-from ingot.plan.plan import ControlSegment, HostSegment, Plan, Segment, Step, Storage, Value
+from ingot.plan.plan import CollectiveSegment, ControlSegment, HostSegment, Plan, Segment, Step, Storage, Value
 from ingot.runtime.buffers import aligned_bytes
 
 Array = np.ndarray[Any, Any]
@@ -286,7 +287,7 @@ class _Assembly:
                 steps.append(step)
                 continue
             flush()
-            segments.append(self._host(item, step) if item.work.kind == "host" else self._control(item, step))
+            segments.append(self._other(item, step))
         flush()
         return segments
 
@@ -307,6 +308,11 @@ class _Assembly:
         if item.build is not None and ref[0].root.constant is not None:
             return None
         return self._value(ref)
+
+    def _other(self, item: Item, step: Step) -> Segment:
+        if item.work.kind == "collective":
+            return CollectiveSegment(step, COLLECTIVE[item.work.op])
+        return self._host(item, step) if item.work.kind == "host" else self._control(item, step)
 
     def _host(self, item: Item, step: Step) -> HostSegment:
         return HostSegment(step, host_node(item.work), dict(self.module.opsets), item.work.reason, item.work.fused)

@@ -18,6 +18,7 @@ from ingot.config import SPLIT_ERROR
 from ingot.dtypes import SIZES
 from ingot.ir.expression import Expression, parse
 from ingot.ir.graph import attributes, constant_of, dtype_of
+from ingot.ir.ops_group import COLLECTIVE
 from ingot.ir.provenance import origins
 from ingot.ir.shapes import is_data_dependent, shape_of
 from ingot.kernels import Candidate, candidates
@@ -64,7 +65,7 @@ class Work:
     """One node on its way to a step. Native works carry their candidates, the others their reason for being on the
     host."""
 
-    kind: Literal["native", "host", "control"]
+    kind: Literal["native", "host", "control", "collective"]
     name: str
     op: str
     origins: tuple[str, ...]
@@ -171,7 +172,10 @@ class _Lowering:
             return Work("control", node.name or "", node.op_type, origins(node), (), outputs, settings=attributes(node))
         if node.op_type in CONTROL and node.domain in ("", "ai.onnx"):
             return self._control(node, inputs, outputs, known)
-        return self._native(node, inputs, outputs) or self._host(node, inputs, outputs, known)
+        native = self._native(node, inputs, outputs)
+        if native is None and node.domain == "ingot" and node.op_type in COLLECTIVE:
+            return Work("collective", node.name or "", node.op_type, origins(node), inputs, outputs)
+        return native or self._host(node, inputs, outputs, known)
 
     @staticmethod
     def _is_alias(inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> bool:

@@ -141,11 +141,20 @@ class ControlSegment:
     captures: tuple[tuple[int, ...], ...]
 
 
-Segment = NativeSegment | GraphSegment | HostSegment | ControlSegment
+@dataclass(frozen=True)
+class CollectiveSegment:
+    """What ranks that compute together tell each other, through the session's group: `operation` is its method."""
+
+    kind: Literal["collective"] = field(default="collective", init=False)
+    step: Step
+    operation: Literal["all_reduce", "all_gather"]
+
+
+Segment = NativeSegment | GraphSegment | HostSegment | ControlSegment | CollectiveSegment
 
 
 def steps_of(segment: Segment) -> tuple[Step, ...]:
-    """The steps of a segment; a host or control segment is one step."""
+    """The steps of a segment; a host, control or collective segment is one step."""
     return segment.steps if isinstance(segment, NativeSegment | GraphSegment) else (segment.step,)
 
 
@@ -206,6 +215,7 @@ def from_json(text: str | bytes) -> Plan:
 
 _SEGMENTS: dict[str, type] = {
     "native": NativeSegment, "graph": GraphSegment, "host": HostSegment, "control": ControlSegment,
+    "collective": CollectiveSegment,
 }  # fmt: skip
 
 

@@ -23,11 +23,11 @@ from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
 from ingot.runtime import cubins, cuda, dlpack, library, nvtx
 from ingot.runtime.buffers import Array
 from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
+from ingot.runtime.group import Group
 
 _DEVICE_ALIGNMENT = 256
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
-_MOST_ELEMENTS = 2**31  # kernels count elements in 32 bits
-_GRAPHS_KEPT = 16  # of a segment and frame, for tensors that lie elsewhere
+_MOST_ELEMENTS, _GRAPHS_KEPT = 2**31, 16  # kernels count in 32 bits; graphs of a frame for tensors of others
 Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
 
@@ -70,12 +70,12 @@ def adopt(variant: Variant, device: cuda.Device, memory: cuda.Allocation) -> Non
 class CudaExecutor(Executor):
     """A plan on a GPU; host steps between its graphs read and write copies."""
 
-    def __init__(self, plan: Plan, loaded: Loaded) -> None:
+    def __init__(self, plan: Plan, loaded: Loaded, group: Group | None = None) -> None:
         self.loaded = loaded
         self.marks = nvtx.Marks()
         self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1" or self.marks.wanted
         self.resident: dict[int, int] = {}  # storage -> address
-        super().__init__(plan, None, loaded.weights, None)
+        super().__init__(plan, None, loaded.weights, None, group)
 
     @property
     def context(self) -> cuda.Context:
@@ -92,7 +92,7 @@ class CudaExecutor(Executor):
         return CudaFrame(self, shapes, outer)
 
     def _nested(self, plan: Plan) -> Executor:
-        return CudaExecutor(plan, self.loaded)
+        return CudaExecutor(plan, self.loaded, self.group)
 
     def _prepare(self, segment: Segment) -> Action:
         if not isinstance(segment, GraphSegment):

@@ -13,6 +13,7 @@ from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, pack
 from ingot.plan.plan import (
+    CollectiveSegment,
     ControlSegment,
     GraphSegment,
     HostSegment,
@@ -27,6 +28,7 @@ from ingot.plan.plan import (
 from ingot.runtime import control, host
 from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Teams, zeros
+from ingot.runtime.group import Group
 
 Shapes = tuple[tuple[int, ...], ...]
 Bindings = tuple[tuple[str, int], ...]
@@ -40,8 +42,9 @@ class Executor:
     """A plan made ready: native entry points, host functions and nested executors resolved once; safe from many
     threads."""
 
-    def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Teams | None) -> None:
-        self.plan, self.code, self.weights, self.team = plan, code, weights, team
+    def __init__(self, plan: Plan, code: NativeCode | None, weights: Array, team: Teams | None,
+                 group: Group | None = None) -> None:  # fmt: skip
+        self.plan, self.code, self.weights, self.team, self.group = plan, code, weights, team, group
         self._free: dict[tuple[Shapes, Bindings], list[Frame]] = {}
         self._lock = threading.Lock()
         self.symbol_sources = _symbol_sources(plan)
@@ -86,7 +89,7 @@ class Executor:
         return Frame(self, shapes, outer)
 
     def _nested(self, plan: Plan) -> Executor:
-        return Executor(plan, self.code, self.weights, self.team)
+        return Executor(plan, self.code, self.weights, self.team, self.group)
 
     @property
     def arena_bytes(self) -> int:
@@ -102,10 +105,18 @@ class Executor:
             return lambda frame: frame.set_results(
                 segment.step.outputs, function(frame.arguments(segment.step.inputs), frame.symbols)
             )
+        if isinstance(segment, CollectiveSegment):
+            return self._collective(segment)
         if isinstance(segment, GraphSegment):
             raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
         nested = [self._nested(plan) for plan in segment.plans]
         return lambda frame: _run_control(frame, segment, nested)
+
+    def _collective(self, segment: CollectiveSegment) -> Callable[[Frame], None]:
+        if self.group is None:
+            raise DeviceError("the engine is one rank of several: open all of them together, as `ingot llm` does")
+        (source,), exchange = segment.step.inputs, getattr(self.group, segment.operation)
+        return lambda frame: frame.set_results(segment.step.outputs, [exchange(*frame.arguments((source,)))])
 
     def _native(self, segment: NativeSegment) -> Callable[[Frame], None]:
         if self.code is None or self.team is None:

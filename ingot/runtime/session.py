@@ -23,6 +23,7 @@ from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Teams, usable_threads
 from ingot.runtime.dlpack import Foreign, foreign
 from ingot.runtime.executor import Executor, Shapes
+from ingot.runtime.group import Group
 from ingot.runtime.machine import cpu_features, describe
 
 _TARGETS = {"cpu": ("cpu", "host"), "host": ("host",), "cuda": ("cuda",)}
@@ -77,12 +78,14 @@ class Session:
     one), "cuda", "cuda:1" or "cuda:GPU-…" (an NVIDIA GPU or MIG instance).
     threads: of all runs together, their callers included; default: the cores this process may use. streams: throughput
     mode: so many runs go on side by side, each on its share of the threads, and further ones wait for their turn;
-    default: one run has all the threads, those beside it run on their caller's thread alone.
+    default: one run has all the threads, those beside it run on their caller's thread alone. group: the ranks that
+    compute the engine together, where it is one of several.
     """
 
     def __init__(
-        self, engine: Engine, device: str = "cpu", threads: int | None = None, streams: int | None = None
-    ) -> None:
+        self, engine: Engine, device: str = "cpu", threads: int | None = None, streams: int | None = None,
+        group: Group | None = None,
+    ) -> None:  # fmt: skip
         kind = device.partition(":")[0]
         if kind not in _TARGETS or (kind != "cuda" and kind != device):
             raise ConfigError(f"there is no device {device!r}; use one of {', '.join(_TARGETS)}, cuda:1, cuda:GPU-…")
@@ -94,6 +97,7 @@ class Session:
         self.threads, self.streams = threads or usable_threads(), streams
         self._turn = threading.BoundedSemaphore(streams) if streams else nullcontext()
         self._team: Teams | None = None
+        self._group = group
         self._on_device = kind == "cuda"
         self._executor = self._on_gpu(device) if kind == "cuda" else self._on_cpu(kind)
         self.plan = self.variant.plan
@@ -110,7 +114,7 @@ class Session:
         self.variant = self.engine.pick(_TARGETS[kind], cpu_features(), describe())
         loaded, plan = _loaded(self.variant), self.variant.plan
         self._team = Teams(loaded.code, self.threads, self.streams or 1, _phases(plan)) if loaded.code else None
-        return Executor(plan, loaded.code, loaded.weights, self._team)
+        return Executor(plan, loaded.code, loaded.weights, self._team, self._group)
 
     def _on_gpu(self, device: str) -> Executor:
         from ingot.runtime import cuda, cuda_executor
@@ -118,7 +122,8 @@ class Session:
         chosen = cuda.select(device)
         self.variant = self.engine.pick(_TARGETS["cuda"], chosen.features, f"with {chosen}")
         weights = _aligned(self.variant.weights)
-        return cuda_executor.CudaExecutor(self.variant.plan, cuda_executor.load(self.variant, chosen, weights))
+        loaded = cuda_executor.load(self.variant, chosen, weights)
+        return cuda_executor.CudaExecutor(self.variant.plan, loaded, self._group)
 
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None,
             on_device: bool = False) -> dict[str, Any]:  # fmt: skip

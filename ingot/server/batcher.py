@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 from ingot.server.request import Code, SequencePlace, ServerError
@@ -60,7 +61,7 @@ class Rules:
         return self.policies.get(level, self.policy)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Entry:
     """A waiting request: `rows` of the batch it fills, `shape` what must be equal within a batch."""
 
@@ -73,7 +74,7 @@ class Entry:
     token: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Take:
     """What to do now: run `batch` (may be empty), refuse `rejected`; if both are empty, ask again at `wake`."""
 
@@ -97,6 +98,7 @@ class Batcher:
         self._count = 0
         self._last_rows = 0
         self._lingering: int | None = None  # since when
+        self._passed, self._patience = 0, _LEAST_PATIENCE
 
     def __len__(self) -> int:
         return self._count
@@ -117,7 +119,11 @@ class Batcher:
             raise ServerError(Code.UNAVAILABLE, "Exceeds maximum queue size", "REJECTED")
         entry = Entry(self._order, rows, shape, now, level, _deadline(policy, now, timeout_us), token)
         self._order += 1
-        insort(self._waiting.setdefault(level, []), entry, key=_urgency)
+        queue = self._waiting.setdefault(level, [])
+        if self._deadlines or entry.deadline is not None:
+            insort(queue, entry, key=_urgency)
+        else:  # nothing is more urgent than what came before it
+            queue.append(entry)
         self._deadlines += entry.deadline is not None
         self._count += 1
         return entry
@@ -148,9 +154,10 @@ class Batcher:
         if not candidates:
             return Take(rejected=rejected) if rejected else _NOTHING
         if len(candidates) == 1 and not self.rules.max_delay and self._last_rows <= 1:
-            self._forget(candidates)
-            self._last_rows = candidates[0].rows
-            return Take((candidates[0],), rejected)
+            alone = candidates[0]
+            self._forget((alone,))
+            self._last_rows = alone.rows
+            return Take((alone,), rejected)
         batch = self._largest(candidates, now)
         preferred = self._preferred(batch)
         wake = None if preferred else self._wait_until(batch, len(candidates), now)
@@ -165,6 +172,13 @@ class Batcher:
         return len(self._waiting.get(level, ())) + len(self._delayed.get(level, ()))
 
     def _forget(self, entries: Sequence[Entry]) -> None:
+        first = self._waiting.get(entries[0].level, []) if entries else []
+        if first[: len(entries)] == list(entries):  # as nearly always
+            del first[: len(entries)]
+            self._count -= len(entries)
+            if self._deadlines:
+                self._deadlines -= sum([entry.deadline is not None for entry in entries])
+            return
         for entry in entries:
             for queue in (self._waiting, self._delayed):
                 found = queue.get(entry.level, [])
@@ -199,7 +213,9 @@ class Batcher:
 
     # -- order --------------------------------------------------------------------------------------------------------
     def _in_order(self) -> list[Entry]:
-        """Waiting before delayed, level before level, urgent first."""
+        """Waiting before delayed, level before level, urgent first; not to be changed."""
+        if not self._delayed and len(self._waiting) == 1:
+            return next(iter(self._waiting.values()))
         return [entry for queue in (self._waiting, self._delayed) for level in sorted(queue) for entry in queue[level]]
 
     # -- size ---------------------------------------------------------------------------------------------------------
@@ -223,18 +239,21 @@ class Batcher:
 
     def _from(self, candidates: Sequence[Entry], start: int, now: int) -> tuple[Entry, ...]:
         """Entries of the first one's shape, from `start` on, while they fit and the earliest deadline is met."""
-        head = candidates[start]
-        batch, rows, limit = [head], head.rows, head.deadline
-        for entry in candidates[start + 1 :]:
-            if entry.shape != head.shape:
+        head, most = candidates[start], self.rules.max_rows
+        batch, rows, shape, limit = [head], head.rows, head.shape, head.deadline
+        for entry in islice(candidates, start + 1, None):
+            if entry.shape != shape:
                 if self._latency is None:
                     break  # Triton: a new shape ends the batch
                 continue
-            limit = _earlier(limit, entry.deadline)
-            if rows + entry.rows > self.rules.max_rows or not self._meets(limit, head.shape, rows + entry.rows, now):
-                break
-            batch.append(entry)
             rows += entry.rows
+            if rows > most:
+                break
+            if self._deadlines:
+                limit = _earlier(limit, entry.deadline)
+                if not self._meets(limit, shape, rows, now):
+                    break
+            batch.append(entry)
         return tuple(batch)
 
     def _meets(self, deadline: int | None, shape: Hashable, rows: int, now: int) -> bool:
@@ -257,19 +276,31 @@ class Batcher:
     def _worthwhile(self, batch: tuple[Entry, ...]) -> tuple[Entry, ...]:
         """The beginning of a batch up to the last size that pays: a larger one must serve clearly more rows a second.
 
-        Only a few sizes are used, so that each is soon known and its memory kept; one not yet measured is tried.
+        Only a few sizes are used, so that each is soon known and its memory kept; one not yet measured is tried, and
+        one that did not pay is tried again now and then: else a size that was slow by chance would be slow for good.
         """
         if self._latency is None or self.rules.max_delay or len(batch) == 1:
             return batch
-        best, best_rate, rows = 0, 0.0, 0
+        latency, shape, most = self._latency, batch[0].shape, self.rules.max_rows
+        best, best_rate, rows, passed = 0, 0.0, 0, 0
         for count, entry in enumerate(batch, 1):
             rows += entry.rows
-            if count > 1 and not _is_step(rows) and rows != self.rules.max_rows:
+            if count > 1 and rows not in _STEPS and rows != most:
                 continue
-            rate = self._rate(batch[:count])
-            if rate > best_rate * _CLEAR_GAIN or not self._latency.warm(entry.shape, rows):
-                best, best_rate = count, rate
-        return batch[:best]
+            rate = rows / (latency(shape, rows) or 1)
+            if rate > best_rate * _CLEAR_GAIN or not latency.warm(shape, rows):
+                best, best_rate, passed = count, rate, 0
+            else:
+                passed = passed or count
+        return batch[: passed if passed and self._curious() else best]
+
+    def _curious(self) -> bool:
+        """Whether to try the size that does not seem to pay: ever more rarely."""
+        self._passed += 1
+        if self._passed < self._patience:
+            return False
+        self._passed, self._patience = 0, min(2 * self._patience, _MOST_PATIENCE)
+        return True
 
     # -- delay --------------------------------------------------------------------------------------------------------
     def _wait_until(self, batch: Sequence[Entry], waiting: int, now: int) -> int | None:
@@ -294,17 +325,13 @@ class Batcher:
 _STARTS = 64
 _SHORTEST_PAUSE = 100_000  # a shorter one is not worth a timer
 _CLEAR_GAIN = 1.05
+_STEPS = frozenset(rows for power in range(32) for rows in (1 << power, 3 << power))  # 1, 2, 3, 4, 6, 8, 12, 16, 24, …
+_LEAST_PATIENCE, _MOST_PATIENCE = 16, 1024  # batches after which a size that did not pay is tried again
 _PATIENCE = 1_000_000_000  # a request without a deadline is served as if it were due after a second: it never starves
 
 
-def _is_step(rows: int) -> bool:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
-    power = 1 << (rows.bit_length() - 1)
-    return rows in (power, power * 3 // 2)
-
-
 def _rows(batch: Sequence[Entry]) -> int:
-    return sum(entry.rows for entry in batch)
+    return sum([entry.rows for entry in batch])
 
 
 def _earlier(first: int | None, second: int | None) -> int | None:

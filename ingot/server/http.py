@@ -8,7 +8,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from ingot.errors import IngotError
 from ingot.server import generate, http_codec, openapi
 from ingot.server.access import Access
 from ingot.server.conversations import Parts
+from ingot.server.heads import header_lines
 from ingot.server.request import Code, Outcome, Request, ServerError, invalid
 from ingot.server.scheduler import Cancel, as_server_error, clock
 from ingot.server.schema import as_plain
@@ -29,6 +30,7 @@ _JSON = {b"content-type": b"application/json"}
 _CHALLENGE = {**_JSON, b"www-authenticate": b"Bearer"}
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 _ANSWERS_KEPT = 4096
+_JSON_LENGTH = b"inference-header-content-length"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Route:
     action: Callable[..., Any]
     slow: bool = False
     group: str = "inference"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """What a head says of an inference without compression: the next one with the same head is not looked at again."""
+
+    model: str
+    version: int
+    json_length: int | None
 
 
 @dataclass
@@ -61,6 +72,12 @@ class HttpApi:
     def __call__(self, exchange: Exchange) -> None:
         """Answer an exchange, now or later."""
         try:
+            plain: _Plain | None = exchange.notes.get("plain") if exchange.notes else None
+            if plain is not None:
+                if self.access.keys:
+                    self._admit(exchange, "inference")
+                self._submit(exchange, plain, exchange.body, b"")
+                return
             infer = self._known.get(exchange.target) or self._infer_target(exchange.target)
             if infer is not None:
                 self._admit(exchange, "inference")
@@ -106,8 +123,11 @@ class HttpApi:
         if accepted or b"content-encoding" in exchange.headers:
             action = partial(self._decode_and_submit, exchange, model, version, accepted)
             self.pool.submit(self._guarded, exchange, action)
-        else:
-            self._decode_and_submit(exchange, model, version, accepted)
+            return
+        plain = _Plain(model, version, _header_length(exchange.headers.get(_JSON_LENGTH)))
+        if exchange.notes is not None:
+            exchange.notes["plain"] = plain
+        self._submit(exchange, plain, exchange.body, b"")
 
     def _guarded(self, exchange: Exchange, action: Callable[[], None]) -> None:
         try:
@@ -116,15 +136,19 @@ class HttpApi:
             exchange.post(partial(self._error, exchange, error))
 
     def _decode_and_submit(self, exchange: Exchange, model: str, version: int, encoding: bytes) -> None:
-        headers, arrived, body = exchange.headers, clock(), exchange.body
+        headers, body = exchange.headers, exchange.body
         if b"content-encoding" in headers:
             body = http_codec.decompressed(body, headers[b"content-encoding"].lower(), self.body_limit)
-        length = headers.get(b"inference-header-content-length")
+        self._submit(exchange, _Plain(model, version, _header_length(headers.get(_JSON_LENGTH))), body, encoding)
+
+    def _submit(self, exchange: Exchange, plain: _Plain, body: bytes | bytearray, encoding: bytes) -> None:
         try:
-            request = self._watched(exchange, self._decoder(body, _header_length(length), model, version, arrived))
+            request = self._decoder(body, plain.json_length, plain.model, plain.version, clock())
+            if self.service.watching:
+                request = self._watched(exchange, request)
         except ServerError as error:
             self._refused(exchange, error)
-            self.service.repository.find(model, version)  # an unknown model is the better answer
+            self.service.repository.find(plain.model, plain.version)  # an unknown model is the better answer
             raise
         exchange.cancel = self.service.infer(request, lambda outcome: self._done(exchange, request, outcome, encoding))
 
@@ -139,6 +163,8 @@ class HttpApi:
         """On an instance's thread: compression there would hold it up, so that goes to the pool."""
         if encoding:
             self.pool.submit(self._guarded, exchange, lambda: self._send(exchange, request, outcome, encoding))
+        elif exchange.here:
+            self._send_now(exchange, request, outcome)
         else:
             exchange.post(lambda: self._send_now(exchange, request, outcome))
 
@@ -152,16 +178,13 @@ class HttpApi:
         parts, headers = self._encoded(request, outcome, encoding)
         exchange.post(lambda: exchange.respond(200, parts, headers))
 
-    def _encoded(self, request: Request, outcome: Outcome, encoding: bytes) -> tuple[list[Part], dict[bytes, bytes]]:
+    def _encoded(self, request: Request, outcome: Outcome, encoding: bytes) -> tuple[list[Part], bytes]:
         if isinstance(outcome, ServerError):
             raise outcome
         parts, length = http_codec.encode(request, outcome, self.service.regions)
-        headers = dict(_JSON)
-        if length is not None:
-            headers = {b"content-type": b"application/octet-stream", b"inference-header-content-length": b"%d" % length}
         if encoding:
-            parts, headers[b"content-encoding"] = [http_codec.compressed(parts, encoding)], encoding
-        return parts, headers
+            parts = [http_codec.compressed(parts, encoding)]
+        return parts, _headers_of(length, encoding)
 
     def _generate(self, exchange: Exchange, match: re.Match[str]) -> None:
         if exchange.method != b"POST":
@@ -280,6 +303,15 @@ class EventStream:
 def _refuse(exchange: Exchange, failure: ServerError) -> None:
     headers = _CHALLENGE if failure.code is Code.UNAUTHORIZED else _JSON
     exchange.respond(failure.code.status, [_message(str(failure))], headers)
+
+
+@lru_cache(1024)
+def _headers_of(json_length: int | None, encoding: bytes) -> bytes:
+    """An answer's headers: of JSON alone, or so much of it before binary tensors."""
+    headers = _JSON
+    if json_length is not None:
+        headers = {b"content-type": b"application/octet-stream", _JSON_LENGTH: b"%d" % json_length}
+    return header_lines(headers | {b"content-encoding": encoding} if encoding else headers)
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:

@@ -78,7 +78,7 @@ def compressed(parts: Sequence[Part], encoding: bytes) -> bytes:
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Template:
     """A parsed JSON part whose tensors all follow it in binary: the same text always means the same request."""
 
@@ -128,7 +128,7 @@ def _from_template(template: _Template, body: bytes | bytearray, model: str, ver
     ])  # fmt: skip
     return Request(
         model, inputs, version, rest.id, rest.outputs, rest.sequence, rest.priority, rest.timeout_us, rest.parameters,
-        arrived,
+        arrived, kind=template,
     )  # fmt: skip
 
 
@@ -307,19 +307,27 @@ def _output(item: Any, binary: bool) -> RequestedOutput:
 # -- responses --------------------------------------------------------------------------------------------------------
 def encode(request: Request, response: Response, regions: Regions) -> tuple[list[Part], int | None]:
     """(parts of the body, length of its JSON if binary tensors follow it)."""
-    default = RequestedOutput("", bool(request.parameters.get("binary_data_output")))
+    binary = bool(request.parameters.get("binary_data_output"))
+    described = not response.parameters and not response.id
+    if described and binary and not request.outputs:
+        return _all_binary(response)
+    default = RequestedOutput("", binary)
     wanted = {output.name: output for output in request.outputs}
     chosen = [wanted.get(tensor.name, default) for tensor in response.outputs]
-    plain = all(output.binary and not output.classification and output.placement is None for output in chosen)
-    if plain and not response.parameters and not response.id:
-        raw = [to_bytes(tensor) for tensor in response.outputs]
-        described = [
-            (tensor.name, tensor.datatype, tensor.shape, len(data))
-            for tensor, data in zip(response.outputs, raw, strict=True)
-        ]
-        text = _binary_text(response.model, response.version, *described)
-        return [text, *raw], len(text)
+    if described and all(x.binary and not x.classification and x.placement is None for x in chosen):
+        return _all_binary(response)
     return _encode(response, chosen, regions)
+
+
+def _all_binary(response: Response) -> tuple[list[Part], int]:
+    parts: list[Part] = [b""]
+    described = []
+    for tensor in response.outputs:
+        raw = to_bytes(tensor)
+        parts.append(raw)
+        described.append((tensor.name, tensor.datatype, tensor.data.shape, len(raw)))
+    parts[0] = text = _binary_text(response.model, response.version, *described)
+    return parts, len(text)
 
 
 @lru_cache(1024)

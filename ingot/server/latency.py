@@ -7,6 +7,7 @@ from collections.abc import Hashable
 
 _NEW = 0.2  # weight of the latest execution
 _CHANGE = 0.2  # share by which one execution may differ; what goes beyond is the machine's doing, not the model's
+_NOTICED = 0.01  # share by which a size's time must have changed for estimates to be made again
 _RELAX = 0.98
 _DEVIATIONS = 2.0
 _DEARER = 1.25  # a row of a larger batch costs at most so many times what it costs in a smaller one
@@ -22,6 +23,7 @@ class LatencyTable:
         self._spread: dict[Hashable, float] = {}  # usual deviation, as a share of the estimate
         self._ran: set[Hashable] = set()  # shapes that have run since a request was last refused
         self._estimates: dict[Hashable, dict[int, int]] = {}
+        self._told: dict[Hashable, Known] = {}  # what the estimates were made from
 
     def __call__(self, shape: Hashable, rows: int) -> int:
         estimates = self._estimates.setdefault(shape, {})
@@ -39,7 +41,6 @@ class LatencyTable:
         """An execution took so long. The first of its size also made room for itself: the second replaces it."""
         known, cold = self._known.setdefault(shape, {}), self._cold.setdefault(shape, {})
         self._ran.add(shape)
-        self._estimates.pop(shape, None)
         if rows in known:
             spread, change = self._spread.get(shape, 0.0), min(max(ns / known[rows] - 1, -_CHANGE), _CHANGE)
             self._spread[shape] = spread + _NEW * (abs(change) - spread)
@@ -49,6 +50,10 @@ class LatencyTable:
             known[rows] = max(ns, 1)
         else:
             cold[rows] = ns
+        told, now = self._told.setdefault(shape, {}), known.get(rows, ns)
+        if abs(now - told.get(rows, 0)) > _NOTICED * now or rows in cold:
+            self._estimates.pop(shape, None)
+            told[rows] = now
 
     def warm(self, shape: Hashable, rows: int) -> bool:
         """Whether executions of this size have been timed when nothing was new to them."""

@@ -71,7 +71,9 @@ class Ports:
 
     def check(self, request: Request) -> tuple[int, tuple[Dims, ...]]:
         """(rows, key of shapes that may share a batch) of a request; ServerError names what does not fit."""
-        key = (*[(x.name, x.datatype, x.data.shape) for x in request.inputs], *[x.name for x in request.outputs])
+        key = request.kind or (
+            *[(x.name, x.datatype, x.data.shape) for x in request.inputs], *[x.name for x in request.outputs]
+        )  # fmt: skip
         found = self._checked.get(key)
         if found is None:
             found = self._check(request)

@@ -84,7 +84,7 @@ BY_CONFIG = {datatype.config: datatype for datatype in DATATYPES}
 BY_NUMPY = {datatype.numpy: datatype for datatype in DATATYPES}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that alone would take a third of the time to make one
 class Tensor:
     """A named array; `datatype` is the protocol's name (FP32, BYTES, …)."""
 
@@ -126,10 +126,11 @@ class SequencePlace:
     end: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One inference. `version` 0 lets the policy choose, `outputs` empty wants all; `priority` 0 is the default.
 
+    `kind`: the same object for requests that differ in nothing but the numbers in their tensors; None: not known.
     `part` takes the responses of a decoupled model (outcome, whether it is the last) and returns whether anybody still
     listens; `caller`: the model that waits for this request's answer.
     """
@@ -147,9 +148,10 @@ class Request:
     origin: Any = None  # tracing.Origin of a request that is traced or logged
     part: Callable[[Any, bool], bool] | None = None
     caller: str = ""
+    kind: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """What a model made of a request; outputs in the order the request asks for. `ports` describe them."""
 

@@ -51,7 +51,7 @@ class Queue(Protocol):
         """No more will come."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Job:
     request: Request
     done: Done
@@ -165,7 +165,8 @@ class Scheduler:
         self, batch: Sequence[Entry], results: Mapping[str, Array], start: int, gathered: int, ran: int
     ) -> None:
         """Answer a batch that has run; the times are when it started, was gathered and had run."""
-        requests = [self._job(entry).request for entry in batch]
+        jobs = [self._job(entry) for entry in batch] if self._states else [entry.token for entry in batch]
+        requests = [job.request for job in jobs]
         try:
             if self._states:
                 self._states.keep(batch, results)
@@ -178,12 +179,15 @@ class Scheduler:
             return
         timing = Timing(start, gathered, ran, clock())
         self._note(batch, timing)
-        for entry, request in zip(batch, requests, strict=True):
+        for entry, job, part in zip(batch, jobs, parts, strict=True):
+            request = job.request
             if request.origin is not None:
                 request.origin.executed(request.model, self._version, entry.arrived, timing)
-        self._answer(
-            batch, [answer(r, self._version, part, self.ports) for r, part in zip(requests, parts, strict=True)]
-        )
+            outcome = answer(request, self._version, part, self.ports)
+            if self._order:
+                self._order.finish(entry, outcome)
+            else:
+                job.done(outcome)
 
     def _complete_partly(
         self, batch: Sequence[Entry], parts: Sequence[Sequence[Tensor] | ServerError], timing: Timing

@@ -13,6 +13,7 @@ from typing import Any
 LATENCY_BOUNDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+_BOUNDS_NS = [round(bound * 1e9) for bound in LATENCY_BOUNDS]
 _STAGES = ("compute_input", "compute_infer", "compute_output")
 
 
@@ -33,7 +34,7 @@ class Duration:
         return {"count": self.count, "ns": self.ns}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timing:
     """The stages of one execution, nanoseconds of the monotonic clock."""
 
@@ -74,8 +75,9 @@ class Statistics:
                 every.count += count
                 every.ns += ns * count
             durations["queue"].add(timing.start * count - sum(arrivals), count)
+            durations["success"].add(timing.answered * count - sum(arrivals), count)
             for arrived in arrivals:
-                self._succeeded(timing.answered - arrived)
+                self.histogram[bisect_left(_BOUNDS_NS, timing.answered - arrived)] += 1
 
     def succeeded(self, ns: int, rows: int = 0) -> None:
         """A request answered without an execution of its own: an ensemble's, or one from the cache."""
@@ -85,7 +87,7 @@ class Statistics:
 
     def _succeeded(self, ns: int) -> None:
         self.durations["success"].add(ns)
-        self.histogram[bisect_left(LATENCY_BOUNDS, ns / 1e9)] += 1
+        self.histogram[bisect_left(_BOUNDS_NS, ns)] += 1
 
     def failed(self, ns: int, reason: str) -> None:
         """A request that got an error."""

@@ -13,11 +13,11 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import httptools
 
+from ingot.server.heads import LONGEST, Head, Headers, Heads, header_lines, status_line
 from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
 
@@ -27,10 +27,6 @@ Part = bytes | bytearray | memoryview
 _BREAKS = set(b"\r\n\0")  # what a header's value cannot hold
 _SCRATCH = 64 << 10
 _COPIED = 16 << 10  # bytes up to which one write of a joined answer is cheaper than several parts
-_HEADS_KEPT, _LONGEST_HEAD = 1024, 1 << 10  # heads that are not parsed again, and bytes of the longest one
-_STATUS_LINE = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,26 +42,21 @@ class Limits:
     lingering: float = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What a request's head said; `length` of the body, 0 if there is none."""
-
-    method: bytes
-    target: bytes
-    headers: dict[bytes, bytes]
-    length: int
-
-
 class Exchange:
-    """One request and the way to answer it. Headers have lower-case names."""
+    """One request and the way to answer it. Headers have lower-case names.
 
-    __slots__ = ("_connection", "body", "cancel", "flow", "headers", "keep_alive", "method", "target")
+    `notes`: whatever a handler puts there is there again for a request with the same head, byte for byte; None where
+    heads are not remembered.
+    """
+
+    __slots__ = ("_connection", "body", "cancel", "flow", "headers", "keep_alive", "method", "notes", "target")
 
     def __init__(
-        self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes], keep_alive: bool
-    ) -> None:
+        self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes], keep_alive: bool,
+        notes: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._connection, self.method, self.target, self.headers = connection, method, target, headers
-        self.keep_alive = keep_alive
+        self.keep_alive, self.notes = keep_alive, notes
         self.body: bytes | bytearray = b""
         self.cancel: Callable[[], Any] | None = None
         self.flow: Callable[[bool], Any] | None = None  # told False when the client reads too slowly, True when again
@@ -75,9 +66,14 @@ class Exchange:
         """Where the client is."""
         return str((self._connection.peer or ("",))[0])
 
-    def respond(self, status: int, parts: Sequence[Part] = (), headers: Mapping[bytes, bytes] | None = None) -> None:
+    def respond(self, status: int, parts: Sequence[Part] = (), headers: Headers | None = None) -> None:
         """Send the answer, whole; on the event loop's thread only (elsewhere: `post`)."""
         self._connection.respond(self, status, parts, headers or {})
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the event loop's thread."""
+        return self._connection.front.mailbox.here()
 
     def begin(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """Begin an answer of pieces."""
@@ -106,7 +102,7 @@ class Front:
         self.handler, self.limits, self.mailbox = handler, limits or Limits(), mailbox or Mailbox()
         self.connections: set[Any] = set()
         self._protocol, self.lookout = protocol or Connection, lookout or Lookout()
-        self.heads: dict[bytes, _Head] = {}
+        self.heads = Heads()
         self.closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
@@ -174,7 +170,7 @@ class Connection(asyncio.BufferedProtocol):
         self._length: int | None = None
         self._filled = 0
         self._between = True  # nothing of the next request has come
-        self._parsed: _Head | None = None
+        self._parsed: Head | None = None
         self._begun = 0
 
     # -- transport ----------------------------------------------------------------------------------------------------
@@ -233,12 +229,11 @@ class Connection(asyncio.BufferedProtocol):
     def _take_known(self, data: memoryview) -> memoryview:
         """Accept requests whose heads have been parsed before, byte for byte the same; returns what is left."""
         while data and not self._closed:
-            text = bytes(data[:_LONGEST_HEAD])
-            size = text.find(b"\r\n\r\n") + 4
-            head = self.front.heads.get(text[:size])
+            head, size = self.front.heads.find(bytes(data[:LONGEST]))
             if head is None:
                 break
-            exchange, end = Exchange(self, head.method, head.target, head.headers, True), size + head.length
+            exchange = Exchange(self, head.method, head.target, head.headers, True, head.notes)
+            end = size + head.length
             exchange.body = bytes(data[size:end])
             if end > len(data):
                 self._exchange, self._length, self._between = exchange, head.length, False
@@ -248,15 +243,9 @@ class Connection(asyncio.BufferedProtocol):
             self._accept(exchange)
         return data
 
-    def _remember(self, data: memoryview) -> None:
-        """Keep the head that these bytes began with, if the parser found it plain: no other bytes can mean it."""
-        head, text = self._parsed, bytes(data[:_LONGEST_HEAD])
-        text = text[: text.find(b"\r\n\r\n") + 4]
-        if head is None or not text[:1].isalpha() or text.count(b"\n") != text.count(b"\r\n"):
-            return
-        if len(self.front.heads) >= _HEADS_KEPT:
-            self.front.heads.pop(next(iter(self.front.heads)))
-        self.front.heads[text] = head
+    def _remember(self, text: bytes) -> None:
+        if self._parsed is not None:
+            self.front.heads.keep(text, self._parsed)
 
     def _feed(self, data: memoryview) -> None:
         fresh, self._parsed, self._begun = self._between, None, 0
@@ -273,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(_Refused(400, f"malformed HTTP request: {error}"))
         else:
             if fresh:
-                self._remember(data)
+                self._remember(bytes(data[:LONGEST]))
             self._receive_directly()
 
     def _receive_directly(self) -> None:
@@ -351,7 +340,7 @@ class Connection(asyncio.BufferedProtocol):
         self._length = int(length) if length is not None else None
         self._exchange = Exchange(self, parser.get_method(), self._target, headers, parser.should_keep_alive())
         if self._begun == 1 and self._exchange.keep_alive and not headers.keys() & _NOT_PLAIN:
-            self._parsed = _Head(parser.get_method(), self._target, headers, self._length or 0)
+            self._parsed = Head(parser.get_method(), self._target, headers, self._length or 0)
         if headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -384,6 +373,13 @@ class Connection(asyncio.BufferedProtocol):
         self._accept(exchange)
 
     def _accept(self, exchange: Exchange) -> None:
+        if self._active is None and not (self._waiting or self._advancing or self._paused_writing or self._closed):
+            self._active, self._advancing = exchange, True
+            self.front.handler(exchange)
+            self._advancing = False
+            if self._waiting:
+                self._next()
+            return
         self._waiting.append(exchange)
         if len(self._waiting) >= self.front.limits.pipelined:
             self._transport.pause_reading()
@@ -401,11 +397,11 @@ class Connection(asyncio.BufferedProtocol):
             self.front.handler(exchange)
         self._advancing = False
 
-    def respond(self, exchange: Exchange, status: int, parts: Sequence[Part], headers: Mapping[bytes, bytes]) -> None:
+    def respond(self, exchange: Exchange, status: int, parts: Sequence[Part], headers: Headers) -> None:
         """Write a whole answer, then go on with the next request."""
         if self._closed or exchange is not self._active:
             return
-        length = sum([len(part) for part in parts])
+        length = sum(map(len, parts))
         head = self._head(exchange, status, headers, b"content-length: %d\r\n\r\n" % length)
         if exchange.method == b"HEAD":
             self._transport.write(head)
@@ -428,14 +424,14 @@ class Connection(asyncio.BufferedProtocol):
         if not data:
             self._finish(exchange)
 
-    def _head(self, exchange: Exchange, status: int, headers: Mapping[bytes, bytes], framing: bytes) -> bytes:
-        lines = [b"%b: %b\r\n" % pair for pair in headers.items()]
+    def _head(self, exchange: Exchange, status: int, headers: Headers, framing: bytes) -> bytes:
+        lines = [header_lines(headers)]
         identity = exchange.headers.get(b"x-request-id")
         if identity is not None and not _BREAKS & set(identity):
             lines.append(b"x-request-id: %b\r\n" % identity)
         if not exchange.keep_alive or self.front.closing:
             lines.append(b"connection: close\r\n")
-        return b"".join((_STATUS_LINE.get(status) or b"HTTP/1.1 %d\r\n" % status, *lines, framing))
+        return b"".join((status_line(status), *lines, framing))
 
     def _finish(self, exchange: Exchange) -> None:
         self._active = exchange.cancel = exchange.flow = None  # they hold the exchange: no circles for the collector
@@ -443,7 +439,7 @@ class Connection(asyncio.BufferedProtocol):
         if not exchange.keep_alive or self.front.closing:
             self._closed = True
             self._transport.close()
-        else:
+        elif self._waiting:
             self._next()
 
     def _refuse(self, refusal: _Refused) -> None:
@@ -455,7 +451,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._active is None:
             self._transport.write(
                 b"%bcontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-                % (_STATUS_LINE[refusal.status], len(body), body)
+                % (status_line(refusal.status), len(body), body)
             )
         self._closed = True
         if self._transport.can_write_eof():  # a close with input unread would reset, and the client lose the answer

@@ -1,0 +1,146 @@
+"""Several ranks give what one gives; a rank that ends ends the requests, clearly, and nothing hangs."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ingot.engine import Engine
+from ingot.errors import ConfigError, EngineError
+from ingot.llm import engine as loops
+from ingot.llm.build import BuildOptions, build_llm, build_ranks
+from ingot.llm.parallel import LeadingRunner, local_ranks, rank_path
+from ingot.llm.request import Event, Overloaded, Request, Sampling
+from ingot.llm.runner import open_runner
+from ingot.runtime.group import GroupLost
+from tests.llm.checkpoints import LOGITS, TOKENS, write_family
+from tests.llm.packers import Packing, write_packed
+from tests.llm.test_families import OPTIONS, WITHIN, batch_of
+
+TWO = replace(OPTIONS, ranks=2)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [
+    ("llama", 2), ("llama_yarn_one_key", 4), ("qwen3", 2), ("qwen3_moe", 2), ("gemma2", 2), ("phi3", 2), ("gpt2", 4),
+])  # fmt: skip
+def test_ranks_give_the_logits_of_transformers(name: str, ranks: int, tmp_path: Path) -> None:
+    engines = build_ranks(write_family(tmp_path, name), replace(OPTIONS, ranks=ranks))
+    with np.load(LOGITS) as known:
+        expected = known[name]
+    with closing(local_ranks(engines, 64)) as runner:
+        first = runner.step(batch_of(runner, [(0, 0, TOKENS[:25]), (1, 0, TOKENS[:3])]))
+        runner.copy_blocks([(0, runner.width * 2), (1, runner.width * 2 + 1)])
+        rest = runner.step(batch_of(runner, [(2, 25, TOKENS[25:])]))
+    found = np.concatenate([first[:25], rest])
+    assert np.abs(found - expected).max() < WITHIN
+    assert np.abs(first[25:] - expected[:3]).max() < WITHIN
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_ranks_of_narrow_weights(precision: str, tmp_path: Path) -> None:
+    """Verified while they are built; states and the likeliest tokens come as from one rank."""
+    folder = write_family(tmp_path, "llama")
+    one = open_runner(build_llm(folder, replace(OPTIONS, precision=precision)))
+    with closing(local_ranks(build_ranks(folder, replace(TWO, precision=precision)), 64)) as two:
+        batch = batch_of(two, [(0, 0, TOKENS[:9])])
+        (logits, states), (others, more) = (
+            runner.step_states(replace(batch, states=batch.rows[-2:])) for runner in (one, two)
+        )
+        spread = float(logits.std())
+        assert np.abs(logits - others).max() < spread * (0.9 if precision == "int4" else 0.2)
+        assert states.shape == more.shape == (2, 48)
+        assert two.choose(batch).tolist() == others.argmax(-1).tolist()
+    one.close()
+
+
+@pytest.mark.parametrize(("name", "ranks", "reason"), [
+    ("llama", 3, "4 heads that share 2 keys cannot be divided among 3 ranks"),
+    ("llama", 8, "4 heads that share 2 keys cannot be divided among 8 ranks"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_divided(name: str, ranks: int, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        build_ranks(write_family(tmp_path, name), replace(OPTIONS, ranks=ranks))
+    with pytest.raises(ConfigError, match="build_ranks"):
+        build_llm(tmp_path, TWO)
+    with pytest.raises(ConfigError, match="ranks must be at least 1"):
+        BuildOptions(ranks=0)
+
+
+def test_packed_integers_are_shared_by_whole_groups(tmp_path: Path) -> None:
+    folder, floats = write_packed(tmp_path, "llama", Packing(group=8))
+    with closing(open_runner(build_llm(floats, OPTIONS))) as one:
+        expected = one.step(batch_of(one, [(0, 0, TOKENS[:9])]))
+    with closing(local_ranks(build_ranks(folder, TWO), 64)) as two:
+        found = two.step(batch_of(two, [(0, 0, TOKENS[:9])]))
+    assert np.abs(found - expected).max() < 1e-2 * float(expected.std())
+    with pytest.raises(ConfigError, match="groups of 16, ranks would get"):
+        build_ranks(write_packed(tmp_path / "wide", "llama", Packing(group=16))[0], replace(OPTIONS, ranks=4))
+    with pytest.raises(ConfigError, match="desc_act"):
+        build_ranks(write_packed(tmp_path / "ordered", "llama", Packing(group=8, ordered=True))[0], TWO)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_family(tmp_path_factory.mktemp("ranks"), "llama")
+    path = folder / "model.engine"
+    for rank, engine in enumerate(build_ranks(folder, TWO)):
+        engine.save(rank_path(path, rank))
+    return path
+
+
+def test_files_of_ranks(saved: Path, tmp_path: Path) -> None:
+    engines = [Engine.load(rank_path(saved, rank)) for rank in range(2)]
+    with pytest.raises(EngineError, match="by their path"):
+        open_runner(engines[0])
+    engines[0].save(tmp_path / "model.engine")
+    with pytest.raises(EngineError, match=r"model.rank1.engine must lie beside it"):
+        open_runner(tmp_path / "model.engine")
+    with pytest.raises(EngineError, match="asked to be rank 0"):
+        local_ranks(engines[::-1], 64)
+    other = build_ranks(saved.parent, replace(TWO, precision="bf16", verify=False))
+    with pytest.raises(EngineError, match="another build"):
+        local_ranks([engines[0], other[1]], 64)
+
+
+@pytest.fixture
+def runner(saved: Path) -> Iterator[LeadingRunner]:
+    made = open_runner(saved, threads=1, blocks=64)
+    assert isinstance(made, LeadingRunner)
+    yield made
+    made.close()
+
+
+def test_ranks_in_processes(runner: LeadingRunner) -> None:
+    with np.load(LOGITS) as known:
+        expected = known["llama"]
+    found = runner.step(batch_of(runner, [(0, 0, TOKENS)]))
+    assert np.abs(found - expected).max() < WITHIN
+    runner.close()
+    assert [process.returncode for process in runner.processes] == [0]
+    with pytest.raises(GroupLost, match="left its group"):
+        runner.step(batch_of(runner, [(0, 0, TOKENS)]))
+
+
+def test_a_rank_that_dies_ends_the_requests_and_the_loop(runner: LeadingRunner) -> None:
+    loop, events = loops.Engine(runner), queue.SimpleQueue[Event]()
+    loop.start()
+    try:
+        loop.submit(Request(TOKENS[:5].tolist(), Sampling(max_tokens=80, ignore_eos=True)), events.put)
+        assert events.get(timeout=60).tokens
+        runner.processes[0].kill()
+        last = events.get(timeout=60)
+        while last.finish is None:
+            last = events.get(timeout=60)
+        assert last.finish == "error"
+        assert "rank 1" in last.error
+        assert "rank 1" in loop.health
+        with pytest.raises(Overloaded, match="rank 1"):
+            loop.submit(Request(TOKENS[:5].tolist(), Sampling(max_tokens=4)), events.put)
+    finally:
+        loop.close()
