@@ -277,9 +277,7 @@ class CudaFrame(Frame):
         view = dlpack.view(x, int(self.stream), value.name)
         if view.dtype != value.dtype:
             raise InputError(f"{value.name!r} is {view.dtype}, the model has {value.dtype}; convert it first")
-        if view.shape != self._fixed.get(index, view.shape):
-            raise InputError(f"the buffer for {value.name!r} has shape {list(view.shape)}, this run gives "
-                             f"{self._shape(value)}")  # fmt: skip
+        dlpack.check_shape(value.name, view, self._fixed.get(index, view.shape))
         return view
 
     def _take_input(self, index: int, x: Any) -> None:
@@ -346,9 +344,8 @@ class CudaFrame(Frame):
 
     def _put_into(self, index: int, view: dlpack.View) -> None:
         value = self.plan.values[index]
-        if index not in self._fixed and list(view.shape) != self._shape(value):
-            raise InputError(f"the buffer for output {value.name!r} has shape {list(view.shape)}, this run gives "
-                             f"{self._shape(value)}")  # fmt: skip
+        if index not in self._fixed:
+            dlpack.check_shape(value.name, view, tuple(self._shape(value)))
         if index in self._objects or not self._on_device(value):
             held = np.ascontiguousarray(self.argument(index))
             self.context.upload(view.address, held, self.stream)

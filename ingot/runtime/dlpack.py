@@ -90,6 +90,12 @@ def view(tensor: Foreign, stream: int, name: str) -> View:
     return View(data + offset, shape, dtype, capsule)
 
 
+def check_shape(name: str, view: View, given: tuple[int, ...]) -> None:
+    """InputError unless the buffer has the shape that the run gives."""
+    if view.shape != given:
+        raise InputError(f"the buffer for {name!r} has shape {list(view.shape)}, this run gives {list(given)}")
+
+
 @functools.lru_cache(4096)
 def _layout(code: int, bits: int, extents: bytes, strides: bytes) -> tuple[tuple[int, ...], str, bool]:
     """Shape, dtype ("" if unknown) and whether elements lie in row-major order."""
