@@ -21,7 +21,7 @@ from ingot.ir.ops_paged import line_of
 from ingot.llm import evidence
 from ingot.llm.decoder import Decoder
 from ingot.llm.formats import Format, format_of, with_cache
-from ingot.llm.graph import BLOCK, graph_of
+from ingot.llm.graph import BLOCK, GATHERED, graph_of
 from ingot.llm.models import decoder_of
 from ingot.llm.projections import project
 from ingot.llm.shards import shard
@@ -114,7 +114,7 @@ def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir
     if not target.startswith("cuda"):
         return model
     if kept.bits < 32:
-        half.convert(model, "bfloat16")
+        half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
     logits = model.graph.outputs[0]
     chosen = make_node("Choose", [logits], name="chosen")
@@ -122,6 +122,12 @@ def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir
     model.graph.append(chosen)
     model.graph.outputs.append(chosen.outputs[0])
     return model
+
+
+def _narrow(model: onnx_ir.Model, ranks: int) -> half.Scope:
+    """All but logits, which ranks give each other in float32."""
+    usual, own = half.Scope(), frozenset(node for node in model.graph if node.name == "logits.own")
+    return half.Scope(lambda node: usual.takes(node) and not (ranks > 1 and node.name in GATHERED), closes=own)
 
 
 def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:

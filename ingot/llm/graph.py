@@ -28,6 +28,7 @@ _ACTIVATIONS: dict[Activation, str] = {
     "relu": "Relu {0} -> float32",
 }
 BLOCK = 16  # tokens
+GATHERED = ("logits.parts", "logits.rows", "logits")  # nodes behind the ranks' own logits
 
 
 @dataclass(eq=False)
