@@ -36,7 +36,8 @@ class Product:
 
     `factors` is the type of x and the weights, `results` that of the outputs, `others` of bias and residual. `count`
     outputs lie in places of their own, their weights and biases one after the other. `rescaled`: the results are
-    multiplied by a float32 in the end. Addresses are taken in the order x, weight, that number, bias, residual (where
+    multiplied by a float32 in the end. `fast`: sums of float8 stay in the tensor units, which add with 14 bits.
+    Addresses are taken in the order x, weight, that number, bias, residual (where
     there are such), workspace, outputs.
     """
 
@@ -52,11 +53,12 @@ class Product:
     bias: bool = False
     residual: bool = False
     rescaled: bool = False
+    fast: bool = False
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any], symbols: Mapping[str, int]) -> Product:
         """What a plan's recipe describes, at these sizes."""
-        product = cls(**{name: recipe[name] for name in cls.__dataclass_fields__})
+        product = cls(**{name: recipe[name] for name in cls.__dataclass_fields__ if name in recipe})
         return replace(product, rows=evaluate(product.rows, symbols))
 
 
@@ -130,16 +132,23 @@ class Matmul:
             self._set(attribute.BIAS_POINTER, _SOMEWHERE, np.uint64)
         if product.rescaled:
             self._set(attribute.D_SCALE_POINTER, _SOMEWHERE, np.uint64)
+        if product.fast:
+            self._set(attribute.FAST_ACCUM, 1, np.int8)
 
     def _set(self, attribute: int, number: int, kind: type[np.generic]) -> None:
         held = np.array([number], kind)
         self._lt.matmul_desc_set_attribute(self._description, int(attribute), held.ctypes.data, held.nbytes)
 
     def algorithms(self, most: int) -> list[Algorithm]:
-        """What cuBLASLt proposes, best first; none where it has no way."""
+        """What cuBLASLt proposes, best first, then what it proposes where there is no workspace: a workspace is
+        cleared in a launch of its own, and graphs with many of those take long to launch."""
+        return list(dict.fromkeys((*self._proposed(most, WORKSPACE), *self._proposed(most, 0))))
+
+    def _proposed(self, most: int, workspace: int) -> list[Algorithm]:
+        """Proposals that take so many bytes at most; none where it has no way."""
         lt, found = self._lt, self._lt.MatmulHeuristicResult(most)
         count = np.zeros(1, np.int32)
-        with _preference(lt) as preference:
+        with _preference(lt, workspace) as preference:
             try:
                 lt.matmul_algo_get_heuristic(*self._described(), preference, most, found.ptr, count.ctypes.data)
             except lt.cuBLASLtError:
@@ -212,10 +221,10 @@ def _structures(lt: Any, found: Any, count: int) -> Iterator[tuple[bytes, int, i
 
 
 @contextmanager
-def _preference(lt: Any) -> Iterator[int]:
+def _preference(lt: Any, workspace: int) -> Iterator[int]:
     """A description of what algorithms may use, while it is needed."""
     preference, attribute = lt.matmul_preference_create(), lt.MatmulPreferenceAttribute
-    wanted = [(attribute.MAX_WORKSPACE_BYTES, np.array([WORKSPACE], np.uint64))]
+    wanted = [(attribute.MAX_WORKSPACE_BYTES, np.array([workspace], np.uint64))]
     wanted += [(getattr(attribute, f"MIN_ALIGNMENT_{side}_BYTES"), np.array([_ALIGNED], np.uint32)) for side in "ABCD"]
     for name, held in wanted:
         lt.matmul_preference_set_attribute(preference, int(name), held.ctypes.data, held.nbytes)

@@ -21,7 +21,7 @@ _TYPES = {0: np.float32, 2: np.float16, 14: ml_dtypes.bfloat16, 28: ml_dtypes.fl
 _RESULT = np.dtype([("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4"),
                     ("waves_count", "<f4"), ("reserved", "<i4", (4,))])  # fmt: skip
 _ATTRIBUTES = {"TRANSA": 3, "EPILOGUE": 7, "BIAS_POINTER": 8, "D_SCALE_POINTER": 20,
-               "BIAS_DATA_TYPE": 26}  # fmt: skip
+               "FAST_ACCUM": 23, "BIAS_DATA_TYPE": 26}  # fmt: skip
 
 
 class Refused(Exception):

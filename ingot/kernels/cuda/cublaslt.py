@@ -6,8 +6,8 @@ Shapes are static: an algorithm is chosen for one size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ _FLOAT8 = "float8_e4m3fn"
 _RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), _FLOAT8: ("float16", "bfloat16", _FLOAT8)}  # by factors
 _ALIGNED = 16  # what columns and depth of float8 are multiples of
 _BY_TANH = 2.0**-11  # how far GELU by tanh is from GELU, relative to the sums it is made of
+_FAST = 2.0**-9  # how far sums of float8 with 14 bits are from those in float32, relative to the magnitudes added
+_SLOW = 1.25  # times as long as those take sums that the tensor units hand over step by step
 _EFFICIENCY = 0.9  # of the tensor units, for the estimate
 _LATER = 0.01  # microseconds that an estimate adds for each algorithm that cuBLASLt likes better
 _ACTIVATIONS = {"": "", "Relu": "Relu", "GeluTanh": "GeluTanh", "Gelu": "GeluTanh"}
@@ -45,8 +47,8 @@ class Use:
     approximate: bool = False
 
 
-def use_of(node: Node) -> Use | None:
-    """None where cuBLASLt has no such product."""
+def use_of(node: Node, fast: bool = False) -> Use | None:
+    """None where cuBLASLt has no such product; `fast`: sums of float8 stay in the tensor units."""
     weight, results = node.input(1), {p.dtype for p in node.outputs}
     if weight.constant is None or weight.dtype != node.dtype or not all(p.static for p in node.outputs):
         return None
@@ -54,7 +56,10 @@ def use_of(node: Node) -> Use | None:
         return None
     if node.dtype == _FLOAT8 and (node.op == "Conv" or any(n % _ALIGNED for n in _sizes(node)[1:])):
         return None  # one of these failed in an engine, after it had been timed by itself
-    return _parallel(node) if node.op == "ParallelLinear" else _single(node)
+    use = _parallel(node) if node.op == "ParallelLinear" else _single(node)
+    if not fast or use is None:
+        return use
+    return replace(use, product=replace(use.product, fast=True)) if node.dtype == _FLOAT8 else None
 
 
 def _sizes(node: Node) -> tuple[int, int, int]:
@@ -76,7 +81,7 @@ def _parallel(node: Node) -> Use | None:
 def _single(node: Node) -> Use | None:
     found = affine(node.epilogue)
     rows, columns, depth = _sizes(node)
-    if found is None or found.constant or found.scales or 0 not in found.terms:
+    if found is None or found.constant or found.scales or 0 not in found.terms or found.activation not in _ACTIVATIONS:
         return None
     if found.step != 1.0 and node.output.dtype != _FLOAT8:
         return None
@@ -104,17 +109,17 @@ def _algorithms(made: cublaslt.Product) -> tuple[str, ...]:
         return ()
 
 
-def _choices(node: Node, target: Architecture) -> tuple[str, ...]:
-    use = use_of(node)
+def _choices(node: Node, target: Architecture, fast: bool = False) -> tuple[str, ...]:
+    use = use_of(node, fast)
     return () if use is None else _algorithms(use.product)
 
 
-def _price(node: Node, target: Architecture, algorithm: str) -> float:
+def _price(node: Node, target: Architecture, algorithm: str, fast: bool = False) -> float:
     """The slower of tensor units and memory; cuBLASLt's own order."""
-    use = use_of(node)
+    use = use_of(node, fast)
     assert use is not None
-    made = use.product
-    rows, speed = int(made.rows), target.half_flops * (1 + (node.dtype == _FLOAT8))
+    made, narrow = use.product, node.dtype == _FLOAT8
+    rows, speed = int(made.rows), target.half_flops * (1 + narrow) / (_SLOW if narrow and not fast else 1)
     compute = 2 * rows * made.columns * made.depth * made.count / (speed * _EFFICIENCY)
     moved = sum(int(p.bytes) for p in (*node.inputs, *node.outputs) if p is not None)
     known = _algorithms(made)
@@ -122,16 +127,16 @@ def _price(node: Node, target: Architecture, algorithm: str) -> float:
     return max(compute, moved / (target.bandwidth * 800)) + target.pace.step + _LATER * order
 
 
-def _applies(node: Node, target: Architecture, approximate: bool = False) -> bool:
+def _applies(node: Node, target: Architecture, approximate: bool = False, fast: bool = False) -> bool:
     if _NAME not in target.libraries:
         return False
-    use = use_of(node)
-    return use is not None and use.approximate == approximate and has_twin(node, target)
+    use = use_of(node, fast)
+    return use is not None and (fast or use.approximate == approximate) and has_twin(node, target)
 
 
-def _generate(build: CudaBuilder, node: Node, algorithm: str) -> None:
+def _generate(build: CudaBuilder, node: Node, algorithm: str, fast: bool = False) -> None:
     """The twin's launches, and the library's call in their place."""
-    use = use_of(node)
+    use = use_of(node, fast)
     assert use is not None
     launch_twin(build, node)
     build.libraries.append(_call(build, node, use, cublaslt.Algorithm.parse(algorithm)))
@@ -155,6 +160,10 @@ def _call(build: CudaBuilder, node: Node, use: Use, algorithm: cublaslt.Algorith
 
 
 _HOW: dict[str, Any] = {"on": "cuda", "space": {"algorithm": _choices}, "cost": _price, "library": _NAME}
+_SWIFTLY: dict[str, Any] = {
+    **_HOW, "when": partial(_applies, fast=True), "space": {"algorithm": partial(_choices, fast=True)},
+    "cost": partial(_price, fast=True), "tolerance": _FAST,
+}  # fmt: skip
 
 
 @kernel("Linear", when=_applies, **_HOW)
@@ -173,6 +182,18 @@ def cublaslt_gelu(build: CudaBuilder, node: Node, algorithm: str) -> None:
 def cublaslt_parallel(build: CudaBuilder, node: Node, algorithm: str) -> None:
     """x[M, K] @ w[K, N] + bias[N], one product for each output"""
     _generate(build, node, algorithm)
+
+
+@kernel("Linear", **_SWIFTLY)
+def cublaslt_swift(build: CudaBuilder, node: Node, algorithm: str) -> None:
+    """Of float8, its sums kept where they are made; GELU by tanh"""
+    _generate(build, node, algorithm, fast=True)
+
+
+@kernel("ParallelLinear", **_SWIFTLY)
+def cublaslt_parallel_swift(build: CudaBuilder, node: Node, algorithm: str) -> None:
+    """Several products of float8, their sums kept where they are made"""
+    _generate(build, node, algorithm, fast=True)
 
 
 def _one_tap(node: Node, target: Architecture) -> bool:
