@@ -31,6 +31,7 @@ from ingot.kernels.cuda.architecture import Architecture, architecture
 from ingot.kernels.cuda.backend import open_backend as open_cuda
 from ingot.kernels.target import Backend, Target
 from ingot.passes.narrow import quantize_inside
+from ingot.passes.norms import normalise_linears
 from ingot.passes.parallel import divide_convolutions, join_linears
 from ingot.passes.sequences import see_as_sequences
 from ingot.plan.assemble import Code, assemble
@@ -87,6 +88,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         if config.target.startswith("cuda"):
             log.figures["joined"] = join_linears(model) + divide_convolutions(model)
             log.figures["quantized inside"] = quantize_inside(model)
+            log.figures["normalised inside"] = normalise_linears(model)
             log.figures["seen as sequences"] = see_as_sequences(model)
         return model
 

@@ -1,4 +1,4 @@
-"""Pointwise, Linear, QuantizedLinear and MatMul."""
+"""Pointwise, Linear, LinearNorm, QuantizedLinear and MatMul."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ingot.errors import GraphError
 from ingot.ir import expression as expressions
 from ingot.ir.elementwise import Array, wide
-from ingot.ir.ops_table import EPILOGUE, Attribute, TensorType, broadcast, op
+from ingot.ir.ops_table import EPILOGUE, Attribute, TensorType, broadcast, infer, meaning, op
 
 ZERO_POINT = Attribute("int", 0)
 SHORT_INTEGERS = ("int8", "uint8")
@@ -58,6 +58,24 @@ def linear(x: Array, weight_KN: Array, *, x_zero_point: int, weight_zero_point: 
     """(x[..., K] - x_zero_point) @ (weight[K, N] - weight_zero_point)"""
     product = np.matmul(centred(x, x_zero_point), centred(weight_KN, weight_zero_point))
     return summed(product, x.dtype.name)
+
+
+def _linear_norm_type(x: TensorType, weight: TensorType, scale: TensorType | None, bias: TensorType | None,
+                      *extras: TensorType, inside: str, whole: int, **_: Any) -> tuple[TensorType, ...]:  # fmt: skip
+    (made,) = infer("Linear", (x, weight, *extras), {"epilogue": inside})
+    return (made, made) if whole else (made,)
+
+
+@op("LinearNorm", "x weight scale? bias? *extras", _linear_norm_type, inside=Attribute("expression"),
+    kind=Attribute("text"), epsilon=Attribute("float", 1e-5), whole=Attribute("int", 0))  # fmt: skip
+def linear_norm(x: Array, weight_KN: Array, scale: Array | None, bias: Array | None, *extras: Array, inside: str,
+                kind: str, epsilon: float, whole: int) -> tuple[Array, ...]:  # fmt: skip
+    """A Norm (layer or rms) of the last axis of a Linear with the epilogue `inside`; with `whole`, also the Linear"""
+    settings = {"x_zero_point": 0, "weight_zero_point": 0, "epilogue": inside}
+    (made,) = meaning("Linear")(x, weight_KN, *extras, **settings)
+    settings = {"kind": kind, "axis": made.ndim - 1, "groups": 1, "epsilon": epsilon, "epilogue": ""}
+    (normed,) = meaning("Norm")(made, scale, bias, **settings)
+    return (normed, made) if whole else (normed,)
 
 
 def _quantized_type(x: TensorType, weight: TensorType, scale: TensorType, zero: TensorType | None, *, group: int,

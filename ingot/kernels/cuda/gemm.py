@@ -176,13 +176,15 @@ Open = Callable[[Site], Load]
 @dataclass(frozen=True)
 class Sides:
     """How both sides are loaded; `extras` counts the inputs before the epilogue's. `weights`: the right side, where it
-    is a constant stored [columns, width], and its width. `sizes`: columns of each output, where there are several."""
+    is a constant stored [columns, width], and its width. `sizes`: columns of each output, where there are several.
+    `finish`: what is launched on the float32 sums [parts, rows, columns] instead of their sum and the epilogue."""
 
     left: Open
     right: Open
     extras: int
     weights: tuple[Handle, int] | None = None
     sizes: tuple[int, ...] = ()
+    finish: Callable[[CudaBuilder, Problem, Handle, int], None] | None = None
 
 
 def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, sides: Sides, join: int = 0) -> None:
@@ -190,7 +192,7 @@ def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, s
     block of a tile that is the last to end does the latter instead of a second launch."""
     f = build.function(tile.warps, tile.in_flight(problem, split))
     partial = None
-    if split > 1:
+    if split > 1 or sides.finish is not None:
         size = product((split, problem.batch, problem.rows, problem.columns, _FLOAT))
         partial = build.temporary(size, problem.accumulator)
     site = _open(f, problem, tile, split)
@@ -211,12 +213,15 @@ def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, s
         _finish(f, build, problem, "sums", columns, sides, operands=operands)
     else:
         f.emit(f"stride = {f.extent(problem.batch)} * {whole}")
-        f.emit(f"tl.store({f.pointer(partial)} + part * stride + place, sums, inside)")
+        mine = "part * stride + " * (split > 1)
+        f.emit(f"tl.store({f.pointer(partial)} + {mine}place, sums, inside)")
     tiles = product((ceil_div(problem.rows, tile.rows), ceil_div(problem.columns, tile.columns), problem.batch))
     if partial is not None and join:
         _join(f, build, problem, partial, build.counter(product((tiles, _FLOAT))), split, sides)
     f.launch(tiles, split)
-    if partial is not None and not join:
+    if partial is not None and sides.finish is not None:
+        sides.finish(build, problem, partial, split)
+    elif partial is not None and not join:
         _second_pass(build, problem, partial, split, sides)
 
 

@@ -42,8 +42,8 @@ def _same_types(node: Node) -> bool:
     return node.dtype in TYPES and node.input(1).dtype == node.dtype and _no_zero_points(node)
 
 
-def _problem(node: Node) -> Problem:
-    """Of a Linear."""
+def linear_problem(node: Node) -> Problem:
+    """Of a Linear, or what else multiplies input 0 by a constant input 1."""
     weight = node.input(1).shape
     depth, columns = int(weight[0]), int(weight[1])
     return Problem(product(node.input(0).shape[:-1]), columns, depth, node.dtype, 1, extra_bytes(node.inputs[2:]))
@@ -53,7 +53,7 @@ def _linear_applies(node: Node, target: Any) -> bool:
     weight = node.input(1).constant
     if weight is None or weight.ndim != 2 or 0 in weight.shape or not _same_types(node):
         return False
-    return epilogue_fits(node, 2, _problem(node).accumulator)
+    return epilogue_fits(node, 2, linear_problem(node).accumulator)
 
 
 def _price(node: Node, target: Architecture, tile: str, split: int, join: int) -> float:
@@ -61,7 +61,7 @@ def _price(node: Node, target: Architecture, tile: str, split: int, join: int) -
 
 
 def _of(node: Node) -> Problem:
-    return _batched(node) if node.op == "MatMul" else _problem(node)
+    return _batched(node) if node.op == "MatMul" else linear_problem(node)
 
 
 def _prune(node: Node, target: Architecture, tile: str, split: int, join: int) -> bool:
@@ -97,12 +97,18 @@ def parallel_linear(build: CudaBuilder, node: Node, tile: str, split: int, join:
 
 def _emit_linear(build: CudaBuilder, node: Node, tile: str, split: int, join: int,
                  sizes: tuple[int, ...] = ()) -> None:  # fmt: skip
-    problem, weight = _problem(node), node.input(1).constant
+    problem, sides = linear_sides(build, node)
+    emit_product(build, problem, Tile.parse(tile), split, replace(sides, sizes=sizes), join)
+
+
+def linear_sides(build: CudaBuilder, node: Node) -> tuple[Problem, Sides]:
+    """The product of rows of input 0 with a constant input 1."""
+    problem, weight = linear_problem(node), node.input(1).constant
     assert weight is not None and problem.depth is not None
     packed = build.pack(np.ascontiguousarray(weight.T))
     strides = (problem.depth, 1)
     left, right = _opened(build.input(0), strides, "rows"), _opened(packed, strides, "columns")
-    emit_product(build, problem, Tile.parse(tile), split, Sides(left, right, 2, (packed, problem.depth), sizes), join)
+    return problem, Sides(left, right, 2, (packed, problem.depth))
 
 
 def _opened(handle: Handle, strides: tuple[Extent, Extent], axis: str, batch: str = "") -> Open:

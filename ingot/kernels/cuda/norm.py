@@ -3,7 +3,7 @@ what its result is quantized to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ingot.ir.expression import operands_of, parse
@@ -102,18 +102,24 @@ def narrow_norm(build: CudaBuilder, node: Node) -> None:
 
 def _emit(build: CudaBuilder, node: Node) -> None:
     tile = open_tile(build, _rows(node))
+    normalised = statistics(tile, node, lambda element: _total(build, node, tile, element))
+    with tile.columns():
+        _load_x(build, node, tile)
+        _write(build, node, tile, normalised)
+    tile.launch()
+
+
+def statistics(tile: Tile, node: Node, total: Callable[[str], str]) -> str:
+    """Lines with the rows' mean and spread, and the text of x without them; `total` gives that of a sum over rows."""
     f, n, type = tile.f, tile.f.extent(tile.rows.length), LANGUAGE[accumulator(node.dtype)]
     centred = node.attributes["kind"] != "rms"
     if centred:
-        f.emit(f"mean = {_total(build, node, tile, 'x')} / {n}")
-        f.emit(f"spread = {_total(build, node, tile, 'tl.where(inside, (x - mean) * (x - mean), 0.0)')} / {n}")
+        f.emit(f"mean = {total('x')} / {n}")
+        f.emit(f"spread = {total('tl.where(inside, (x - mean) * (x - mean), 0.0)')} / {n}")
     else:
-        f.emit(f"spread = {_total(build, node, tile, 'x * x')} / {n}")
+        f.emit(f"spread = {total('x * x')} / {n}")
     f.emit(f"factor = 1.0 / libdevice.sqrt(spread + tl.full((), {node.attributes['epsilon']!r}, {type}))")
-    with tile.columns():
-        _load_x(build, node, tile)
-        _write(build, node, tile, "(x - mean) * factor" if centred else "x * factor")
-    tile.launch()
+    return "(x - mean) * factor" if centred else "x * factor"
 
 
 def _load_x(build: CudaBuilder, node: Node, tile: Tile) -> None:

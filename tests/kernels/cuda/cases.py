@@ -98,6 +98,14 @@ def _products() -> Iterator[Case]:
     for dtype in ("float32", "float16"):
         yield Case(f"ParallelLinear {dtype}", "ParallelLinear", [(3, 17, 70), (70, 88), (88,)], {"sizes": (32, 40, 16)},
                    "", (1, 2), dtype)  # fmt: skip
+    for dtype, epilogue in (("float32", RESIDUAL), ("float16", HALF_RESIDUAL)):
+        for kind, whole, rows, depth, columns in (("layer", 0, 17, 200, 88), ("rms", 1, 24, 64, 130)):
+            shapes = [(rows, depth), (depth, columns), (columns,), (columns,), (columns,), (rows, columns)]
+            attributes = {"inside": epilogue, "kind": kind, "epsilon": 1e-5, "whole": whole}
+            yield Case(f"LinearNorm {kind} {dtype}", "LinearNorm", shapes, attributes, "", (1, 2, 3, 4), dtype)
+    shapes = [(128, 3072), (3072, 768), (768,), (768,), (768,), (128, 768)]
+    attributes = {"inside": HALF_RESIDUAL, "kind": "layer", "epsilon": 1e-12, "whole": 0}
+    yield Case("LinearNorm BERT", "LinearNorm", shapes, attributes, "", (1, 2, 3, 4), "float16", True)
     yield Case(
         "Linear int8",
         "Linear",

@@ -33,7 +33,7 @@ CHOSEN = (
     "Attention causal float32", "GatherElements 0", "GatherND batch", "ScatterElements",
     "ScatterND add", "TopK of a vocabulary", "CumSum sum 01", "Range", "RNN gru", "RNN lstm all", "ConvTranspose U-Net",
     "ConvTranspose 4x4", "Conv bytes", "Linear bytes", "Resize cubic",
-    "Norm groups and SiLU, of a U-Net", "Conv 80 channels",
+    "Norm groups and SiLU, of a U-Net", "Conv 80 channels", "LinearNorm BERT",
 )  # fmt: skip
 _MORE_REGISTERS = 16  # than in the table, before it is a change that somebody should look at
 Resources = dict[str, list[int]]
