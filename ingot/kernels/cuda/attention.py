@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ingot.dtypes import size_of
 from ingot.kernels import PLAIN, Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import HEADS, broadcast_strides, strides_of
@@ -15,6 +16,8 @@ from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
 _DEEPEST = 256
+_FEW = 128  # keys that are one block
+_AHEAD = 0.8  # of the time that a block takes whose operands are not on their way while the one before is computed
 _LONG, _MANY = 1024, 8  # keys for which more steps are in flight; whole blocks of keys that are walked without masks
 # With depths that are filled up, two products one after the other without a loop around them gave wrong numbers on an
 # H200 (Triton 3.6, float16); the same lines in a loop that runs once are right.
@@ -31,7 +34,7 @@ def _applies(node: Node, target: Any) -> bool:
     return static and masks and node.dtype in ("float32", *NARROW) and can_render(node.epilogue, [node.dtype])
 
 
-def _layouts(node: Node, target: Any) -> list[Ports]:
+def attention_layouts(node: Node, target: Any) -> list[Ports]:
     """Each of query, key and value by heads or by positions in memory; all alike, and the result either way."""
     mask = ("",) * (len(node.inputs) - 3)
     return [PLAIN, Ports((HEADS,) * 3 + mask, (HEADS,)), Ports(("",) * 3 + mask, (HEADS,)),
@@ -69,7 +72,7 @@ def _stages(node: Node, target: Architecture) -> tuple[int, ...]:
     return (2, 3) if _number(node.input(1).shape[2]) >= _LONG else (2,)
 
 
-_HOW: dict[str, Any] = {"on": "cuda", "when": _applies, "layouts": _layouts, "cost": _cost, "prune": _prune,
+_HOW: dict[str, Any] = {"on": "cuda", "when": _applies, "layouts": attention_layouts, "cost": _cost, "prune": _prune,
                         "space": {"rows": (64, 128, 32, 16), "columns": (64, 128, 32), "stages": _stages}}  # fmt: skip
 
 
@@ -87,11 +90,82 @@ def flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int, sta
     for begin, end, whole in _walks(f, node, rows, columns):
         with f.block(f"for start in range({begin}, {end}, {columns}):"):
             _step(f, build, node, whole)
+    _close(f, build, node)
+    f.launch(ceil_div(query.shape[2], rows), product(query.shape[:2]))
+
+
+def _close(f: FunctionBuilder, build: CudaBuilder, node: Node) -> None:
+    """The block's results: sums over their weights' total, with the epilogue."""
     f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
     made = render(f, node.epilogue, [f.let(f"sums.to({LANGUAGE[node.dtype]})")], [node.dtype])
     place, mask = _place(f, node.output, "queries[:, None]", "widths[None, :]", "head")
+    width = int(node.input(2).shape[3])
     f.emit(f"tl.store({f.pointer(build.output())} + {place}, {made}, {mask} & (widths[None, :] < {width}))")
-    f.launch(ceil_div(query.shape[2], rows), product(query.shape[:2]))
+
+
+# few keys
+
+
+def _few_apply(node: Node, target: Any) -> bool:
+    """Keys that are one block, of static sizes."""
+    shapes = [p.shape for p in node.inputs[:3] if p is not None]
+    if not _applies(node, target) or node.dtype not in NARROW or not all(isinstance(n, int) for s in shapes for n in s):
+        return False
+    depths = {int(shapes[0][3]), int(shapes[2][3])}
+    return int(shapes[1][2]) <= _FEW and depths <= _WHOLE_DEPTHS and max(depths) <= _FEW
+
+
+def _few_sizes(node: Node) -> tuple[int, int, int]:
+    """(queries of a block, keys as a block, pairs of a head and a block of queries)"""
+    batch, heads, queries, _ = map(int, node.input(0).shape)
+    rows = min(max(power_of_two(queries), 16), _FEW)
+    return rows, max(power_of_two(int(node.input(1).shape[2])), 16), batch * heads * -(-queries // rows)
+
+
+def _few_cost(node: Node, target: Architecture, together: int, stages: int) -> float:
+    rows, columns, pairs = _few_sizes(node)
+    depth = int(node.input(0).shape[3])
+    work = 4 * rows * columns * depth / (target.half_flops / target.processors * min(rows / 160, 0.55))
+    turns = -(-pairs // (target.processors * together))
+    return target.pace.step + 1.5 + turns * max(work * together * _AHEAD, 0.35)
+
+
+def _few_prune(node: Node, target: Architecture, together: int, stages: int) -> bool:
+    rows, columns, pairs = _few_sizes(node)
+    held = stages * (rows + 2 * columns) * int(node.input(0).shape[3]) * size_of(node.dtype)
+    return held * together > target.shared or pairs <= target.processors * (together - 1)
+
+
+_FEW_HOW: dict[str, Any] = {"on": "cuda", "when": _few_apply, "layouts": attention_layouts, "cost": _few_cost,
+                            "prune": _few_prune, "space": {"together": (2, 1), "stages": (2, 3)}}  # fmt: skip
+
+
+@kernel("NarrowAttention", **_FEW_HOW)
+@kernel("Attention", **_FEW_HOW)
+def attention_of_few_keys(build: CudaBuilder, node: Node, together: int, stages: int) -> None:
+    """Blocks, `together` a processor, walk over heads: while one is computed what the next one needs is on its way"""
+    rows, columns, pairs = _few_sizes(node)
+    query, key = node.input(0), node.input(1)
+    parts, blocks = -(-int(query.shape[2]) // rows), min(pairs, together * build.target.processors)
+    f = build.function(warps=8 if rows >= _FEW else 4, stages=stages)
+    heads, depth, width = int(query.shape[1]), int(query.shape[3]), int(node.input(2).shape[3])
+    f.emit(f"keys = tl.arange(0, {columns})\ndepths = tl.arange(0, {depth})\nwidths = tl.arange(0, {width})")
+    with f.block(f"for number in range(tl.program_id(0), {pairs}, {blocks}):"):
+        f.emit(f"queries = number % {parts} * {rows} + tl.arange(0, {rows})\npair = number // {parts}")
+        f.emit(f"image = pair // {heads}\nhead = pair % {heads}\ngroup = head // {heads // int(key.shape[1])}")
+        given = _given(f, build, node) if node.has_input(3) else ""
+        whole = (int(query.shape[2]) % rows == 0, int(key.shape[2]) == columns)
+        q = _load(f, build, 0, "queries[:, None]", f"depths[None, :] < {depth}", "head", whole[0])
+        k = _load(f, build, 1, "keys[None, :]", f"depths[:, None] < {depth}", "group", whole[1])
+        v = _load(f, build, 2, "keys[:, None]", f"widths[None, :] < {width}", "group", whole[1])
+        f.emit(f"scores = tl.dot({q}, {k})")
+        factor = _scaled(f, build, node, given)
+        hidden = _hide(f, build, node, whole[1], given)
+        f.emit(f"peak = tl.max(scores, 1)\nbase = {f'tl.where(peak == {_LOW}, 0.0, peak)' if hidden else 'peak'}")
+        f.emit(f"powers = tl.exp2(scores * {factor!r} - (base * {factor!r})[:, None])\ntotal = tl.sum(powers, 1)")
+        f.emit(f"sums = tl.dot(powers.to({LANGUAGE[node.dtype]}), {v})")
+        _close(f, build, node)
+    f.launch(blocks)
 
 
 def _walks(f: FunctionBuilder, node: Node, rows: int, columns: int) -> list[tuple[str, str, bool]]:
@@ -158,8 +232,9 @@ def _load(f: FunctionBuilder, build: CudaBuilder, index: int, along: str, deep: 
     return f.let(f"tl.load({f.pointer(build.input(index))} + {place}{held})")
 
 
-def _scaled(f: FunctionBuilder, build: CudaBuilder, node: Node) -> float:
-    """Scores as they compare, with cap and mask; the factor that makes powers of two of their differences."""
+def _scaled(f: FunctionBuilder, build: CudaBuilder, node: Node, given: str = "") -> float:
+    """Scores as they compare, with cap and mask (`given`, where that is loaded); the factor that makes powers of two of
+    their differences."""
     cap, scale = node.attributes["softcap"], node.attributes["scale"]
     added = node.has_input(3) and node.input(3).dtype != "bool"
     if not cap and not added and scale > 0:
@@ -167,19 +242,19 @@ def _scaled(f: FunctionBuilder, build: CudaBuilder, node: Node) -> float:
     if cap:
         f.emit(f"scores = {cap!r} * libdevice.tanh(scores * {scale / cap!r})")
     factor = _LOG2E if cap else scale * _LOG2E
-    mask = f" + {_given(f, build, node)}.to(tl.float32) * {_LOG2E!r}" if added else ""
+    mask = f" + {given or _given(f, build, node)}.to(tl.float32) * {_LOG2E!r}" if added else ""
     f.emit(f"scores = scores * {factor!r}{mask}")
     return 1.0
 
 
-def _hide(f: FunctionBuilder, build: CudaBuilder, node: Node, whole: bool) -> bool:
+def _hide(f: FunctionBuilder, build: CudaBuilder, node: Node, whole: bool, given: str = "") -> bool:
     """What is later, masked or not there is -inf; whether a query may see nothing."""
     keys, queries = f.extent(node.input(1).shape[2]), f.extent(node.input(0).shape[2])
     seen = [f"(keys[None, :] < {keys})"] * (not whole)
     if node.attributes["causal"]:
         seen.append(f"(keys[None, :] <= queries[:, None] + {keys} - {queries})")
     if node.has_input(3) and node.input(3).dtype == "bool":
-        seen.append(_given(f, build, node))
+        seen.append(given or _given(f, build, node))
     if seen:
         f.emit(f"scores = tl.where({' & '.join(seen)}, scores, {_LOW})")
     return bool(seen) or node.has_input(3)
