@@ -51,7 +51,7 @@ class InterpretedSession:
 
     on_device = False
 
-    def __init__(self, engine: Engine, device: str = "cuda", threads: int | None = None) -> None:
+    def __init__(self, engine: Engine, device: str = "cuda", threads: int | None = None, group: None = None) -> None:
         self.variant, self.threads, self.engine = engine.variants[0], 1, engine
         self.plan: Plan = self.variant.plan
         self.weights = np.frombuffer(self.variant.weights, np.uint8).copy()
