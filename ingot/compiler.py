@@ -32,6 +32,7 @@ from ingot.kernels.cuda.backend import open_backend as open_cuda
 from ingot.kernels.target import Backend, Target
 from ingot.passes.narrow import quantize_inside
 from ingot.passes.norms import normalise_linears
+from ingot.passes.packed import pack_heads
 from ingot.passes.parallel import divide_convolutions, join_linears
 from ingot.passes.sequences import see_as_sequences
 from ingot.plan.assemble import Code, assemble
@@ -88,6 +89,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         if config.target.startswith("cuda"):
             log.figures["joined"] = join_linears(model) + divide_convolutions(model)
             log.figures["quantized inside"] = quantize_inside(model)
+            log.figures["heads packed"] = pack_heads(model)
             log.figures["normalised inside"] = normalise_linears(model)
             log.figures["seen as sequences"] = see_as_sequences(model)
         return model

@@ -1,4 +1,4 @@
-"""Attention: softmax(query key^T) value per head."""
+"""Attention: softmax(query key^T) value per head; PackedAttention, whose operands are one tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, wide
-from ingot.ir.ops_table import Attribute, TensorType, narrowed, op
+from ingot.ir.ops_table import EPILOGUE, Attribute, TensorType, narrowed, op
 
 
 def _attention_type(query: TensorType, key: TensorType, value: TensorType, mask: TensorType | None,
@@ -40,6 +40,22 @@ def attention(query_BHSD: Array, key_BGTD: Array, value_BGTE: Array, mask: Array
     weights = _softmax(scores).reshape(batch, groups, heads // groups, queries, keys)
     result = np.matmul(weights.astype(query.dtype), wide(value_BGTE)[:, :, None])
     return narrowed(result.reshape(batch, heads, queries, value_BGTE.shape[3]), query_BHSD.dtype.name)
+
+
+def _packed_type(packed: TensorType, mask: TensorType | None, *, heads: int, groups: int, **_: Any) -> TensorType:
+    batch, length, width = packed.shape
+    if not isinstance(width, int) or width % (heads + 2 * groups) or heads % groups:
+        raise GraphError(f"PackedAttention: {width} columns are not of {heads} queries, {groups} keys and values")
+    return TensorType(packed.dtype, (batch, heads, length, width // (heads + 2 * groups)))
+
+
+@op("PackedAttention", "packed mask?", _packed_type, heads=Attribute("int"), groups=Attribute("int"),
+    scale=Attribute("float"), causal=Attribute("int", 0), softcap=Attribute("float", 0.0), epilogue=EPILOGUE)
+def packed_attention(packed_BSN: Array, mask: Array | None, *, heads: int, groups: int, **settings: Any) -> Array:
+    """Attention of one product's columns: all heads of the query, then the key's, then the value's; with an epilogue"""
+    batch, length, _ = packed_BSN.shape
+    split = packed_BSN.reshape(batch, length, heads + 2 * groups, -1).swapaxes(1, 2)
+    return attention(*np.split(split, (heads, heads + groups), axis=1), mask, **settings)
 
 
 def _masked(scores: Array, mask: Array | None) -> Array:

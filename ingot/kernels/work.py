@@ -31,7 +31,7 @@ def _unused_bits(node: Node) -> int:
 
 
 # Of a pool what the tokens are, not the pool: in terms of the queries' bytes, for a few hundred tokens of context.
-_POOLED = {"CacheUpdate": 4, "PagedAttention": 64}
+_POOLED = {"CacheUpdate": 4, "PagedAttention": 64, "CachedAttention": 68}
 _PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 
@@ -72,6 +72,10 @@ def _attention(node: Node) -> Extent:
     return product((2, *query[:3], key[2], add(query[3], value[3])))
 
 
+def _packed_attention(node: Node) -> Extent:
+    return product((4, node.output.elements, node.input(0).shape[1]))
+
+
 def _recurrent(node: Node) -> Extent:
     x, weight, recurrent = node.input(0).shape, node.input(1).shape, node.input(2).shape
     return product((2, x[0], x[1], weight[0], weight[1], add(weight[2], recurrent[2])))
@@ -97,5 +101,6 @@ _TABLE: dict[str, Callable[[Node], Extent]] = {
     "ConvTranspose": _conv_transpose,
     "Attention": _attention,
     "NarrowAttention": _attention,
+    "PackedAttention": _packed_attention,
     "RNN": _recurrent,
 }

@@ -19,8 +19,8 @@ _COMPARED = 1 << 19  # elements of a result; of larger ones some items
 # Operators whose results' item i along axis 0 needs item i of the inputs alone (a Norm or Softmax along axis 0 does
 # not).
 _BY_ITEM = frozenset({
-    "Conv", "ConvTranspose", "Pool", "Linear", "QuantizedLinear", "Attention", "NarrowAttention", "Pointwise", "Norm",
-    "NarrowNorm", "Softmax",
+    "Conv", "ConvTranspose", "Pool", "Linear", "QuantizedLinear", "Attention", "NarrowAttention", "PackedAttention",
+    "Pointwise", "Norm", "NarrowNorm", "Softmax",
 })  # fmt: skip
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ingot.dtypes import size_of
 from ingot.kernels import PLAIN, Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import HEADS, broadcast_strides, strides_of
-from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
+from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.render import NARROW, can_render, render
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node, Port
@@ -22,6 +24,7 @@ _LONG, _MANY = 1024, 8  # keys for which more steps are in flight; whole blocks 
 # With depths that are filled up, two products one after the other without a loop around them gave wrong numbers on an
 # H200 (Triton 3.6, float16); the same lines in a loop that runs once are right.
 _WHOLE_DEPTHS = frozenset({16, 32, 64, 128, 256})
+_WIDTH = "packed"  # columns of the one tensor that query, key and value are parts of
 _LOW = 'float("-inf")'
 _LOG2E = math.log2(math.e)
 
@@ -98,7 +101,8 @@ def _close(f: FunctionBuilder, build: CudaBuilder, node: Node) -> None:
     """The block's results: sums over their weights' total, with the epilogue."""
     f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
     made = render(f, node.epilogue, [f.let(f"sums.to({LANGUAGE[node.dtype]})")], [node.dtype])
-    place, mask = _place(f, node.output, "queries[:, None]", "widths[None, :]", "head")
+    y = node.output
+    place, mask = _place(f, y, strides_of(y.shape, y.layout), "queries[:, None]", "widths[None, :]", "head")
     width = int(node.input(2).shape[3])
     f.emit(f"tl.store({f.pointer(build.output())} + {place}, {made}, {mask} & (widths[None, :] < {width}))")
 
@@ -214,9 +218,10 @@ def _open(f: FunctionBuilder, build: CudaBuilder, node: Node, rows: int, columns
     f.emit(f"widths = tl.arange(0, {max(power_of_two(width), 16)})")
 
 
-def _place(f: FunctionBuilder, port: Port, along: str, deep: str, head: str) -> tuple[str, str]:
+def _place(f: FunctionBuilder, port: Port, strides: Sequence[Extent], along: str, deep: str,
+           head: str) -> tuple[str, str]:  # fmt: skip
     """(text of an element's place, whether its position exists)"""
-    batch, heads, step, last = (f.extent(s) for s in strides_of(port.shape, port.layout))
+    batch, heads, step, last = map(f.extent, strides)
     place = f"image * {batch} + {head} * {heads} + {along} * {step} + {deep} * {last}"
     return place, f"({along} < {f.extent(port.shape[2])})"
 
@@ -225,11 +230,22 @@ def _load(f: FunctionBuilder, build: CudaBuilder, index: int, along: str, deep: 
           whole: bool = False) -> str:  # fmt: skip
     """A block of query, key or value; zeros where it ends, unless it is known to be `whole`."""
     port = build.node.input(index)
-    place, mask = _place(f, port, along, deep.partition(" <")[0], head)
+    address, strides = _lies(f, build, index)
+    place, mask = _place(f, port, strides, along, deep.partition(" <")[0], head)
     size = int(port.shape[3])
     masks = [mask] * (not whole) + [f"({deep})"] * (power_of_two(size) != size or size < 16)
     held = f", {' & '.join(masks)}, other=0" if masks else ""
-    return f.let(f"tl.load({f.pointer(build.input(index))} + {place}{held})")
+    return f.let(f"tl.load({address} + {place}{held})")
+
+
+def _lies(f: FunctionBuilder, build: CudaBuilder, index: int) -> tuple[str, Sequence[Extent]]:
+    """(where query, key or value begins, its strides)"""
+    node, port = build.node, build.node.input(index)
+    if _WIDTH not in node.attributes:
+        return f.pointer(build.input(index)), strides_of(port.shape, port.layout)
+    width, depth, before = node.attributes[_WIDTH], port.shape[3], [node.input(k).shape[1] for k in range(index)]
+    start = product((depth, sum(map(int, before))))
+    return f"{f.pointer(build.input(0))} + {start}", (product((port.shape[2], width)), depth, width, 1)
 
 
 def _scaled(f: FunctionBuilder, build: CudaBuilder, node: Node, given: str = "") -> float:
@@ -265,8 +281,53 @@ def _given(f: FunctionBuilder, build: CudaBuilder, node: Node) -> str:
     port, keys, queries = node.input(3), f.extent(node.input(1).shape[2]), f.extent(node.input(0).shape[2])
     shape = (*node.input(0).shape[:3], node.input(1).shape[2])
     batch, head, row, column = (f.extent(s) for s in broadcast_strides(port, shape))
-    start = f"{f.pointer(build.input(3))} + image * {batch} + head * {head}"
+    own = _WIDTH not in node.attributes or port.constant is not None
+    held = build.input(3) if own else Handle("input", 1, port.dtype)
+    start = f"{f.pointer(held)} + image * {batch} + head * {head}"
     if row == "0":  # all queries' alike
         return f.let(f"tl.load({start} + keys * {column}, keys < {keys}, other=0)[None, :]")
     inside = f"(queries[:, None] < {queries}) & (keys[None, :] < {keys})"
     return f.let(f"tl.load({start} + queries[:, None] * {row} + keys[None, :] * {column}, {inside}, other=0)")
+
+
+# query, key and value in one tensor
+
+
+def unpacked(node: Node) -> Node:
+    """A PackedAttention as the Attention of parts of its first input; the mask's place is told apart by `_lies`."""
+    packed, heads, groups = node.input(0), node.attributes["heads"], node.attributes["groups"]
+    batch, length, width = packed.shape
+    parts = tuple(Port(packed.dtype, (batch, n, length, node.output.shape[3])) for n in (heads, groups, groups))
+    return replace(node, inputs=(*parts, *node.inputs[1:]), attributes={**node.attributes, _WIDTH: width})
+
+
+def _packed_layouts(node: Node, target: Any) -> list[Ports]:
+    inputs = ("",) * len(node.inputs)
+    return [PLAIN, Ports(inputs, (HEADS,))]
+
+
+def _seen(asked: Callable[..., Any]) -> Callable[..., Any]:
+    """What is asked of a kernel of Attention, asked of a PackedAttention."""
+    return lambda node, target, **tactic: asked(unpacked(node), target, **tactic)
+
+
+def _packed(how: dict[str, Any]) -> dict[str, Any]:
+    space = {name: _seen(axis) if callable(axis) else axis for name, axis in how["space"].items()}
+    return {"on": "cuda", "layouts": _packed_layouts, "space": space,
+            **{name: _seen(how[name]) for name in ("when", "cost", "prune")}}  # fmt: skip
+
+
+@kernel("PackedAttention", **_packed(_HOW))
+def packed_flash_attention(build: CudaBuilder, node: Node, rows: int, columns: int, stages: int) -> None:
+    """flash_attention of one tensor's parts"""
+    build.node = unpacked(node)
+    flash_attention(build, build.node, rows, columns, stages)
+    build.node = node
+
+
+@kernel("PackedAttention", **_packed(_FEW_HOW))
+def packed_attention_of_few_keys(build: CudaBuilder, node: Node, together: int, stages: int) -> None:
+    """attention_of_few_keys of one tensor's parts"""
+    build.node = unpacked(node)
+    attention_of_few_keys(build, build.node, together, stages)
+    build.node = node

@@ -51,3 +51,22 @@ def test_what_is_left_to_others() -> None:
         node, _ = node_of("Attention", [drawn(*shape) for shape in shapes], PLAIN)
         found = {c.kernel.name for c in candidates(node, "cuda", architecture("sm_90"))}
         assert found and NAME not in found
+
+
+PACKED = {**PLAIN, "heads": 4, "groups": 2}
+
+
+@pytest.mark.parametrize("name", ["packed_attention_of_few_keys", "packed_flash_attention"])
+@pytest.mark.parametrize("mask", [None, (2, 1, 1, 20), (1, 1, 20, 20)])
+def test_one_tensor_of_all_three(name: str, mask: tuple[int, ...] | None) -> None:
+    inputs = [drawn(2, 20, 8 * 16), *([] if mask is None else [drawn(*mask)])]
+    node, expected = node_of("PackedAttention", inputs, PACKED)
+    assert check(node, inputs, expected, rtol=2e-2, atol=1e-2, limit=2, only=name)
+
+
+def test_one_tensor_and_a_mask_that_is_known() -> None:
+    inputs = [drawn(2, 20, 8 * 16), drawn(1, 1, 1, 20)]
+    text = "Cast %0 -> float32; Quantize $0 0.01 0.0 -> float8_e4m3fn"
+    node, expected = node_of("PackedAttention", inputs, PACKED, text, constants=(1,))
+    assert expected[0].dtype.name == "float8_e4m3fn" and expected[0].shape == (2, 4, 20, 16)
+    assert check(node, inputs, expected, rtol=0.13, atol=2e-2, limit=2)
