@@ -38,7 +38,8 @@ def generator_fingerprint() -> str:
     """Digest of the kernel generators' sources: a changed generator does not inherit old times."""
     sha = hashlib.sha256()
     root = Path(__file__).parents[1]
-    for path in (*sorted((root / "kernels").rglob("*.py")), *(root / "tune" / f"{m}.py" for m in ("measure", "cold"))):
+    measuring = (root / "tune" / f"{name}.py" for name in ("measure", "cold", "cuda_measure", "draws"))
+    for path in (*sorted((root / "kernels").rglob("*.py")), *measuring):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]
 

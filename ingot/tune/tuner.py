@@ -27,12 +27,13 @@ from ingot.tune.trials import Outcome, Trial
 class Level:
     """How much is timed: at most `candidates` per kernel and layout of a node, `budget` seconds of running per node.
     Candidates estimated at more than `hopeless` times the best are left out, and nodes cheaper than `worth`
-    microseconds."""
+    microseconds. With `varied`, half of the seats are for different values of a kernel's first setting."""
 
     candidates: int
     budget: float
     hopeless: float = 3.0
     worth: float = 3.0
+    varied: bool = False
 
 
 LEVELS = {
@@ -44,7 +45,7 @@ LEVELS = {
 }
 
 
-_ON_GPU = 3  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
+_ON_GPU = 6  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
 _CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
 
 
@@ -62,7 +63,7 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
         log.note("timing cache", str(cache.path), cache.mismatch, "they are kept; this build measures its own")
     level = LEVELS[config.level]
     if target.target != "cpu":  # a GPU's steps all cost microseconds, and its microseconds more
-        level = replace(level, worth=0.0, candidates=_ON_GPU * level.candidates)
+        level = replace(level, worth=0.0, candidates=_ON_GPU * level.candidates, varied=True)
     lists = shortlists(module, estimates, level)
     try:
         _measure(lists, nodes, cache, target, config, log)
@@ -102,16 +103,25 @@ def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work,
 
 def _shortlist(work: Work, estimates: Estimates, level: Level) -> list[Candidate]:
     ranked = sorted((estimates(work, c), i) for i, c in enumerate(work.choices))
-    best = ranked[0][0]
+    generated = [cost for cost, index in ranked if work.choices[index].kernel.library is None]
+    best = generated[0] if generated else ranked[0][0]  # what libraries reach is guessed too well to measure others by
     if best == 0 or best < level.worth:
         return []
     taken: dict[tuple[str, Ports], list[Candidate]] = {}
     for cost, index in ranked:
         candidate = work.choices[index]
-        group = taken.setdefault((candidate.kernel.name, candidate.ports), [])
-        if len(group) < level.candidates and cost <= level.hopeless * best:
-            group.append(candidate)
-    return [c for group in taken.values() for c in group]
+        if cost <= level.hopeless * best:
+            taken.setdefault((candidate.kernel.name, candidate.ports), []).append(candidate)
+    return [c for group in taken.values() for c in _seated(group, level)]
+
+
+def _seated(group: Sequence[Candidate], level: Level) -> list[Candidate]:
+    """Of one kernel's candidates, the best first: those that are timed. Estimates rank ways to use a tile better than
+    they rank tiles: the twelve best of a convolution all had two, which were not the fastest."""
+    first = {next(iter(c.tactic.values()), None): c for c in reversed(group)} if level.varied else {}
+    varied = [c for c in group if c in first.values()][: (level.candidates + 1) // 2]
+    rest = [c for c in group if c not in varied]
+    return [*varied, *rest[: level.candidates - len(varied)]]
 
 
 class Measured:

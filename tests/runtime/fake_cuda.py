@@ -202,6 +202,9 @@ class FakeDriver:
     def _cuEventDestroy(self, event: str) -> None:
         pass
 
+    def _cuEventRecord(self, event: str, stream: int) -> None:
+        pass
+
     def _cuEventRecordWithFlags(self, event: str, stream: int, flags: int) -> None:
         pass
 

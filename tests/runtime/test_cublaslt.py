@@ -20,15 +20,17 @@ from ingot.ir.expression import parse
 from ingot.kernels import Candidate, candidates
 from ingot.kernels.cuda import cublaslt as kernels
 from ingot.kernels.cuda.affine import Affine, affine
-from ingot.kernels.cuda.architecture import architecture
-from ingot.kernels.cuda.standalone import Standalone
+from ingot.kernels.cuda.architecture import architecture, described
+from ingot.kernels.cuda.standalone import Standalone, generate
 from ingot.plan.lower import Work
 from ingot.plan.plan import GraphSegment
 from ingot.runtime import cublaslt, cuda, library
 from ingot.tools import build_engine
+from ingot.tune import cuda_measure
+from ingot.tune.measure import describe
 from tests.kernels.harness import node_of
 from tests.runtime.fake_cublaslt import FakeLt
-from tests.runtime.fake_cuda import FakeDriver
+from tests.runtime.fake_cuda import FakeDriver, stand_in
 from tests.runtime.test_cuda import use
 
 Array = np.ndarray[Any, Any]
@@ -240,3 +242,21 @@ def test_float8_of_odd_sizes_is_left_alone(lt: FakeLt) -> None:
     inputs = [drawn(64, 128, dtype=ml_dtypes.float8_e4m3fn), drawn(128, 72, dtype=ml_dtypes.float8_e4m3fn)]
     node, _ = node_of("Linear", inputs, {}, "Cast %0 -> float32; Cast $0 -> float16", constants=(1,))
     assert not offered(node)
+
+
+def test_a_library_is_timed_between_generated_kernels(lt: FakeLt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launch takes a microsecond here, and half as long again where libraries and kernels take turns."""
+    graphs: list[list[Any]] = []
+
+    def elapsed(driver: FakeDriver, start: str, end: str) -> float:
+        kinds = {action.__qualname__.partition(".")[0] for action in graphs[-1]}
+        return len(graphs[-1]) * (0.001 if len(kinds) == 1 else 0.0015)
+
+    monkeypatch.setattr(FakeDriver, "_cuGraphLaunch", lambda driver, graph, stream: graphs.append(graph))
+    monkeypatch.setattr(FakeDriver, "_cuEventElapsedTime", elapsed)
+    node, _ = node_of("Linear", [X, W], {}, "Cast %0 -> float16", constants=(1,))
+    generated = next(c for c in candidates(node, "cuda", TARGET) if c.tactic.get("split") == 1)
+    (call,) = generate(node, generated, TARGET).launches
+    ready = [(describe(offered(node)[0]), []), (describe(generated), [stand_in(call.unit, TARGET.name)])]
+    times = cuda_measure.time_candidates(node, ready, described(TARGET), 0.1, False)
+    assert times == [pytest.approx(2.0), pytest.approx(1.0)], "what it adds to a row of the generated kernel"

@@ -28,6 +28,8 @@ Array = np.ndarray[Any, Any]
 TARGET = architecture("sm_90", "fp16", ("cudnn",))
 WINDOW = {"strides": (2, 1), "pads": (1, 0, 1, 2), "dilations": (1, 1), "group": 1}
 HALF = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Relu $2 -> float32; Cast $3 -> float16"
+ADDED = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast %2 -> float32; Add $2 $3 -> float32"
+SILU = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Sigmoid $2 -> float32; Mul $2 $3 -> float32"
 BYTES = "Cast %0 -> float32; Mul $0 %1 -> float32; Add $1 %2 -> float32; Relu $2 -> float32; Quantize $3 1.0 0 -> int8"
 
 
@@ -65,6 +67,49 @@ def test_sixteen_bits(fake: FakeCudnn) -> None:
     assert fake.convolutions == 2
 
 
+@pytest.mark.parametrize("shape", [(64, 1, 1), (2, 64, 3, 5)])
+def test_what_a_run_adds(fake: FakeCudnn, shape: tuple[int, ...]) -> None:
+    """Numbers by channel or a residual, after the bias that is known."""
+    inputs = [drawn(2, 32, 6, 5), drawn(64, 32, 3, 3), drawn(64, 1, 1), drawn(*shape)]
+    node, (expected,) = node_of("Conv", inputs, WINDOW, f"{ADDED}; Cast $4 -> float16", constants=(1, 2))
+    found = alone(node, offered(node)[0], *inputs)
+    np.testing.assert_allclose(found, expected.astype(np.float32), atol=2e-2)
+    assert fake.convolutions == 1
+
+
+def test_silu(fake: FakeCudnn) -> None:
+    inputs = [drawn(2, 32, 6, 5), drawn(64, 32, 3, 3), drawn(64, 1, 1)]
+    node, (expected,) = node_of("Conv", inputs, WINDOW, f"{SILU}; Cast $4 -> float16", constants=(1, 2))
+    np.testing.assert_allclose(alone(node, offered(node)[0], *inputs), expected.astype(np.float32), atol=2e-2)
+
+
+def attention(masked: bool, causal: int = 0, depth: int = 40) -> tuple[Any, list[Array], Array]:
+    inputs = [drawn(2, 4, 12, depth), drawn(2, 2, 12, depth), drawn(2, 2, 12, 48), *[drawn(2, 1, 1, 12)] * masked]
+    node, (expected,) = node_of("Attention", inputs, {"scale": 0.3, "causal": causal, "softcap": 0.0})
+    return node, inputs, expected
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [0, 1])
+def test_attention_in_every_layout(fake: FakeCudnn, masked: bool, causal: int) -> None:
+    node, inputs, expected = attention(masked, causal)
+    found = [c for c in candidates(node, "cuda", TARGET) if c.kernel.name == "cudnn_attention"]
+    assert len({c.ports for c in found}) == 4
+    for candidate in found:
+        np.testing.assert_allclose(alone(node, candidate, *inputs), expected.astype(np.float32), atol=2e-2)
+    assert fake.attentions == len(found)
+
+
+def test_attention_that_is_left_to_generated_kernels(fake: FakeCudnn) -> None:
+    node, _, _ = attention(True)
+    odd, _, _ = attention(False, depth=36)
+    wide = replace(node, inputs=(*node.inputs[:3], replace(node.input(3), dtype="float32")))
+    capped = replace(node, attributes={**node.attributes, "softcap": 5.0})
+    late = replace(node, attributes={**node.attributes, "causal": 1},
+                   inputs=(replace(node.input(0), shape=(2, 4, 6, 40)), *node.inputs[1:]))  # fmt: skip
+    assert all(kernels.attention_of(n) is None for n in (odd, wide, capped, late))
+
+
 def test_bytes(fake: FakeCudnn) -> None:
     scale = np.full((64, 1, 1), 0.02, np.float32)
     x, weight = (drawn(*shape, dtype="int8") for shape in ((2, 32, 6, 5), (64, 32, 3, 3)))
@@ -77,9 +122,10 @@ def test_what_is_left_to_generated_kernels(fake: FakeCudnn) -> None:
     x, weight, bias = drawn(2, 32, 6, 5), drawn(64, 32, 3, 3), drawn(64, 1, 1)
     tanh = "Cast %0 -> float32; Tanh $0 -> float32; Cast $1 -> float16"
     residual = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast $2 -> float16"
-    for inputs, text in (([x, weight], tanh), ([x, weight, drawn(2, 64, 3, 5)], residual),
-                         ([x[:, :28], weight[:, :28]], "")):  # fmt: skip
-        node, _ = node_of("Conv", inputs, WINDOW, text, constants=(1,))
+    one_tap = {**WINDOW, "strides": (1, 1), "pads": (0,) * 4}
+    for inputs, text, window in (([x, weight], tanh, WINDOW), ([x[:, :28], weight[:, :28]], "", WINDOW),
+                                 ([x, weight[..., :1, :1], drawn(2, 64, 6, 5)], residual, one_tap)):  # fmt: skip
+        node, _ = node_of("Conv", inputs, window, text, constants=(1,))
         assert not offered(node)
     fake.refuses = True
     node, _ = node_of("Conv", [x, weight, bias], WINDOW, HALF, constants=(1, 2))

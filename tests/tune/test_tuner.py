@@ -237,3 +237,15 @@ def test_shortlists_give_every_kernel_and_layout_a_seat() -> None:
 def test_shortlists_leave_out_the_hopeless_and_what_is_cheap_anyway() -> None:
     assert len(shortlist(Level(9, 0.1, hopeless=1.15))) == 2
     assert shortlist(Level(9, 0.1, worth=100.0)) == []
+
+
+def test_half_of_the_seats_are_for_different_tiles() -> None:
+    points = [("big", 1), ("big", 2), ("big", 4), ("wide", 1), ("small", 1), ("small", 2)]
+    group = [replace(candidate("k"), tactic={"tile": tile, "split": split}) for tile, split in points]
+
+    def seated(seats: int, varied: bool) -> list[tuple[str, int]]:
+        return [tuple(c.tactic.values()) for c in tuner._seated(group, Level(seats, 0.1, varied=varied))]
+
+    assert seated(4, False) == points[:4]
+    assert seated(4, True) == [("big", 1), ("wide", 1), ("big", 2), ("big", 4)]
+    assert sorted(seated(9, True)) == sorted(points)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ingot.ir.expression import Expression, Input, Instruction, Operand, Result
 
-_ACTIVATIONS = ("Relu", "Gelu", "GeluTanh")
+_ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "Sigmoid")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ def _step(instruction: Instruction, operands: Sequence[Affine | None]) -> Affine
     if instruction.op == "Quantize":  # but for the step it rounds, as a library does that stores such a type
         scale, zero = known[1:]
         return None if scale.terms or zero != Affine() else replace(known[0], step=scale.constant)
+    if instruction.op == "Mul" and known[0] != known[1] and _without_sigmoid(known[0]) == _without_sigmoid(known[1]):
+        return replace(_without_sigmoid(known[0]), activation="Silu")
     if any(o.activation for o in known):
         return None
     if instruction.op in _ACTIVATIONS:
@@ -52,6 +54,10 @@ def _step(instruction: Instruction, operands: Sequence[Affine | None]) -> Affine
     if instruction.op == "Add":
         return _sum(*known)
     return _product(*known) if instruction.op == "Mul" else None
+
+
+def _without_sigmoid(a: Affine) -> Affine:
+    return replace(a, activation="") if a.activation == "Sigmoid" else a
 
 
 def _sum(a: Affine, b: Affine) -> Affine | None:

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
-from ingot.kernels import Kernel, registered, tactics
+from ingot.kernels import Kernel, Ports, registered, tactics
 from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.attention import flash_attention
 from ingot.kernels.cuda.build import CudaBuilder, Handle
 from ingot.kernels.cuda.conv import conv
 from ingot.kernels.cuda.linear import linear, parallel_linear
 from ingot.kernels.node import Node
 
-_GENERATED: dict[str, Callable[..., None]] = {"Linear": linear, "ParallelLinear": parallel_linear, "Conv": conv}
+_GENERATED: dict[str, Callable[..., None]] = {
+    "Linear": linear, "ParallelLinear": parallel_linear, "Conv": conv, "Attention": flash_attention,
+}  # fmt: skip
 
 
 def _twin(node: Node) -> Kernel:
@@ -26,6 +29,11 @@ def has_twin(node: Node, target: Architecture) -> bool:
     """Whether a generated kernel does the same."""
     twin = _twin(node)
     return twin.when(node, target) and any(True for _ in tactics(twin, node, target))
+
+
+def twin_layouts(node: Node, target: Architecture) -> Sequence[Ports]:
+    """Those of the generated kernel."""
+    return _twin(node).layouts(node, target)
 
 
 def launch_twin(build: CudaBuilder, node: Node) -> None:

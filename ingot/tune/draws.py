@@ -1,0 +1,74 @@
+"""Numbers for a candidate on a GPU, whose results are compared as it is timed: each operand must show in them.
+
+Drawn from one range, as `measure.draw` does, a convolution of 3,000 products hides its bias and its residual in what
+roundings may be, and attention hides which key belongs to which value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import numpy_dtype
+from ingot.kernels.node import Node, Port
+from ingot.runtime.buffers import Array
+from ingot.tune.measure import draw
+
+_WEIGHT = 3.0  # times the root of the depth's inverse: sums of products are of order one
+_SCORED = 3.0  # of queries and keys: some scores stand out
+_DRAWN = 1 << 20  # numbers; more repeat themselves
+Depth = Callable[[Node], int]
+
+
+def _all_but(axis: int) -> Depth:
+    """The product of a weight's other extents."""
+
+    def depth(node: Node) -> int:
+        return max(math.prod(int(n) for n in node.input(1).shape) // max(int(node.input(1).shape[axis]), 1), 1)
+
+    return depth
+
+
+# How far the numbers of an operator's inputs are from nothing, on both sides; other inputs are positive.
+_PRODUCTS: Mapping[str, Depth] = {"Conv": _all_but(0), "ParallelConv": _all_but(0), "ConvTranspose": _all_but(1),
+                                  "Linear": _all_but(-1), "ParallelLinear": _all_but(-1),
+                                  "MatMul": lambda node: int(node.input(0).shape[-1])}  # fmt: skip
+
+
+def reaches(node: Node) -> tuple[float, ...]:
+    """Of the first inputs."""
+    if node.op == "Attention":
+        return (_SCORED, _SCORED, 1.0)
+    if node.op in _PRODUCTS:
+        return (1.0, _WEIGHT / math.sqrt(_PRODUCTS[node.op](node)))
+    return ()
+
+
+def with_weights(node: Node) -> Node:
+    """The node with weights in the places that `measure.without_weights` emptied."""
+
+    def drawn(index: int, port: Port | None) -> Port | None:
+        emptied = port is not None and port.constant is not None and port.constant.shape != port.shape
+        return replace(port, constant=number(node, index)) if port is not None and emptied else port
+
+    return replace(node, inputs=tuple(drawn(k, p) for k, p in enumerate(node.inputs)))
+
+
+def feeds(node: Node) -> list[Array | None]:
+    """What a run is given: nothing for what is absent or constant."""
+    return [None if p is None or p.constant is not None else number(node, k) for k, p in enumerate(node.inputs)]
+
+
+def number(node: Node, index: int) -> Array:
+    """Numbers for an input."""
+    port, known = node.input(index), reaches(node)
+    dtype: np.dtype[Any] = numpy_dtype(port.dtype)
+    if index >= len(known) or dtype.kind in "iub":
+        return draw(port)
+    shape = tuple(int(n) for n in port.shape)
+    some = np.random.default_rng(index + 1).uniform(-known[index], known[index], min(math.prod(shape), _DRAWN))
+    return np.resize(some.astype(np.float32).astype(dtype), shape)

@@ -1,0 +1,52 @@
+"""Numbers that show what a candidate for a GPU leaves out or confuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ingot.ir.expression import parse
+from ingot.kernels.node import Node
+from ingot.tune import draws
+from ingot.tune.expected import alike, expected
+from tests.kernels.harness import node_of
+
+WINDOW = {"strides": (1, 1), "pads": (1,) * 4, "dilations": (1, 1), "group": 1}
+SUM = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast $2 -> float16"
+ALONE = "Cast %0 -> float32; Cast $0 -> float16"
+
+
+def drawn(op: str, shapes: list[tuple[int, ...]], attributes: dict[str, Any], text: str = "") -> Node:
+    node, _ = node_of(op, [np.zeros(shape, np.float16) for shape in shapes], attributes, text, constants=(1,))
+    emptied = replace(node.input(1), constant=np.empty(0, np.float16))
+    return draws.with_weights(replace(node, inputs=(node.input(0), emptied, *node.inputs[2:])))
+
+
+@pytest.mark.parametrize(("op", "shapes", "attributes"), [
+    ("Conv", [(1, 320, 12, 12), (64, 320, 3, 3), (64, 1, 1)], WINDOW),
+    ("Conv", [(1, 320, 12, 12), (64, 320, 3, 3), (1, 64, 12, 12)], WINDOW),
+    ("Linear", [(64, 3072), (3072, 64), (64,)], {}),
+])  # fmt: skip
+def test_what_is_added_to_many_products_shows(op: str, shapes: list[tuple[int, ...]], attributes: Any) -> None:
+    node = drawn(op, shapes, attributes, SUM)
+    feeds = draws.feeds(node)
+    (without,) = expected(replace(node, epilogue=parse(ALONE)), feeds).results
+    assert expected(node, feeds).gap([without]) > 2 * alike(node)
+
+
+def test_attention_shows_which_key_belongs_to_which_value() -> None:
+    attributes = {"scale": 0.16, "causal": 0, "softcap": 0.0}
+    node, _ = node_of("Attention", [np.zeros((1, 4, 256, 40), np.float16)] * 3, attributes)
+    query, key, value = draws.feeds(node)
+    assert value is not None
+    (confused,) = expected(node, [query, key, value[:, :, ::-1]]).results
+    assert expected(node, [query, key, value]).gap([confused]) > 2 * alike(node)
+
+
+def test_other_operands_stay_positive() -> None:
+    node = drawn("Linear", [(64, 3072), (3072, 64), (64,)], {}, SUM)
+    bias = draws.feeds(node)[2]
+    assert bias is not None and (bias >= 0.2).all()
