@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.tiny_llm import FOLDER
+from ingot.cli import main
 from ingot.engine import Engine
 from ingot.errors import ConfigError, EngineError
 from ingot.llm import engine as loops
@@ -125,6 +127,16 @@ def test_ranks_in_processes(runner: LeadingRunner) -> None:
     assert [process.returncode for process in runner.processes] == [0]
     with pytest.raises(GroupLost, match="left its group"):
         runner.step(batch_of(runner, [(0, 0, TOKENS)]))
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tiny.engine"
+    assert main(["llm", "build", str(FOLDER), "-o", str(path), "--tp", "2", "--level", "0", "--quiet"]) == 0
+    assert "tiny.rank1.engine: rank 1 of 2" in capsys.readouterr().out
+    assert main(["llm", "generate", str(path), "--chat", "Who are you?"]) == 0
+    assert capsys.readouterr().out.startswith("I am a tiny model")
+    assert main(["llm", "build", str(FOLDER), "-o", str(path), "--tensor-parallel", "0", "--quiet"]) == 1
+    assert "ranks must be at least 1" in capsys.readouterr().err
 
 
 def test_a_rank_that_dies_ends_the_requests_and_the_loop(runner: LeadingRunner) -> None:
