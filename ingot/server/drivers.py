@@ -100,11 +100,12 @@ class OnLoop:
         """Run what waits, for a while, and come again if more does."""
         scheduler, until, more = self._scheduler, clock() + _PUMPED, True
         while more and clock() < until:
-            with scheduler.ready:
+            with scheduler.lock:
                 take = scheduler.take()
                 more = bool(scheduler.pending) and bool(take.batch or take.rejected)
                 self._pumping = more
-            scheduler.reject(take)
+            if take.rejected:
+                scheduler.reject(take)
             if take.batch:
                 scheduler.run(self._instance, take.batch)
         if more:
@@ -115,7 +116,7 @@ class OnLoop:
             self._drained.set()
 
     def _again(self) -> None:
-        with self._scheduler.ready:
+        with self._scheduler.lock:
             self.wake()
 
 
@@ -178,13 +179,13 @@ class Lines:
             self._drained.set()
 
     def _again(self) -> None:
-        with self._scheduler.ready:
+        with self._scheduler.lock:
             self.wake()
 
     def _taken(self) -> tuple[list[tuple[Entry, ...]], int | None]:
         """Batches for one exchange: this line's share of what waits, and not more than it does in a moment."""
         scheduler, batches, budget = self._scheduler, list[tuple[Entry, ...]](), _PUMPED
-        with scheduler.ready:
+        with scheduler.lock:
             share = min(-(-scheduler.pending // len(self._free)), _LONGEST_GROUP)
             taken = []
             while True:

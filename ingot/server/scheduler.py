@@ -79,7 +79,8 @@ class Scheduler:
     ) -> None:  # fmt: skip
         self.ports, self._version, self._queue, self._statistics = ports, version, queue, statistics
         self._latency, self._states, self._execute = latency, states, execute
-        self.ready = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
+        self.ready = threading.Condition(self.lock)
         self.closing = False
         self._order: _InOrder | None = _InOrder() if ordered else None
         self._driver = drive(self)
@@ -99,7 +100,7 @@ class Scheduler:
                 raise Closed
             if self._driver.at_once(Entry(0, rows, shape, now, 1, None, job)):
                 return _too_late
-        with self.ready:
+        with self.lock:
             if self.closing:
                 raise Closed
             entry = self._queue.push(rows, shape, job, now, request.priority, request.timeout_us, request.sequence)
@@ -108,7 +109,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Take no more requests, answer those that wait, end the driver and its instances."""
-        with self.ready:
+        with self.lock:
             self.closing = True
             self._queue.closing()
             self.ready.notify_all()
@@ -116,7 +117,7 @@ class Scheduler:
         self._driver.close()
 
     def _cancel(self, entry: Entry) -> bool:
-        with self.ready:
+        with self.lock:
             waiting = self._queue.cancel(entry)
         if waiting:
             self._finish(entry, ServerError(Code.CANCELLED, "the request was cancelled", "CANCELED"))
@@ -208,7 +209,7 @@ class Scheduler:
         if not isinstance(error, IngotError):
             log.error("model %s failed", self.ports.model, exc_info=error)
         failure = as_server_error(error)
-        with self.ready:
+        with self.lock:
             self._over(batch)
         for entry in batch:
             self._statistics.failed(clock() - entry.arrived, failure.reason)
@@ -220,7 +221,7 @@ class Scheduler:
 
     def _note(self, batch: Sequence[Entry], timing: Timing) -> None:
         rows = sum(entry.rows for entry in batch)
-        with self.ready:
+        with self.lock:
             self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
             self._over(batch)
         self._statistics.executed([entry.arrived for entry in batch], rows, timing)

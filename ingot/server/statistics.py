@@ -59,25 +59,25 @@ class Statistics:
 
     def executed(self, arrivals: Sequence[int], rows: int, timing: Timing) -> None:
         """One execution that answered requests which arrived at `arrivals`."""
-        count, durations = len(arrivals), self.durations
-        spans = (timing.gathered - timing.start, timing.computed - timing.gathered, timing.answered - timing.computed)
+        count, arrived, answered, durations = len(arrivals), sum(arrivals), timing.answered, self.durations
         with self._lock:
             self.executions += 1
             self.inferences += rows
-            self.last_inference_ns = timing.answered
-            batch = self.batches.get(rows)
-            if batch is None:
-                batch = self.batches[rows] = {name: Duration() for name in _STAGES}
-            for name, ns in zip(_STAGES, spans, strict=True):
-                one, every = batch[name], durations[name]
+            self.last_inference_ns = answered
+            batch = self.batches.get(rows) or self.batches.setdefault(rows, {name: Duration() for name in _STAGES})
+            began = timing.start
+            for name, ended in zip(_STAGES, (timing.gathered, timing.computed, answered), strict=True):
+                one, every, ns = batch[name], durations[name], ended - began
                 one.count += 1
                 one.ns += ns
                 every.count += count
                 every.ns += ns * count
-            durations["queue"].add(timing.start * count - sum(arrivals), count)
-            durations["success"].add(timing.answered * count - sum(arrivals), count)
-            for arrived in arrivals:
-                self.histogram[bisect_left(_BOUNDS_NS, timing.answered - arrived)] += 1
+                began = ended
+            durations["queue"].add(timing.start * count - arrived, count)
+            durations["success"].add(answered * count - arrived, count)
+            histogram = self.histogram
+            for each in arrivals:
+                histogram[bisect_left(_BOUNDS_NS, answered - each)] += 1
 
     def succeeded(self, ns: int, rows: int = 0) -> None:
         """A request answered without an execution of its own: an ensemble's, or one from the cache."""
