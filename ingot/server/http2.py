@@ -20,7 +20,6 @@ from ingot.server.wire import Front
 Header = tuple[bytes, bytes]
 _REFUSED, _CANCELLED = 7, 8  # codes of RFC 9113
 _STREAMS, _RESETS = 3_584, 64  # after so many a connection is retired: zttp breaks it off at 4,096 and 256
-_PING_AFTER, _PING_ANSWER = 60.0, 20.0  # seconds of silence until a client is asked whether it is there, and to answer
 _FRAME = struct.Struct(">IBI")  # length << 8 | kind, flags, stream
 _SETTINGS, _PING, _WINDOW = 4, 6, 8
 _LAST = (1 << 31) - 1
@@ -341,9 +340,9 @@ class Connection(asyncio.Protocol):
         quiet, limits = now - self._progress, self.front.limits
         if self._leaving and not self._streams and quiet > limits.lingering:
             self._transport.close()
-        elif quiet > (limits.stalled if not self._greeted or self._paused else _PING_AFTER + _PING_ANSWER):
+        elif quiet > (limits.stalled if not self._greeted or self._paused else limits.ask_after + limits.answer_within):
             self.drop()
-        elif quiet > _PING_AFTER and not self._asked:
+        elif quiet > limits.ask_after and not self._asked:
             self._asked = True
             self._write(_frame(_PING, 0, bytes(8)))
         for stream in tuple(self._streams.values()):

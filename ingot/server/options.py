@@ -123,6 +123,14 @@ def _add_limits(group: Any) -> None:
     )  # fmt: skip
     add("--stalled-secs", type=float, default=Limits.stalled, help="close a client that stops within a request")
     add("--idle-secs", type=float, default=Limits.idle, help="close a connection that asks nothing")
+    add(
+        "--grpc-keepalive-time", type=int, default=int(1000 * Limits.ask_after), metavar="MS",
+        help="ask a gRPC client that has been silent so long whether it is there",
+    )  # fmt: skip
+    add(
+        "--grpc-keepalive-timeout", type=int, default=int(1000 * Limits.answer_within), metavar="MS",
+        help="close its connection if it does not answer within this",
+    )  # fmt: skip
 
 
 def _add_access(group: Any) -> None:
@@ -162,7 +170,7 @@ UNUSED = (
     "disable-auto-complete-config", "enable-peer-access", "grpc-http2-max-ping-strikes",
     "grpc-http2-max-pings-without-data", "grpc-http2-min-recv-ping-interval-without-data",
     "grpc-infer-allocation-pool-size", "grpc-infer-response-compression-level", "grpc-infer-thread-count",
-    "grpc-keepalive-permit-without-calls", "grpc-keepalive-time", "grpc-keepalive-timeout", "grpc-max-connection-age",
+    "grpc-keepalive-permit-without-calls", "grpc-max-connection-age",
     "grpc-max-connection-age-grace", "grpc-max-response-pool-size", "http-thread-count",
     "metrics-config", "metrics-interval-ms", "min-supported-compute-capability", "model-load-gpu-limit",
     "model-load-retry-count", "model-load-thread-count", "pinned-memory-pool-byte-size", "repoagent-directory",
@@ -210,7 +218,8 @@ def options_from(arguments: argparse.Namespace) -> Options:
 def _limits(arguments: argparse.Namespace) -> Limits:
     return Limits(
         body=arguments.http_max_input_size, connections=arguments.max_connections, stalled=arguments.stalled_secs,
-        idle=arguments.idle_secs,
+        idle=arguments.idle_secs, ask_after=arguments.grpc_keepalive_time / 1000,
+        answer_within=arguments.grpc_keepalive_timeout / 1000,
     )  # fmt: skip
 
 

@@ -40,6 +40,8 @@ class Limits:
     stalled: float = 30.0
     idle: float = 120.0
     lingering: float = 2.0
+    ask_after: float = 60.0  # of silence, until a gRPC client is asked whether it is there,
+    answer_within: float = 20.0  # and to answer
 
 
 class Exchange:

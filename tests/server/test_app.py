@@ -37,11 +37,12 @@ def test_tritonservers_flags(tmp_path: Path) -> None:
     words = (
         f"--model-repository={tmp_path} --model-control-mode=explicit --load-model=a --load-model=b --http-port=9000 "
         "--allow-grpc=false --strict-readiness 0 --exit-timeout-secs=5 --cache-config=local,size=1048576 "
-        "--repository-poll-secs=3"
+        "--repository-poll-secs=3 --grpc-keepalive-time=5000"
     )
     found = options_from(parsed(*words.split()))
     assert found.repositories == (tmp_path,) and found.mode == "explicit" and found.load_models == ("a", "b")
     assert (found.http_port, found.grpc_port, found.metrics_port) == (9000, None, 8002)
+    assert found.limits.ask_after == 5 and found.limits.answer_within == 20
     assert not found.strict_readiness and found.exit_timeout == 5 and found.cache_bytes == 1 << 20 and found.processes
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -410,6 +410,16 @@ def test_silence_is_asked_about_and_ended(memory: Memory) -> None:
     silent.connection.close_if_late(time.monotonic() + 31)  # has not even greeted
     assert silent.transport.aborted
     silent.pool.shutdown()
+
+
+def test_how_long_silence_may_last_is_a_setting(memory: Memory) -> None:
+    memory.front.limits = replace(memory.front.limits, ask_after=5.0, answer_within=2.0)
+    memory.greeted()
+    now = time.monotonic()
+    memory.connection.close_if_late(now + 6)
+    assert memory.transport.kinds() == [6] and not memory.transport.aborted
+    memory.connection.close_if_late(now + 8)
+    assert memory.transport.aborted
 
 
 def test_after_the_farewell_nothing_new_is_begun(memory: Memory) -> None:
