@@ -27,6 +27,7 @@ _SUM_IN_FLOAT32 = 68  # of cublasComputeType_t
 _ACTIVATIONS = {"": 1, "Relu": 2, "GeluTanh": 32}  # of cublasLtEpilogue_t
 _BIAS = 4
 _NO_EPILOGUE = 1
+_ASKED = 32  # proposals among which an algorithm is looked for
 _SOMEWHERE = 1 << 12  # an address while algorithms are looked for: that there is one decides which there are
 
 
@@ -140,9 +141,9 @@ class Matmul:
         self._lt.matmul_desc_set_attribute(self._description, int(attribute), held.ctypes.data, held.nbytes)
 
     def algorithms(self, most: int) -> list[Algorithm]:
-        """What cuBLASLt proposes, best first, then what it proposes where there is no workspace: a workspace is
-        cleared in a launch of its own, and graphs with many of those take long to launch."""
-        return list(dict.fromkeys((*self._proposed(most, WORKSPACE), *self._proposed(most, 0))))
+        """What cuBLASLt proposes, best first: where there is no workspace, as that is cleared in a launch of its own,
+        and graphs with many of those take long to launch; then with one."""
+        return list(dict.fromkeys((*self._proposed(most, 0), *self._proposed(most, WORKSPACE))))
 
     def _proposed(self, most: int, workspace: int) -> list[Algorithm]:
         """Proposals that take so many bytes at most; none where it has no way."""
@@ -172,7 +173,9 @@ class Matmul:
         except lt.cuBLASLtError as error:
             return f"cuBLASLt refuses its algorithm ({error})"
         ((_, size, _),) = _structures(lt, checked, 1)
-        return f"cuBLASLt wants {size} bytes for it, not {algorithm.workspace}" * (size > algorithm.workspace)
+        if size <= algorithm.workspace or algorithm in self._proposed(_ASKED, algorithm.workspace):
+            return ""  # some want one, and do without
+        return f"cuBLASLt wants {size} bytes for it, not {algorithm.workspace}"
 
     @staticmethod
     def _code(algorithm: Algorithm) -> Any:

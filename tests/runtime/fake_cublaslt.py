@@ -44,11 +44,13 @@ def at(address: int, dtype: Any, *shape: int) -> Array:
 
 @dataclass
 class FakeLt:
-    """The library. `version` is its own, `refuses` makes it have no algorithm, `matmuls` counts its products."""
+    """The library. `version` is its own, `refuses` makes it have no algorithm, `frugal` do without the workspace
+    that it says it wants; `matmuls` counts its products."""
 
     driver: FakeDriver
     version: int = 130100
     refuses: bool = False
+    frugal: bool = False
     matmuls: int = 0
     made: list[Any] = field(default_factory=list)
     cuBLASLtError = Refused
@@ -96,11 +98,12 @@ class FakeLt:
     def matmul_algo_get_heuristic(self, handle: int, description: int, *rest: int) -> None:
         if self.refuses:
             raise Refused("CUBLAS_STATUS_NOT_SUPPORTED")
-        *_, most, results, count = rest
+        *_, preference, most, results, count = rest
+        limit = self.made[preference][int(self.MatmulPreferenceAttribute.MAX_WORKSPACE_BYTES)]
         found = at(results, _RESULT, most)
         for index in range(min(most, 2)):
             found[index]["algo"]["data_"] = 7 + index
-            found[index]["workspace_size"] = 64 * index
+            found[index]["workspace_size"] = 64 * index if not self.frugal else min(64 * index, limit)
             found[index]["state"] = 0
         at(count, np.int32, 1)[0] = min(most, 2)
 

@@ -1,4 +1,5 @@
-"""cuBLASLt's products of float8 whose sums stay in the tensor units: an approximation, offered where one is allowed."""
+"""cuBLASLt's products of float8 whose sums stay in the tensor units: an approximation, offered where one is allowed;
+algorithms that do without a workspace."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ingot.kernels.cuda.standalone import Standalone
 from ingot.runtime import cuda
-from ingot.runtime.cublaslt import Algorithm, Product, recipe_of
+from ingot.runtime.cublaslt import Algorithm, Matmul, Product, recipe_of
 from tests.kernels.harness import node_of
 from tests.runtime.fake_cublaslt import FakeLt
 from tests.runtime.test_cublaslt import TARGET, W, X, drawn, lt, offered
@@ -44,3 +45,12 @@ def test_engines_from_before_there_were_two_ways() -> None:
     recipe = recipe_of(product, Algorithm(130100, 0, "00"))
     del recipe["fast"]
     assert Product.of(recipe, {}) == product != replace(product, fast=True)
+
+
+def test_an_algorithm_may_do_without_the_workspace_that_it_wants(lt: FakeLt) -> None:
+    matmul = Matmul(cuda.context_of(cuda.select("cuda")), Product("float16", "float16", "float16", 64, 64, 128))
+    refused = replace(matmul.algorithms(2)[-1], workspace=0)
+    assert "wants 64 bytes for it, not 0" in matmul.accepts(refused)
+    lt.frugal = True
+    assert [a.workspace for a in matmul.algorithms(2)] == [0, 0, 64]
+    assert not any(map(matmul.accepts, matmul.algorithms(2)))

@@ -23,7 +23,7 @@ from ingot.kernels.node import Node
 from ingot.runtime import cublaslt, cuda
 
 _NAME = "cublaslt"
-_MOST = 12  # algorithms that are tried
+_MOST, _FEW = 8, 2  # algorithms that are tried with and without a workspace; where a faster way is tried too
 _FLOAT8 = "float8_e4m3fn"
 _RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), _FLOAT8: ("float16", "bfloat16", _FLOAT8)}  # by factors
 _ALIGNED = 16  # what columns and depth of float8 are multiples of
@@ -102,9 +102,10 @@ def _single(node: Node) -> Use | None:
 @lru_cache(maxsize=256)
 def _algorithms(made: cublaslt.Product) -> tuple[str, ...]:
     """What cuBLASLt proposes on the GPU that is here; none without the library."""
+    most = _FEW if made.factors == _FLOAT8 and not made.fast else _MOST
     try:
         context = cuda.context_of(cuda.select("cuda"))
-        return tuple(map(str, cublaslt.Matmul(context, made).algorithms(_MOST)))
+        return tuple(map(str, cublaslt.Matmul(context, made).algorithms(most)))
     except LibraryUnusable:
         return ()
 
