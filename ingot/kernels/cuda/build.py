@@ -41,6 +41,8 @@ LANGUAGE = {
 NAME = "KERNEL"
 # Begins lines that are code only on architectures where a kernel may begin before the one before it has ended.
 OVERLAP = "#overlap "
+# The same of lines with instructions that architectures have from EIGHTHS_FROM on.
+NATIVE = "#native "
 _ALIGNED = 16
 _FEW_BLOCKS = 4  # a processor: launches of more gain nothing by an early beginning, and each block pays for the wait
 
@@ -116,6 +118,7 @@ class FunctionBuilder:
     build: CudaBuilder
     warps: int
     stages: int
+    early: bool = False  # however many blocks there are
     handles: list[Handle] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -167,6 +170,11 @@ class FunctionBuilder:
         """What was emitted until here needs nothing that an earlier launch writes, and writes nothing."""
         self._independent = len(self.lines)
 
+    def faster(self, line: str, module: str, function: str) -> None:
+        """A line that takes the place of the one before it where the architecture has instructions for float8."""
+        self.imports[f"{NATIVE}from ingot.kernels.cuda.cores.{module} import {function}"] = None
+        self.emit(NATIVE + line.format(function))
+
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
         """Lines below a `for …:` or `if …:`."""
@@ -196,7 +204,7 @@ class FunctionBuilder:
         define = ["", "", "@triton.jit", f"def {NAME}({', '.join(names)}):"]
         lines = [*head, *self.imports, *define, *first, *overlap, *rest]
         blocks = product(grid)
-        if isinstance(blocks, int) and blocks > _FEW_BLOCKS * self.build.target.processors:
+        if isinstance(blocks, int) and blocks > _FEW_BLOCKS * self.build.target.processors and not self.early:
             lines = [line for line in lines if OVERLAP not in line]
         text = "\n".join(lines)
         unit = Unit(text + "\n", tuple(zip(names, types, strict=True)), aligned, self.warps, self.stages)
@@ -243,9 +251,10 @@ class CudaBuilder:
         self.counters.append(size)
         return Handle("counter", len(self.counters) - 1, "int32")
 
-    def function(self, warps: int = 4, stages: int = 2) -> FunctionBuilder:
-        """A Triton function to write."""
-        return FunctionBuilder(self, warps, stages)
+    def function(self, warps: int = 4, stages: int = 2, early: bool = False) -> FunctionBuilder:
+        """A Triton function to write. early: it does much before its wait, and may begin before the launch before it
+        has ended however many blocks it has."""
+        return FunctionBuilder(self, warps, stages, early)
 
     def checked(self) -> Sequence[Call]:
         """The launches; there must be one."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ingot.errors import BuildError
-from ingot.kernels.cuda.architecture import BY_NAME
-from ingot.kernels.cuda.build import NAME, OVERLAP, Unit
+from ingot.kernels.cuda.architecture import BY_NAME, EIGHTHS_FROM
+from ingot.kernels.cuda.build import NAME, NATIVE, OVERLAP, Unit
 
 _FIRST_OVERLAPPING = 90
 _ALIGNED = [["tt.divisibility", 16]]
@@ -72,7 +72,8 @@ def _compiled(unit: Unit, capability: int) -> Cubin:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = load(replace(unit, text=unit.text.replace(OVERLAP, "")) if overlaps(unit, capability) else unit)
+    text = unit.text.replace(NATIVE, "") if capability >= EIGHTHS_FROM else unit.text
+    function = load(replace(unit, text=text.replace(OVERLAP, "") if overlaps(unit, capability) else text))
     names = [name for name, _ in unit.signature]
     aligned = [i for i, (name, kind) in enumerate(unit.signature) if kind[0] == "*" or name in unit.aligned]
     source = ASTSource(fn=function, signature=dict(unit.signature), constexprs={},

@@ -10,7 +10,7 @@ from typing import Any
 from ingot.kernels import kernel
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
 from ingot.kernels.cuda.ladder import Rung, restrict
-from ingot.kernels.cuda.paged_update import STORED
+from ingot.kernels.cuda.paged_update import LARGEST, STORED
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
@@ -128,7 +128,7 @@ def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung,
     facts = f.pointer(build.temporary(product((held, 2, _FLOAT)), "float32"))
     tickets = f.pointer(build.counter(product((rung.cut(sizes.tokens), sizes.groups, _FLOAT))))
     f.emit(f"site = token * {sizes.groups} + group\nown = (site * {splits} + part) * {rows} + rows")
-    f.emit(f"tl.store({sums} + own[:, None] * {sizes.wide} + depths[None, :], sums)")
+    f.emit(f"tl.store({sums} + own[:, None] * {sizes.wide} + depths[None, :], sums, exists[:, None])")
     f.emit(f"tl.store({facts} + own * 2, peak)\ntl.store({facts} + own * 2 + 1, total)")
     f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({tickets} + site, 1, sem='acq_rel')")
     with f.block(f"if ticket == {splits - 1}:"):
@@ -142,7 +142,7 @@ def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung,
             f.emit(f"their = (site * {splits} + other) * {rows} + rows")
             f.emit(f"theirs = tl.load({facts} + their * 2, cache_modifier='.cg')")
             f.emit(f"part_sums = tl.load({sums} + their[:, None] * {sizes.wide} + depths[None, :], "
-                   "cache_modifier='.cg')")  # fmt: skip
+                   "exists[:, None], other=0.0, cache_modifier='.cg')")  # fmt: skip
             f.emit("sums += part_sums * tl.exp2(theirs - base)[:, None]")
         f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
         f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[build.node.output.dtype]}), inside)")
@@ -215,8 +215,8 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
     there = f"(keys <= {most})[:, None]" + f" & {deep}[None, :]" * bool(deep)
     f.emit(f"v = tl.load({p['cache']} + tl.multiple_of({value}, [1, {aligned}]), {there}, other=0.0)")
     kept = node.input(1).dtype
-    dtype = LANGUAGE[kept] if kept in LANGUAGE else LANGUAGE[node.dtype]
-    cast = "" if kept in LANGUAGE else f".to({dtype})"
+    dtype = LANGUAGE[node.dtype if kept in LARGEST else kept]
+    cast = f".to({dtype})" if kept in LARGEST else ""
     precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
     f.emit(f"scores = tl.dot(q.to({dtype}), k{cast}{precision}) * {float(node.attributes['scale'])!r}")
     cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])

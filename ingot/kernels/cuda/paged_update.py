@@ -13,14 +13,14 @@ from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div
 
 STORED = {**{dtype: LANGUAGE[dtype] for dtype in (*NARROW, "float32")}, "float8_e4m3fn": "tl.float8e4nv"}
-_LARGEST = {"float8_e4m3fn": 448.0}  # numbers beyond become it
+LARGEST = {"float8_e4m3fn": 448.0}  # numbers beyond become it
 _HEADS = 8  # a block
 _COSINE, _SINE, _QUERY_SCALE, _KEY_SCALE = 4, 5, 6, 7
 
 
 def _applies(node: Node, target: Any) -> bool:
     kinds = {p.dtype for p in (node.input(1), *node.inputs[_COSINE:]) if p is not None}
-    if node.input(0).dtype in _LARGEST and target.capability < EIGHTHS_FROM:
+    if node.input(0).dtype in LARGEST and target.capability < EIGHTHS_FROM:
         return False
     return kinds <= {*NARROW, "float32"} and node.input(0).dtype in STORED and isinstance(node.input(0).shape[3], int)
 
@@ -99,8 +99,8 @@ def _write(f: FunctionBuilder, build: CudaBuilder, name: str, place: str, mask: 
     f.emit(f"key = (head - {heads}) * {line} + {place} * {size} + slot % {size}")
     f.emit(f"value = (head - {heads}) * {line} + slot % {size} * {depth} + {place}")
     f.emit(f"start = (slot // {size}).to(tl.int64) * {2 * groups * line}")
-    if cache.dtype in _LARGEST:
-        most = _LARGEST[cache.dtype]
+    if cache.dtype in LARGEST:
+        most = LARGEST[cache.dtype]
         f.emit(f"{name} = tl.minimum(tl.maximum({name}, {-most}), {most})")
     f.emit(f"tl.store({pool} + start + tl.where(is_value, value, key), {name}.to({STORED[cache.dtype]}), "
            f"{mask} & kept & (head >= {heads}))")  # fmt: skip

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,62 +19,22 @@ from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
-from ingot.kernels.cuda.render import NARROW, can_render, converted, render
+from ingot.kernels.cuda.projection_row import MAIN, Stream, Work, order_of, source_of, store
+from ingot.kernels.cuda.projection_row import stream as stream_row
+from ingot.kernels.cuda.render import NARROW, can_render
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
-_MAIN = 3  # x, weight, norm; the expression's operands follow
 _WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
 _EIGHTHS = {"float8_e4m3fn": 448.0}  # the largest number
 _LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
-_BYTES_AHEAD = 256  # of weights that a thread asks for before it needs them
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
 
-# One row: columns of a group, depth of a step, warps, blocks a processor.
-STREAMS = ("2x2048w4b0", "4x2048w4b0", "4x4096w8b0", "2x4096w8b0", "4x1024w4b4")
-
-
-@dataclass(frozen=True)
-class Work:
-    """The sizes of a Projection: `columns` of the result, `parts` of them in the weights."""
-
-    rows: Extent
-    columns: int
-    depth: int
-    parts: int
-
-    @classmethod
-    def of(cls, node: Node) -> Work:
-        """Of a node."""
-        depth, width = map(int, node.input(1).shape)
-        parts = int(node.attributes["parts"])
-        return cls(product(node.input(0).shape[:-1]), width // parts, depth, parts)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A block's columns, the depth of a step, its warps; `blocks` a processor, 0: one for each group of columns."""
-
-    columns: int
-    depth: int
-    warps: int
-    blocks: int = 0
-    dtype: str = "bfloat16"
-
-    @classmethod
-    def parse(cls, text: str, dtype: str = "bfloat16") -> Stream:
-        """Of "4x1024w4b3"."""
-        numbers = re.fullmatch(r"(\d+)x(\d+)w(\d+)b(\d+)", text)
-        assert numbers is not None, text
-        columns, depth, warps, blocks = map(int, numbers.groups())
-        return cls(columns, depth, warps, blocks, dtype)
-
-    def held(self, work: Work) -> int:
-        """Steps whose weights a thread asks for together."""
-        step = self.columns * work.parts * self.depth * size_of(self.dtype) // (32 * self.warps)
-        return max(_BYTES_AHEAD // max(step, 1), 1)
+# One row: columns of a block, depth of a step, warps.
+_SMALL, _DEEP = 1 << 24, 8192
+STREAMS = ("1x2048w4", "2x2048w4", "4x2048w4", "1x1024w2", "2x4096w8", "4x4096w8")
 
 
 def _applies(node: Node, target: Any) -> bool:
@@ -84,7 +43,9 @@ def _applies(node: Node, target: Any) -> bool:
         return False
     if weight.dtype == "float32" and node.dtype != "float32":
         return False
-    if weight.dtype in _EIGHTHS and target.capability < EIGHTHS_FROM:
+    if weight.dtype in _EIGHTHS and (target.capability < EIGHTHS_FROM or int(weight.shape[0]) % 16):
+        return False
+    if int(weight.shape[0]) % 2 or (node.has_input(2) and node.input(2).constant is None):
         return False
     work, ports = Work.of(node), _operands(node)
     fits = all(p.elements == 1 or p.shape == node.output.shape or p.elements == work.columns for p in ports)
@@ -92,7 +53,7 @@ def _applies(node: Node, target: Any) -> bool:
 
 
 def _operands(node: Node) -> list[Port]:
-    return [p for p in node.inputs[_MAIN:] if p is not None]
+    return [p for p in node.inputs[MAIN:] if p is not None]
 
 
 def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
@@ -101,19 +62,19 @@ def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
     def fits(stream: Stream) -> bool:
         size = stream.columns * stream.depth * work.parts // (32 * stream.warps)
         row = power_of_two(work.depth) // (32 * stream.warps)
-        most = 64 if stream.blocks else 128  # elements that a thread may hold
-        if stream.blocks and work.parts > 1:
-            return False
-        return stream.depth <= max(power_of_two(work.depth), 2048) and size <= most and row <= most
+        return stream.depth <= max(power_of_two(work.depth), 2048) and max(size, row) <= 128  # that a thread holds
 
     return tuple(text for text in STREAMS if fits(Stream.parse(text)))
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:
-    """Of one row; the stream that was best for most shapes on an H200, unless it is timed."""
-    weight = node.input(1)
+    """Of one row; what was best for most shapes on an H200, unless it is timed."""
+    weight, work = node.input(1), Work.of(node)
     assert isinstance(weight.bytes, int)
-    usual = "4x2048w4b0" if weight.dtype in _EIGHTHS else "2x2048w4b0"
+    usual = "4x2048w4"
+    if weight.dtype not in _EIGHTHS:
+        small = work.columns * work.depth <= _SMALL
+        usual = "2x4096w8" if work.parts > 1 or work.depth > _DEEP else "1x2048w4" if small else "2x2048w4"
     return target.pace.step + weight.bytes / (target.bandwidth * 900) + 0.01 * (stream != usual)
 
 
@@ -122,10 +83,11 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     """expression(parts of norm(x)[M, K] @ w[K, N]); the weights are stored [N, K]"""
     weight = node.input(1).constant
     assert weight is not None
-    work, packed = Work.of(node), build.pack(np.ascontiguousarray(weight.T))
+    work, order = Work.of(node), order_of(len(weight), weight.dtype.name)
+    packed = build.pack(np.ascontiguousarray(weight.T if order is None else weight.T[:, order]))
     one = Rung(1, 1)
     if one.takes(work.rows):
-        _stream(build, work, packed, Stream.parse(stream, packed.dtype))
+        stream_row(build, work, packed, Stream.parse(stream, packed.dtype))
         restrict(build, 0, one, work.rows)
     if not Rung(2).takes(work.rows):
         return
@@ -137,84 +99,6 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
             first = len(build.launches)
             _tiles(build, work, sides, tile, rung)
             restrict(build, first, rung, work.rows)
-
-
-# one row
-
-
-def _stream(build: CudaBuilder, work: Work, packed: Handle, shape: Stream) -> None:
-    """Blocks walk over groups of columns: their weights go through registers once, the row stays there. A group's
-    weights are asked for before the group ahead of it is computed, the first ones before the row is there."""
-    f, node = build.function(warps=shape.warps, stages=1), build.node
-    groups = -(-work.columns // shape.columns)
-    blocks = min(groups, shape.blocks * build.target.processors) if shape.blocks else groups
-    f.emit(f"depths = tl.arange(0, {shape.depth})\nlanes = tl.arange(0, {shape.columns})")
-    whole = min(-(-work.depth // shape.depth), shape.held(work))
-    held = _weights(f, work, packed, shape, "tl.program_id(0)", 0, whole)
-    norms = _row(f, build, work, shape, 2) if node.has_input(2) else []
-    f.wait()
-    row = _row(f, build, work, shape, 0)
-    if norms:
-        f.emit(f"squares = {' + '.join(f'{x} * {x}' for x in row)}")
-        row = [f.let(f"{x} * {norm}.to(tl.float32)", "x") for x, norm in zip(row, norms, strict=True)]
-    if blocks == groups:
-        _group(f, build, work, packed, shape, "tl.program_id(0)", held, row)
-    else:
-        with f.block(f"for group in range(tl.program_id(0), {groups}, {blocks}):"):
-            ahead = _weights(f, work, packed, shape, f"(group + {blocks})", 0, whole)
-            _group(f, build, work, packed, shape, "group", held, row)
-            f.emit(f"{', '.join(held)} = {', '.join(ahead)}" if len(held) > 1 else f"{held[0]} = {ahead[0]}")
-    f.launch(blocks)
-
-
-def _group(f: FunctionBuilder, build: CudaBuilder, work: Work, packed: Handle, shape: Stream, group: str,
-           held: Sequence[str], row: Sequence[str]) -> None:  # fmt: skip
-    """One group of columns; the weights of its first steps are there."""
-    count = len(held) // work.parts
-    _multiply(f, work, held, row[:count], first=True)
-    for start in range(count, len(row), count):
-        stop = min(start + count, len(row))
-        _multiply(f, work, _weights(f, work, packed, shape, group, start, stop), row[start:stop], first=False)
-    scaled = ""
-    if build.node.has_input(2):
-        square = f"tl.sum(squares, 0) / {work.depth} + {build.node.attributes['epsilon']!r}"
-        f.emit(f"factor = 1.0 / libdevice.sqrt({square})")
-        scaled = " * factor"
-    sums = [f.let(f"tl.sum(sums{part}, 1){scaled}") for part in range(work.parts)]
-    f.emit(f"columns = {group} * {shape.columns} + lanes")
-    inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
-    _store(f, build, sums, _of_columns(f, build, inside), "columns", inside)
-
-
-def _row(f: FunctionBuilder, build: CudaBuilder, work: Work, shape: Stream, index: int) -> list[str]:
-    """Variables with the steps of the row in float32, or of the norm's scale as it is."""
-    steps, wide = [], ".to(tl.float32)" * (index == 0)
-    for start in range(0, work.depth, shape.depth):
-        mask = f", depths < {work.depth - start}, other=0.0" if start + shape.depth > work.depth else ""
-        steps.append(f.let(f"tl.load({f.pointer(build.input(index))} + {start} + depths{mask}){wide}", "x"))
-    return steps
-
-
-def _weights(f: FunctionBuilder, work: Work, packed: Handle, shape: Stream, group: str, start: int,
-             stop: int) -> list[str]:  # fmt: skip
-    """Variables with the weights of steps `start` to `stop` of a group of columns, for every part."""
-    column = f.let(f"tl.minimum({group} * {shape.columns} + lanes, {work.columns - 1}) * {work.depth}", "c")
-    base, names = f.let(f"{f.pointer(packed)} + {column}[:, None] + depths[None, :]", "p"), []
-    for step in range(start, stop):
-        rest = work.depth - step * shape.depth
-        mask = f", (depths < {rest})[None, :], other=0.0" if rest < shape.depth else ""
-        for part in range(work.parts):
-            place = step * shape.depth + part * work.columns * work.depth
-            names.append(f.let(f"tl.load({base} + {place}{mask}, eviction_policy='evict_first')", "w"))
-    return names
-
-
-def _multiply(f: FunctionBuilder, work: Work, held: Sequence[str], row: Sequence[str], first: bool) -> None:
-    """The sums of the columns, spread along the depth."""
-    for number, x in enumerate(row):
-        for part in range(work.parts):
-            more = f"{held[number * work.parts + part]}.to(tl.float32) * {x}[None, :]"
-            f.emit(f"sums{part} = {more}" if first and number == 0 else f"sums{part} += {more}")
 
 
 # more rows
@@ -262,11 +146,13 @@ def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
     block = power_of_two(work.depth)
     f = build.function(warps=min(max(block // 1024, 4), 16), stages=1)
     f.emit(f"columns = tl.arange(0, {block})\nplace = tl.program_id(0).to(tl.int64) * {work.depth} + columns")
+    f.emit(f"source = {source_of('columns') if rounded else 'columns'}")
     if node.has_input(2):
-        scale = f"tl.load({f.pointer(build.input(2))} + columns, columns < {work.depth}, other=0.0)"
+        scale = f"tl.load({f.pointer(build.input(2))} + source, columns < {work.depth}, other=0.0)"
         f.emit(f"scale = {scale}.to(tl.float32)")
     f.wait()
-    f.emit(f"x = tl.load({f.pointer(build.input(0))} + place, columns < {work.depth}, other=0.0).to(tl.float32)")
+    x = f"{f.pointer(build.input(0))} + place - columns + source"
+    f.emit(f"x = tl.load({x}, columns < {work.depth}, other=0.0).to(tl.float32)")
     if node.has_input(2):
         f.emit(f"square = tl.sum(x * x) / {work.depth} + {node.attributes['epsilon']!r}")
         f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
@@ -383,7 +269,7 @@ def tiles_cut(tiles: Extent, work: Work, rung: Rung) -> Extent:
 
 def _finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str]) -> None:
     operands = {}
-    for k in range(_MAIN, len(build.node.inputs)):
+    for k in range(MAIN, len(build.node.inputs)):
         port, pointer = build.node.input(k), f.pointer(build.input(k))
         if port.elements == 1:
             operands[k] = f.let(f"tl.load({pointer})")
@@ -391,28 +277,6 @@ def _finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str]) -> None
             operands[k] = f.let(f"tl.load({pointer} + place, inside)")
         else:
             operands[k] = f.let(f"tl.load({pointer} + columns_in)[None, :]")
-    _store(f, build, sums, operands, "place", "inside")
+    store(f, build, sums, operands, "place", "inside")
 
 
-def _of_columns(f: FunctionBuilder, build: CudaBuilder, inside: str) -> dict[int, str]:
-    """Operands of one row's columns."""
-    mask, loaded = f", {inside}" if inside else "", {}
-    for k in range(_MAIN, len(build.node.inputs)):
-        place = "" if build.node.input(k).elements == 1 else f" + columns{mask}"
-        loaded[k] = f.let(f"tl.load({f.pointer(build.input(k))}{place})")
-    return loaded
-
-
-def _store(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str], operands: dict[int, str], place: str,
-           inside: str) -> None:  # fmt: skip
-    node = build.node
-    dtypes = ["float32"] * len(sums) + [node.input(k).dtype for k in operands_in(node)]
-    made = render(f, node.epilogue, [*sums, *(operands[k] for k in operands_in(node))], dtypes)
-    held = node.epilogue.dtype or "float32"
-    mask = f", {inside}" if inside else ""
-    f.emit(f"tl.store({f.pointer(build.output())} + {place}, {converted(made, held, node.output.dtype)}{mask})")
-
-
-def operands_in(node: Node) -> range:
-    """Inputs that the expression reads."""
-    return range(_MAIN, len(node.inputs))

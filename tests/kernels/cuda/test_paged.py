@@ -40,14 +40,15 @@ def checked(op: str, inputs: Sequence[Array | None], attributes: Mapping[str, An
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize(("kept", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"),
-                                             ("float8_e4m3fn", "bfloat16")])  # fmt: skip
+                                             ("float8_e4m3fn", "bfloat16"), ("float8_e4m3fn", "float32"),
+                                             ("bfloat16", "float32"), ("float16", "float16")])  # fmt: skip
 def test_gated_projection(rows: int, kept: str, dtype: str) -> None:
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((rows, 96)).astype(numpy_dtype(dtype))
     weight = (rng.standard_normal((96, 2 * 40)) * 0.1).astype(numpy_dtype(kept))
     norm, scale = (rng.standard_normal(n).astype(np.float32) for n in (96, 40))
     attributes = {"parts": 2, "epsilon": 1e-5, "expression": GATED}
-    within, meant = 1e-4 if dtype == "float32" else 3e-2, None
+    within, meant = 1e-4 if dtype == kept == "float32" else 3e-2, None
     if kept == "float8_e4m3fn" and rows > 1:
         meant, within = [_rounded(x.astype(np.float32), norm), weight, None, scale], 0.1
     checked("Projection", [x, weight, norm, scale], attributes, {0: "T"}, (1, 2, 3), within, meant)
