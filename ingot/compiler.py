@@ -44,7 +44,7 @@ from ingot.report import BuildLog
 from ingot.runtime import cuda, library
 from ingot.runtime.cpu import usable_threads
 from ingot.runtime.session import features
-from ingot.tune import choose, tuner
+from ingot.tune import beginnings, choose, tuner
 
 Symbols = Mapping[str, int]
 _OUTLINE_LIMIT = 3000
@@ -211,6 +211,9 @@ def _native_variant(
         image, exported = backend.image()
     requires = tuple(sorted(target.machine))
     variant = Variant(target.target, target.name, requires, plan_bytes(plan), image, exported, weights)
+    if target.target == "cuda":
+        with log.stage(f"settle {target.name}"):
+            variant = beginnings.settled(variant, target, symbols, config)
     return Compiled(variant, target, module, choice.candidates)
 
 

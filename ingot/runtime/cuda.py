@@ -6,7 +6,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -327,13 +327,17 @@ class Kernels:
     """A variant's kernels on one device: cubins are loaded when they are first asked for."""
 
     def __init__(self, context: Context, codes: Mapping[str, Code]) -> None:
-        self._context, self._codes = context, codes
+        self._context, self._codes = context, dict(codes)
         self._functions: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def code(self, name: str) -> bytes:
         """What a library keeps under a name."""
         return bytes(self._codes[name].cubin) if name else b""
+
+    def begin(self, name: str, early: bool) -> None:
+        """Whether the kernel is begun before what is before it has ended, in launches from now on."""
+        self._codes[name] = replace(self._codes[name], overlaps=early)
 
     def function(self, name: str) -> Any:
         """The kernel's handle."""

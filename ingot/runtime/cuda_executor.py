@@ -397,14 +397,14 @@ class CudaFrame(Frame):
         if key not in self._graphs:
             self._load(number)
             self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(number))
-            self._forget_graphs()
+            self.forget_graphs()
         self._graphs.move_to_end(key)
         self.context.call("cuGraphLaunch", self._graphs[key], self.stream)
 
-    def _forget_graphs(self) -> None:
-        """Those for tensors of others that were not used lately."""
-        lent = [key for key in self._graphs if key[1]]
-        for key in lent[: max(len(lent) - _GRAPHS_KEPT, 0)]:
+    def forget_graphs(self, every: bool = False) -> None:
+        """Those for tensors of others that were not used lately, or every one."""
+        lent = [key for key in self._graphs if every or key[1]]
+        for key in lent[: max(len(lent) - _GRAPHS_KEPT * (not every), 0)]:
             self.context.call("cuGraphExecDestroy", self._graphs.pop(key))
 
     def _segment(self, number: int) -> GraphSegment:

@@ -44,6 +44,8 @@ def reaches(node: Node) -> tuple[float, ...]:
     """Of the first inputs."""
     if node.op == "Attention":
         return (_SCORED, _SCORED, 1.0)
+    if node.op == "PackedAttention":
+        return (_SCORED,)
     if node.op in _PRODUCTS:
         return (1.0, _WEIGHT / math.sqrt(_PRODUCTS[node.op](node)))
     return ()

@@ -45,7 +45,7 @@ LEVELS = {
 }
 
 
-_ON_GPU = 6  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
+_ON_GPU = 4  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
 _CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
 
 

@@ -16,6 +16,7 @@ from ingot.errors import ConfigError, DeviceError, EngineError
 from ingot.kernels.cuda import backend
 from ingot.plan.plan import GraphSegment, HostSegment
 from ingot.runtime import cuda, cuda_executor, dlpack
+from ingot.tune import beginnings
 from tests.runtime.fake_cuda import FakeDevice, FakeDriver, Pool
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,6 +37,7 @@ def use(monkeypatch: pytest.MonkeyPatch, made: FakeDriver) -> None:
     monkeypatch.setattr(cuda, "_CONTEXTS", {})
     monkeypatch.setattr(cuda_executor, "_LOADED", type(cuda_executor._LOADED)())
     monkeypatch.setattr(backend, "WorkerPool", Pool)
+    monkeypatch.setattr(beginnings, "_measure", lambda *_: None)  # interpreted, that takes minutes
 
 
 def build(model: Path, profile: ingot.Profile, **options: Any) -> ingot.Engine:

@@ -27,7 +27,7 @@ from ingot.runtime import cuda, cudnn
 from ingot.runtime.cudnn_graphs import Attention, Convolution, Wanted, recipe_of
 
 _NAME = "cudnn"
-_MOST, _MOST_FUSED = 12, 4  # plans that are tried; of those that cuDNN compiles, half a second each
+_MOST, _MOST_FUSED = 12, 2  # plans that are tried; of those that cuDNN compiles, half a second each
 _RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), "int8": ("int8", "float16")}  # by type of the factors
 _ALIGNED = {"float16": 8, "bfloat16": 8, "int8": 16}  # channels are multiples of it, for its fast kernels
 _ACTIVATIONS = ("", "Relu", "Silu")
