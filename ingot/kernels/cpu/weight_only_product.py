@@ -24,7 +24,7 @@ TALLEST = 8
 _HEIGHTS = (8, 4, 2, 1)  # tiles for run-time row counts
 _SUMS = 16  # vectors of integer sums at once
 _UNROLLED = 48  # products of a loop's body
-_AHEAD_BYTES = 4096
+_AHEAD_BYTES = 16384  # into the second cache: the first one waits for few lines at a time
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _step(f: Function, job: _Job, tile: Tile, words: Value, numbers: Value, k: i
     out, digits, type_ = list(sums), job.digits, vector("i32", job.lanes)
     loaded = [f.load(type_, words, i * job.line) for i in range(tile.vectors)]
     for i in range(tile.vectors):
-        f.prefetch(words, _AHEAD_BYTES + i * job.line)
+        f.prefetch(words, _AHEAD_BYTES + i * job.line, locality=2)
     for field in range(digits.fields):
         parts = [field_of(f, digits, word, field) for word in loaded]
         place = (k + field * digits.group) * digits.unit // 8
