@@ -140,7 +140,8 @@ class Speaker:
     """Turns tokens into text and tells clients, in a thread of its own once started, in the caller's before."""
 
     def __init__(self) -> None:
-        self._said: queue.SimpleQueue[Spoken | None] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[list[Spoken] | None] = queue.SimpleQueue()
+        self._held: list[Spoken] = []
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -149,22 +150,30 @@ class Speaker:
         self._thread.start()
 
     def say(self, said: Spoken) -> None:
-        """Pass it on."""
+        """Pass it on; what the thread is to say waits for `release`."""
         if self._thread is None:
             self._speak(said)
         else:
-            self._said.put(said)
+            self._held.append(said)
+
+    def release(self) -> None:
+        """What was said goes to the thread: when the loop is about to wait, so that the two do not hinder each other."""
+        if self._held:
+            held, self._held = self._held, []
+            self._said.put(held)
 
     def close(self) -> None:
         """Everything said is told; idempotent."""
         if self._thread is not None:
+            self.release()
             self._said.put(None)
             self._thread.join()
             self._thread = None
 
     def _run(self) -> None:
-        while (said := self._said.get()) is not None:
-            self._speak(said)
+        while (some := self._said.get()) is not None:
+            for said in some:
+                self._speak(said)
 
     def _speak(self, said: Spoken) -> None:
         voice = said.voice

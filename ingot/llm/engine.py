@@ -176,6 +176,7 @@ class Engine:
         for ticket in failed:
             for voice in ticket.voices:
                 self._speaker.say(Spoken(voice, finish="error", error=fault))
+        self._speaker.release()
 
     def close(self, patience: float = 0.0) -> None:
         """Take no more, give what runs so many seconds to end, cancel the rest; idempotent."""
@@ -210,6 +211,8 @@ class Engine:
             raise IngotError("requests wait that no empty cache can hold")
         if self.scheduler.idle and step.shares:
             self.scheduler.check_integrity()
+        if self.scheduler.idle or not step.shares:
+            self._speaker.release()
         return not self.scheduler.idle
 
     def _obey(self) -> None:
@@ -251,6 +254,7 @@ class Engine:
         self._began = began = self.clock()
         for share in step.shares:
             self._entered(share, began)
+        self._speaker.release()
         try:
             if step.copies:
                 self.runner.copy_blocks(step.copies)
