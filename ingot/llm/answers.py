@@ -157,7 +157,7 @@ class Speaker:
             self._held.append(said)
 
     def release(self) -> None:
-        """What was said goes to the thread: when the loop is about to wait, so that the two do not hinder each other."""
+        """What was said goes to the thread: when the loop is about to wait, so that neither hinders the other."""
         if self._held:
             held, self._held = self._held, []
             self._said.put(held)
