@@ -99,6 +99,7 @@ _WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Linear": (1,), "QuantizedLinea
 def _cut(node: Node, index: int, x: Array | None, items: Array) -> Array | None:
     """An input's items; what all items share stays as it is."""
     shape = node.output.shape
-    shared = x is None or x.ndim != len(shape) or x.shape[0] != shape[0]
+    by_item = len(shape) - (node.op == "PackedAttention" and index == 0)  # heads are an axis of the result alone
+    shared = x is None or x.ndim != by_item or x.shape[0] != shape[0]
     weights = index in _WEIGHTS.get(node.op, ())
     return x if x is None or shared or weights else x[items]

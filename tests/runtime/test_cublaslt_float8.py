@@ -8,6 +8,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 
+import ingot
 from ingot.kernels.cuda.standalone import Standalone
 from ingot.runtime import cuda
 from ingot.runtime.cublaslt import Algorithm, Matmul, Product, recipe_of
@@ -25,7 +26,9 @@ def test_both_ways_are_offered(lt: FakeLt) -> None:
     node, (expected,) = node_of("Linear", inputs, {}, text, constants=(1,))
     found = {c.kernel.name: c for c in offered(node)}
     assert set(found) == {"cublaslt_gelu", "cublaslt_swift"}
-    assert found["cublaslt_gelu"].kernel.tolerance < found["cublaslt_swift"].kernel.tolerance
+    configs = (ingot.BuildConfig(target="cuda:sm_90", precision="fp16", exact=exact) for exact in (False, True))
+    allowed = [config.tolerance for config in configs]
+    assert allowed[0] >= found["cublaslt_swift"].kernel.tolerance > allowed[1]
     (mine,) = Standalone(node, found["cublaslt_swift"], TARGET, cuda.context_of(cuda.select("cuda")))(*inputs)
     np.testing.assert_allclose(mine.astype(np.float32), expected.astype(np.float32), rtol=0.13, atol=2e-2)
 
