@@ -25,7 +25,8 @@ class Format:
     """`bits` of a weight (32: float32, 16: bfloat16); `group` weights along the input share a scale (8 and 4 bits).
     head_bits, projection_bits: of the last product, and of those that make queries, keys and values, which suffer most
     by rounding. within: how far logits may be from the reference, of their spread; grosser errors are faults.
-    table: type of embeddings and experts; cache: of keys and values."""
+    table: type of embeddings and experts; cache: of keys and values. narrow_rows: a token's activations are rounded to
+    eight bits too, with a scale for each token and product but the last, and one for each column of weights."""
 
     name: str
     bits: int
@@ -35,6 +36,11 @@ class Format:
     within: float = 1e-3
     table: str = "bfloat16"
     cache: str = "bfloat16"
+    narrow_rows: bool = False
+
+    def narrows(self, matrix: Matrix, role: Role) -> bool:
+        """Whether what the matrix is multiplied with is rounded to eight bits."""
+        return self.narrow_rows and role != "head" and not matrix.quantized
 
     def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
         """(operator, operands after x by name, attributes) of a product with the matrix. Integers of the checkpoint
@@ -44,6 +50,9 @@ class Format:
         if self.name.startswith("fp8"):
             weight_KN, scale_N = eighths(matrix)
             return "Linear", {"weight": weight_KN, "columns": scale_N}, {}
+        if self.narrows(matrix, role):
+            weight_KN, scale_1N = integers(matrix, 8, _depth(matrix))
+            return "Linear", {"weight": weight_KN, "columns": scale_1N[0]}, {}
         if self.bits > 8:
             dtype = numpy_dtype("float32" if self.bits == 32 else "bfloat16")
             return "Linear", {"weight": joined(matrix, dtype)}, {}
@@ -67,6 +76,7 @@ FORMATS = {
     "fp8": Format("fp8", 8, within=0.4),
     "fp8_cache": Format("fp8_cache", 8, within=0.5, cache="float8_e4m3fn"),
     "int8": Format("int8", 8, 128, 8, 8, 0.15),
+    "w8a8": Format("w8a8", 8, 128, 8, 8, 0.2, narrow_rows=True),
     "int4": Format("int4", 4, 32, 8, 4, 0.9),
     "int4_fine": Format("int4_fine", 4, 16, 8, 8, 0.6),
 }
@@ -99,6 +109,11 @@ def with_cache(kept: Format, kv: str | None) -> Format:
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; use one of {', '.join(CACHES)}")
     dtype, within = CACHES[kv]
     return replace(kept, cache=dtype, within=max(kept.within, within))
+
+
+def _depth(matrix: Matrix) -> int:
+    """Inputs of a matrix of floats."""
+    return int(matrix.weights[0].shape[0 if matrix.transposed else 1])
 
 
 def joined(matrix: Matrix, dtype: np.dtype[Any]) -> Array:

@@ -28,6 +28,9 @@ _ACTIVATIONS: dict[Activation, str] = {
     "relu": "Relu {0} -> float32",
 }
 BLOCK = 16  # tokens
+_SCALE = f"Max %0 1e-30 -> float32; Mul $0 {1 / 127!r} -> float32"  # of a row, by its largest magnitude
+_ROUND = "Quantize %0 %1 0 -> int8"
+_TO_FLOAT = "Cast %0 -> float32; Mul $0 %1 -> float32"
 GATHERED = ("logits.parts", "logits.rows", "logits")  # nodes behind the ranks' own logits
 
 
@@ -77,6 +80,7 @@ class Writer:
     decoder: Decoder
     format: Format
     graph: ir.Graph
+    _rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """An initializer; the array is not copied."""
@@ -103,6 +107,8 @@ class Writer:
     ) -> ir.Value:
         """x @ matrix with its bias, then the epilogue's instructions."""
         whole = Epilogue()
+        if self.format.narrows(matrix, role):
+            return self._narrow_linear(x, matrix, name, epilogue)
         op, weights, attributes = self.format.linear(matrix, role)
         operands = [None if w is None else self.constant(w, f"{name}.{part}")
                     for part, w in weights.items() if part not in ("columns", "order")]  # fmt: skip
@@ -117,6 +123,30 @@ class Writer:
         if epilogue is not None:
             whole = _after(whole, epilogue)
         return self.value(op, [x, *operands, *whole.extras], name, **attributes, epilogue=whole.text)
+
+    def _narrow_linear(self, x: ir.Value, matrix: Matrix, name: str, epilogue: Epilogue | None) -> ir.Value:
+        """The same in integers: x rounded to eight bits row by row. Rows' scales come after the product."""
+        if x not in self._rounded:
+            self._rounded[x] = self._rows_rounded(x)
+        rows, scale = self._rounded[x]
+        _, weights, _ = self.format.linear(matrix)
+        weight, columns = (self.constant(np.asarray(weights[part]), f"{name}.{part}") for part in ("weight", "columns"))
+        product = self.value("Linear", [rows, weight, columns], f"{name}.product", epilogue=_TO_FLOAT)
+        whole = Epilogue()
+        whole.then("Mul", whole.operand(scale))
+        if matrix.biases:
+            bias = np.concatenate(matrix.biases).astype(np.float32)
+            whole.then("Add", whole.operand(self.constant(bias, f"{name}.bias")))
+        if epilogue is not None:
+            whole = _after(whole, epilogue)
+        return self.value("Pointwise", [product, *whole.extras], name, expression=whole.text)
+
+    def _rows_rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """(x [T, K] as int8, scales [T, 1])"""
+        size = self.value("Pointwise", [x], f"{x.name}.size", expression="Abs %0 -> float32")
+        largest = self.value("Reduce", [size], f"{x.name}.largest", kind="max", axes=(1,), keepdims=1)
+        scale = self.value("Pointwise", [largest], f"{x.name}.scale", expression=_SCALE)
+        return self.value("Pointwise", [x, scale], f"{x.name}.rounded", expression=_ROUND), scale
 
     def norm(self, x: ir.Value, scale: Scale, name: str, residual: ir.Value | None = None) -> ir.Value:
         """The decoder's norm of x, plus the residual."""

@@ -13,7 +13,7 @@ from ingot.llm.build import BuildOptions, build_llm
 from ingot.llm.decoder import Matrix
 from ingot.llm.formats import FORMATS, format_of, integers, joined, rounded
 from ingot.llm.runner import EngineRunner
-from tests.llm.checkpoints import LOGITS, TOKENS, write_family
+from tests.llm.checkpoints import LOGITS, TOKENS, drawn, families, write, write_family
 from tests.llm.test_families import batch_of
 
 
@@ -44,7 +44,23 @@ def test_matrices_side_by_side() -> None:
     assert np.shares_memory(joined(Matrix((narrow,)), narrow.dtype), narrow)
 
 
-@pytest.mark.parametrize(("name", "within"), [("bf16", 0.06), ("int8", 0.06), ("int4", 0.5), ("int4_fine", 0.3)])
+@pytest.mark.parametrize("name", ["int8", "w8a8"])
+def test_what_is_no_number_stays_none(name: str, tmp_path: Path) -> None:
+    """In the rows that it is in, whatever is rounded; tokens of nothing but zeros are numbers."""
+    family = families()["llama"]
+    tensors = {key: drawn(key, shape) for key, shape in family["shapes"].items()}
+    tensors["model.embed_tokens.weight"][[5, 6]] = np.array([[np.nan], [0]], np.float32)
+    folder = write(tmp_path, family["config"], tensors)
+    options = BuildOptions(precision=name, context=64, token_budget=8, sequence_budget=3, level=0, verify=False)
+    runner = EngineRunner(build_llm(folder, options), threads=1)
+    found = runner.step(batch_of(runner, [(0, 0, np.array([4, 9])), (1, 0, np.array([5])), (2, 0, np.array([6]))]))
+    assert np.isfinite(found).all(-1).tolist() == [True, True, False, True]
+    runner.close()
+
+
+@pytest.mark.parametrize(("name", "within"), [
+    ("bf16", 0.06), ("int8", 0.06), ("w8a8", 0.06), ("int4", 0.5), ("int4_fine", 0.3),
+])  # fmt: skip
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])  # heads of whole vectors: AVX2 cannot mask bfloat16
 def test_engines_of_fewer_bits(name: str, within: float, family: str, tmp_path: Path) -> None:
     """Relative to the spread of the logits."""
