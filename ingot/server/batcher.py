@@ -103,6 +103,11 @@ class Batcher:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def patient(self) -> bool:
+        """Nobody has said how to batch, and nobody has said by when."""
+        return self.rules.linger > 0 and not self._deadlines
+
     def push(
         self, rows: int, shape: Hashable, token: Any, now: int, level: int = 0, timeout_us: int = 0,
         place: SequencePlace | None = None,

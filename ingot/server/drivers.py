@@ -5,12 +5,14 @@ lines to a worker process, served from the event loop.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from ingot.server.batcher import Entry
 from ingot.server.instances import Instance
+from ingot.server.lookout import Pace
 from ingot.server.mailbox import Mailbox
 from ingot.server.ports import Feeds
 from ingot.server.request import ServerError
@@ -77,6 +79,7 @@ class OnLoop:
     def __init__(self, scheduler: Scheduler, instance: Instance, loop: Mailbox) -> None:
         self._scheduler, self._instance, self._loop = scheduler, instance, loop
         self._pumping, self._drained = False, threading.Event()
+        self._pace = Pace()
 
     def wake(self) -> None:
         """Come by soon."""
@@ -98,6 +101,10 @@ class OnLoop:
 
     def _pump(self) -> None:
         """Run what waits, for a while, and come again if more does."""
+        if self._scheduler.patient and (rest := self._pace.rest(self._scheduler.pending, clock())):
+            time.sleep(rest / 1e9)  # not a timer: each request that comes would wake the loop
+            self._loop.post(self._pump)
+            return
         scheduler, until, more = self._scheduler, clock() + _PUMPED, True
         while more and clock() < until:
             with scheduler.lock:

@@ -33,6 +33,10 @@ class Queue(Protocol):
     """A pure batcher: batcher.Batcher, or sequences.SequenceBatcher for models with state."""
 
     def __len__(self) -> int: ...
+    @property
+    def patient(self) -> bool:
+        """Whether what waits may wait a moment longer for company."""
+
     def push(
         self, rows: int, shape: Hashable, token: Any, now: int, level: int, timeout_us: int, place: SequencePlace | None
     ) -> Entry:
@@ -89,6 +93,11 @@ class Scheduler:
     def pending(self) -> int:
         """Requests that wait."""
         return len(self._queue)
+
+    @property
+    def patient(self) -> bool:
+        """Whether what waits may wait a moment longer for company."""
+        return self._queue.patient
 
     def submit(self, request: Request, done: Done) -> Cancel:
         """Queue a request; returns what cancels it while it waits. Closed if this version takes no more."""

@@ -62,6 +62,11 @@ class SequenceBatcher:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def patient(self) -> bool:
+        """Sequences are run as they come."""
+        return False
+
     def push(
         self, rows: int, shape: Hashable, token: Any, now: int, level: int = 0, timeout_us: int = 0,
         place: SequencePlace | None = None,

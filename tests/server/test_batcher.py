@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -238,3 +239,27 @@ def test_a_batch_lingers_for_those_who_were_in_the_last_one() -> None:
     assert len(batcher.take(51 * MS).batch) == 1
     batcher.push(1, "s", "alone again", 60 * MS)
     assert len(batcher.take(60 * MS).batch) == 1  # nobody was with it the last time
+
+
+def test_who_may_wait_for_company() -> None:
+    batcher = Batcher(Rules(max_rows=16, linger=0.05, policy=QueuePolicy(allow_override=True)), linear)
+    assert batcher.patient and not Batcher(Rules(max_rows=16), linear).patient
+    urgent = batcher.push(1, "s", 0, 0, timeout_us=10_000)
+    assert not batcher.patient
+    batcher.cancel(urgent)
+    assert batcher.patient
+    batcher.closing()
+    assert not batcher.patient
+
+
+def test_a_size_that_did_not_pay_is_tried_again_ever_more_rarely() -> None:
+    batcher, sizes = Batcher(Rules(max_rows=4), Straight(base=0)), []
+    for number in range(2000):
+        for _ in range(2):
+            batcher.push(1, "s", number, 0)
+        while len(batcher):
+            sizes.append(len(batcher.take(0).batch))
+    tried = [number for number, size in enumerate(sizes) if size == 2]
+    gaps = [after - before for before, after in pairwise(tried)]
+    assert set(sizes) == {1, 2} and 5 <= len(tried) <= 8
+    assert all(after > 1.5 * before for before, after in pairwise(gaps))
