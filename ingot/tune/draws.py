@@ -20,6 +20,7 @@ from ingot.tune.measure import draw
 
 _WEIGHT = 3.0  # times the root of the depth's inverse: sums of products are of order one
 _SCORED = 3.0  # of queries and keys: some scores stand out
+_LARGEST = {"float8_e4m3fn": 448.0, "int8": 127.0}  # quantized numbers have their whole range: scales expect it
 _DRAWN = 1 << 20  # numbers; more repeat themselves
 Depth = Callable[[Node], int]
 
@@ -42,7 +43,7 @@ _PRODUCTS: Mapping[str, Depth] = {"Conv": _all_but(0), "ParallelConv": _all_but(
 
 def reaches(node: Node) -> tuple[float, ...]:
     """Of the first inputs."""
-    if node.op == "Attention":
+    if node.op in ("Attention", "NarrowAttention"):
         return (_SCORED, _SCORED, 1.0)
     if node.op == "PackedAttention":
         return (_SCORED,)
@@ -70,8 +71,8 @@ def number(node: Node, index: int) -> Array:
     """Numbers for an input."""
     port, known = node.input(index), reaches(node)
     dtype: np.dtype[Any] = numpy_dtype(port.dtype)
-    if index >= len(known) or dtype.kind in "iub":
+    if index >= len(known) or (dtype.kind in "iub" and dtype.name not in _LARGEST):
         return draw(port)
-    shape = tuple(int(n) for n in port.shape)
-    some = np.random.default_rng(index + 1).uniform(-known[index], known[index], min(math.prod(shape), _DRAWN))
+    shape, reach = tuple(int(n) for n in port.shape), _LARGEST.get(dtype.name, known[index])
+    some = np.random.default_rng(index + 1).uniform(-reach, reach, min(math.prod(shape), _DRAWN))
     return np.resize(some.astype(np.float32).astype(dtype), shape)

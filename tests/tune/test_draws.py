@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from ingot.dtypes import numpy_dtype
 from ingot.ir.expression import parse
-from ingot.kernels.node import Node
+from ingot.kernels.node import Node, Port
 from ingot.tune import draws
 from ingot.tune.expected import alike, expected
 from tests.kernels.harness import node_of
@@ -50,3 +52,19 @@ def test_other_operands_stay_positive() -> None:
     node = drawn("Linear", [(64, 3072), (3072, 64), (64,)], {}, SUM)
     bias = draws.feeds(node)[2]
     assert bias is not None and (bias >= 0.2).all()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(ml_dtypes.float8_e4m3fn, 7.6e-7), (np.int8, 1e-5)])
+def test_products_of_quantized_numbers_show_beside_the_bias(dtype: Any, scale: float) -> None:
+    text = f"Cast %0 -> float32; Mul $0 {scale} -> float32; Add $1 %1 -> float32; Cast $2 -> float16"
+    inputs = [np.zeros((64, 768), dtype), np.zeros((768, 64), dtype), np.zeros(64, np.float32)]
+    node, _ = node_of("Linear", inputs, {}, text, constants=(1,))
+    node = draws.with_weights(replace(node, inputs=(node.input(0), _emptied(node, 1), *node.inputs[2:])))
+    feeds = draws.feeds(node)
+    lacking = [np.where(np.arange(768) < 384, feeds[0], 0).astype(dtype), *feeds[1:]]
+    assert expected(node, feeds).gap(expected(node, lacking).results) > 2 * alike(node)
+
+
+def _emptied(node: Node, index: int) -> Port:
+    port = node.input(index)
+    return replace(port, constant=np.empty(0, numpy_dtype(port.dtype)))
