@@ -16,6 +16,7 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "host": ("fp32",), "cuda": ("fp32", "tf32
 SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
 _ROUNDING = {"fp16": 2.0**-11, "bf16": BFLOAT16_ERROR}
 LIBRARIES = ("cublaslt", "cudnn")
+ON_REQUEST = ("cudnn_fused",)  # what is not trusted yet
 
 
 class Profile:
@@ -87,8 +88,9 @@ class BuildConfig:
             raise ConfigError("exact allows no products in bfloat16; leave out one of the two")
         if not 0 <= self.level <= 5:
             raise ConfigError(f"level must be 0 to 5, not {self.level}")
-        if unknown := set(self.libraries) - set(LIBRARIES):
-            raise ConfigError(f"there is no library {min(unknown)!r} with tactics; there is {', '.join(LIBRARIES)}")
+        if unknown := set(self.libraries) - {*LIBRARIES, *ON_REQUEST}:
+            known = ", ".join((*LIBRARIES, *ON_REQUEST))
+            raise ConfigError(f"there is no library {min(unknown)!r} with tactics; there is {known}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
         for name, tolerance in (("atol", self.atol), ("rtol", self.rtol)):

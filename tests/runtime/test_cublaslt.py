@@ -222,6 +222,7 @@ def test_libraries_may_be_switched_off(lt: FakeLt, monkeypatch: pytest.MonkeyPat
 def test_tactic_sources() -> None:
     assert build_engine.libraries_from("") == ("cublaslt", "cudnn") == build_engine.libraries_from("+CUBLAS_LT,+TRITON")
     assert build_engine.libraries_from("-CUBLAS_LT,-CUDNN,+TRITON") == ()
+    assert build_engine.libraries_from("-CUBLAS_LT,+CUDNN_FUSED") == ("cudnn", "cudnn_fused")
     with pytest.raises(ConfigError, match="-TRITON: every step has a generated kernel"):
         build_engine.libraries_from("-TRITON")
     with pytest.raises(ConfigError, match="JIT_CONVOLUTIONS: it is not known; sources are CUBLAS_LT"):
@@ -252,7 +253,12 @@ def test_a_library_is_timed_between_generated_kernels(lt: FakeLt, monkeypatch: p
         kinds = {action.__qualname__.partition(".")[0] for action in graphs[-1]}
         return len(graphs[-1]) * (0.001 if len(kinds) == 1 else 0.0015)
 
-    monkeypatch.setattr(FakeDriver, "_cuGraphLaunch", lambda driver, graph, stream: graphs.append(graph))
+    def launch(driver: FakeDriver, graph: list[Any], stream: int) -> None:
+        graphs.append(graph)
+        if len(graph) == 1:  # whose results are compared
+            graph[0]()
+
+    monkeypatch.setattr(FakeDriver, "_cuGraphLaunch", launch)
     monkeypatch.setattr(FakeDriver, "_cuEventElapsedTime", elapsed)
     node, _ = node_of("Linear", [X, W], {}, "Cast %0 -> float16", constants=(1,))
     generated = next(c for c in candidates(node, "cuda", TARGET) if c.tactic.get("split") == 1)

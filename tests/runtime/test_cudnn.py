@@ -25,7 +25,7 @@ from tests.runtime.fake_cudnn import FakeCudnn
 from tests.runtime.test_cuda import use
 
 Array = np.ndarray[Any, Any]
-TARGET = architecture("sm_90", "fp16", ("cudnn",))
+TARGET = architecture("sm_90", "fp16", ("cudnn", "cudnn_fused"))
 WINDOW = {"strides": (2, 1), "pads": (1, 0, 1, 2), "dilations": (1, 1), "group": 1}
 HALF = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Relu $2 -> float32; Cast $3 -> float16"
 ADDED = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast %2 -> float32; Add $2 $3 -> float32"
@@ -108,6 +108,15 @@ def test_attention_that_is_left_to_generated_kernels(fake: FakeCudnn) -> None:
     late = replace(node, attributes={**node.attributes, "causal": 1},
                    inputs=(replace(node.input(0), shape=(2, 4, 6, 40)), *node.inputs[1:]))  # fmt: skip
     assert all(kernels.attention_of(n) is None for n in (odd, wide, capped, late))
+
+
+def test_what_is_compiled_is_offered_on_request(fake: FakeCudnn) -> None:
+    ordinary = architecture("sm_90", "fp16", ("cudnn",))
+    inputs = [drawn(2, 32, 6, 5), drawn(64, 32, 3, 3), drawn(64, 1, 1), drawn(64, 1, 1)]
+    given, _ = node_of("Conv", inputs, WINDOW, f"{ADDED}; Cast $4 -> float16", constants=(1, 2))
+    known, _ = node_of("Conv", inputs, WINDOW, f"{ADDED}; Cast $4 -> float16", constants=(1, 2, 3))
+    names = [{c.kernel.library for c in candidates(n, "cuda", ordinary)} for n in (given, known, attention(False)[0])]
+    assert names == [{None}, {None, "cudnn"}, {None}]
 
 
 def test_bytes(fake: FakeCudnn) -> None:

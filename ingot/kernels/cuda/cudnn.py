@@ -27,6 +27,7 @@ from ingot.runtime import cuda, cudnn
 from ingot.runtime.cudnn_graphs import Attention, Convolution, Wanted, recipe_of
 
 _NAME = "cudnn"
+_FUSED = "cudnn_fused"  # attention and convolutions that cuDNN compiles: right alone, and a U-Net with them was wrong
 _MOST, _MOST_FUSED = 12, 2  # plans that are tried; of those that cuDNN compiles, half a second each
 _RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), "int8": ("int8", "float16")}  # by type of the factors
 _ALIGNED = {"float16": 8, "bfloat16": 8, "int8": 16}  # channels are multiples of it, for its fast kernels
@@ -98,9 +99,13 @@ def _plans(wanted: Wanted) -> tuple[str, ...]:
         version = cudnn.version(context)
     except LibraryUnusable:
         return ()
-    compiled = isinstance(wanted, Attention) or wanted.vector or wanted.residual or wanted.activation == "Silu"
-    most = _MOST_FUSED if compiled else _MOST
+    most = _MOST_FUSED if _is_compiled(wanted) else _MOST
     return tuple(f"{version}-{index}" for index in range(min(cudnn.plans(context, wanted), most)))
+
+
+def _is_compiled(wanted: Wanted) -> bool:
+    """Whether cuDNN compiles a kernel of its own for it."""
+    return isinstance(wanted, Attention) or wanted.vector or wanted.residual or wanted.activation == "Silu"
 
 
 def _choices(node: Node, target: Architecture) -> tuple[str, ...]:
@@ -109,7 +114,8 @@ def _choices(node: Node, target: Architecture) -> tuple[str, ...]:
 
 
 def _applies(node: Node, target: Architecture) -> bool:
-    if _NAME not in target.libraries or use_of(node) is None:
+    use = use_of(node)
+    if use is None or (_FUSED if _is_compiled(use.wanted) else _NAME) not in target.libraries:
         return False
     return not is_depthwise(node) and has_twin(node, target)
 
@@ -183,7 +189,7 @@ def _strides(port: Port) -> tuple[int, ...]:
 
 
 def _attention_applies(node: Node, target: Architecture) -> bool:
-    return _NAME in target.libraries and attention_of(node) is not None and has_twin(node, target)
+    return _FUSED in target.libraries and attention_of(node) is not None and has_twin(node, target)
 
 
 def _attention_plans(node: Node, target: Architecture) -> tuple[str, ...]:
