@@ -31,7 +31,9 @@ def _narrow(run: Mapping[str, Any]) -> Iterator[str]:
         cells = [f"{row['ms']:.2f}", f"{row['items a second']:,.0f}", f"{row['x fp16']:.2f}", f"{row['SNR dB']:.0f}"]
         yield _line([row["row"], row["form"], *cells])
     yield ""
-    yield "`python -m benchmarks.cuda_precision`: every layer narrow that can be; a pair is of one run."
+    yield "`python -m benchmarks.cuda_precision`: every layer narrow that can be. Rows are the newest of several runs,"
+    speeds = sorted(machine["fp16 matmul TFLOP/s"] for machine in run["machines"])
+    yield f"on H200s whose matmul reached {speeds[0]:.0f} to {speeds[-1]:.0f} TFLOP/s."
 
 
 def _line(cells: Sequence[str]) -> str:
