@@ -42,6 +42,11 @@ class Convolution:
         added = [BIAS] * self.bias + [VECTOR] * self.vector + [RESIDUAL] * self.residual
         return (X, WEIGHT, *[SCALE] * self.scaled, *added)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether cuDNN compiles a kernel of its own for it."""
+        return self.vector or self.residual or self.activation == "Silu"
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -67,6 +72,11 @@ class Attention:
     def tensors(self) -> tuple[int, ...]:
         """Names of what it reads."""
         return (QUERY, KEY, VALUE, *[MASK] * bool(self.mask))
+
+    @property
+    def compiled(self) -> bool:
+        """It always is."""
+        return True
 
 
 Wanted = Convolution | Attention

@@ -99,13 +99,8 @@ def _plans(wanted: Wanted) -> tuple[str, ...]:
         version = cudnn.version(context)
     except LibraryUnusable:
         return ()
-    most = _MOST_FUSED if _is_compiled(wanted) else _MOST
+    most = _MOST_FUSED if wanted.compiled else _MOST
     return tuple(f"{version}-{index}" for index in range(min(cudnn.plans(context, wanted), most)))
-
-
-def _is_compiled(wanted: Wanted) -> bool:
-    """Whether cuDNN compiles a kernel of its own for it."""
-    return isinstance(wanted, Attention) or wanted.vector or wanted.residual or wanted.activation == "Silu"
 
 
 def _choices(node: Node, target: Architecture) -> tuple[str, ...]:
@@ -115,7 +110,7 @@ def _choices(node: Node, target: Architecture) -> tuple[str, ...]:
 
 def _applies(node: Node, target: Architecture) -> bool:
     use = use_of(node)
-    if use is None or (_FUSED if _is_compiled(use.wanted) else _NAME) not in target.libraries:
+    if use is None or (_FUSED if use.wanted.compiled else _NAME) not in target.libraries:
         return False
     return not is_depthwise(node) and has_twin(node, target)
 
