@@ -142,6 +142,7 @@ class Speaker:
     def __init__(self) -> None:
         self._said: queue.SimpleQueue[list[Spoken] | None] = queue.SimpleQueue()
         self._held: list[Spoken] = []
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -154,12 +155,14 @@ class Speaker:
         if self._thread is None:
             self._speak(said)
         else:
-            self._held.append(said)
+            with self._lock:
+                self._held.append(said)
 
     def release(self) -> None:
         """What was said goes to the thread: when the loop is about to wait, so that neither hinders the other."""
-        if self._held:
+        with self._lock:
             held, self._held = self._held, []
+        if held:
             self._said.put(held)
 
     def close(self) -> None:

@@ -402,6 +402,29 @@ def test_a_running_engine() -> None:
         engine.submit(Request([1]), lambda event: None)
 
 
+def test_what_was_drawn_is_told_before_the_next_step_ends() -> None:
+    heard = threading.Semaphore(0)
+
+    class Listening(FakeRunner):
+        def step(self, batch: Any) -> Any:
+            assert self.steps == 0 or heard.acquire(timeout=60), "nobody was told of the step before"
+            return super().step(batch)
+
+    engine, told, ended = Engine(runner := Listening()), list[Event](), threading.Event()
+
+    def sink(event: Event) -> None:
+        told.append(event)
+        heard.release()
+        if event.finish:
+            ended.set()
+
+    engine.start()
+    engine.submit(Request([1, 2], greedy(max_tokens=5)), sink)
+    assert ended.wait(60)
+    engine.close()
+    assert tokens(told) == runner.greedy([1, 2], 5) and finish(told) == "length"
+
+
 def test_a_fault_of_ours_fails_everybody_and_says_so() -> None:
     engine = Engine(FakeRunner())
     engine.scheduler.schedule = None  # type: ignore[assignment]

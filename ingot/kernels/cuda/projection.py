@@ -29,6 +29,7 @@ from ingot.plan.extent import Extent, ceil_div, product
 _WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
 _EIGHTHS = {"float8_e4m3fn": 448.0}  # the largest number
 _LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
+_MULTIPLES = {1: 16, 2: 2, 4: 1}  # of the depth, for weights of so many bytes: they are loaded as words
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
 
@@ -43,9 +44,11 @@ def _applies(node: Node, target: Any) -> bool:
         return False
     if weight.dtype == "float32" and node.dtype != "float32":
         return False
-    if weight.dtype in _EIGHTHS and (target.capability < EIGHTHS_FROM or int(weight.shape[0]) % 16):
+    if weight.dtype in _EIGHTHS and target.capability < EIGHTHS_FROM:
         return False
-    if int(weight.shape[0]) % 2 or (node.has_input(2) and node.input(2).constant is None):
+    if int(weight.shape[0]) % _MULTIPLES[size_of(weight.dtype)]:
+        return False
+    if node.has_input(2) and node.input(2).constant is None:
         return False
     work, ports = Work.of(node), _operands(node)
     fits = all(p.elements == 1 or p.shape == node.output.shape or p.elements == work.columns for p in ports)

@@ -71,6 +71,37 @@ def test_projection_onto_a_stream(rows: int) -> None:
     checked("Projection", [x, weight, None, stream], attributes, {0: "T", 3: "T"}, (1,), 3e-2)
 
 
+@pytest.mark.parametrize(("kept", "dtype"), [("float8_e4m3fn", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_every_stream_of_one_row(kept: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A depth beyond what is asked for at once, with an end that fills no step."""
+    from tests.kernels.cuda import harness, picking
+
+    tried, picked = list[str](), picking.picked
+
+    def all_picked(*given: Any) -> Any:
+        found = picked(*given[:2], 20)
+        tried.extend(candidate.tactic["stream"] for candidate in found)
+        return found
+
+    monkeypatch.setattr(harness, "picked", all_picked)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, 5136)).astype(numpy_dtype(dtype))
+    weight = (rng.standard_normal((5136, 2 * 5)) * 0.02).astype(numpy_dtype(kept))
+    norm, scale = (rng.standard_normal(n).astype(np.float32) for n in (5136, 5))
+    attributes = {"parts": 2, "epsilon": 1e-5, "expression": GATED}
+    checked("Projection", [x, weight, norm, scale], attributes, {0: "T"}, (1, 2, 3), 3e-2)
+    assert len(set(tried)) >= 3
+
+
+def test_eighths_lie_where_kernels_look_for_them() -> None:
+    from ingot.kernels.cuda.projection_row import order_of, source_of
+
+    order = order_of(64, "float8_e4m3fn")
+    assert order is not None and order_of(64, "bfloat16") is None
+    assert [eval(source_of("k"), {"k": k}) for k in range(64)] == order.tolist()
+    assert sorted(order.tolist()) == list(range(64))
+
+
 def batch(rng: np.random.Generator, parts: Sequence[tuple[int, int]], padding: int) -> tuple[Array, ...]:
     """(positions, owners, tables) of sequences of (tokens before, tokens now)."""
     blocks = rng.permutation(len(parts) * TABLE).reshape(len(parts), TABLE)
