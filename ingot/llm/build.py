@@ -32,6 +32,7 @@ from ingot.runtime.session import features
 
 Progress = Callable[[str, float], None]
 FORM = 1  # of details["llm"]
+_ROWS_OF_TILES = 64  # tokens that kernels of bytes are chosen for: prompts gain more by it than answers lose
 MOST_BLOCKS = 1 << 20  # of a pool, whose size is decided when the engine is run
 
 
@@ -134,7 +135,8 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     width = -(-decoder.context // BLOCK)
     kept = with_cache(format_of(options.precision), options.kv)
     pool = (2, decoder.groups, line_of(BLOCK, decoder.depth, kept.cache))
-    typical = min(options.typical, options.token_budget)
+    typical = max(options.typical, _ROWS_OF_TILES) if kept.narrow_rows else options.typical
+    typical = min(typical, options.token_budget)
     states = {} if options.target.startswith("cuda") else {"states": ((1,), (1,), (options.token_budget,))}
     profile = Profile(
         **{
