@@ -29,7 +29,7 @@ TWO = replace(OPTIONS, ranks=2)
 
 
 @pytest.mark.parametrize(("name", "ranks"), [
-    ("llama", 2), ("llama_yarn_one_key", 4), ("qwen3", 2), ("qwen3_moe", 2), ("gemma2", 2), ("phi3", 2), ("gpt2", 4),
+    ("llama_yarn_one_key", 4), ("qwen3_moe", 2), ("gemma2", 2), ("phi3", 2), ("gpt2", 4),
 ])  # fmt: skip
 def test_ranks_give_the_logits_of_transformers(name: str, ranks: int, tmp_path: Path) -> None:
     engines = build_ranks(write_family(tmp_path, name), replace(OPTIONS, ranks=ranks))
@@ -44,7 +44,7 @@ def test_ranks_give_the_logits_of_transformers(name: str, ranks: int, tmp_path: 
     assert np.abs(first[25:] - expected[:3]).max() < WITHIN
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "w8a8"])
 def test_ranks_of_narrow_weights(precision: str, tmp_path: Path) -> None:
     """Verified while they are built; states and the likeliest tokens come as from one rank."""
     folder = write_family(tmp_path, "llama")
@@ -55,7 +55,7 @@ def test_ranks_of_narrow_weights(precision: str, tmp_path: Path) -> None:
             runner.step_states(replace(batch, states=batch.rows[-2:])) for runner in (one, two)
         )
         spread = float(logits.std())
-        assert np.abs(logits - others).max() < spread * (0.9 if precision == "int4" else 0.2)
+        assert np.abs(logits - others).max() < spread * 0.2
         assert states.shape == more.shape == (2, 48)
         assert two.choose(batch).tolist() == others.argmax(-1).tolist()
     one.close()
