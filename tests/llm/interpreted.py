@@ -21,6 +21,7 @@ from ingot.kernels.node import Node
 from ingot.llm import evidence, pools, runner
 from ingot.plan.extent import evaluate
 from ingot.plan.plan import GraphSegment, Plan
+from ingot.runtime import cubins
 from ingot.runtime.buffers import address_of, aligned_bytes
 from ingot.runtime.session import Session
 
@@ -38,7 +39,7 @@ class _Texts(CudaBackend):
         return build
 
     def image(self) -> tuple[bytes, dict[str, int]]:
-        return b"", {}
+        return cubins.pack({}), {}
 
 
 @contextmanager
