@@ -118,7 +118,8 @@ class HttpClient:
         if answer is None and reused and self.ending.is_set():
             answer = self._exchange(request)
         if answer is None:
-            raise Lost(f"{model}: the connection was closed without an answer")
+            which = f"a {'kept' if reused else 'new'} one, {'at the end' if self.ending.is_set() else 'before the end'}"
+            raise Lost(f"{model}: the connection ({which}) was closed without an answer")
         return answer
 
     def _request(self, model: str, value: float) -> bytes:
@@ -336,6 +337,8 @@ def run_chaos(quick: bool, seed: int) -> tuple[str, bool, dict[str, Any]]:
         begun = time.monotonic()
         tally, ended = chaos(host, root, threads, requests, seed)
         took = time.monotonic() - begun
+        if tally.counts["lost"] + tally.counts["wrong"] + tally.counts["hung"]:
+            print(host.log())
     counts = tally.counts
     for fault in tally.faults:
         print(f"  {fault}")

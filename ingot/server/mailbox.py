@@ -19,10 +19,12 @@ class Mailbox:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._posted: collections.deque[Action] = collections.deque()
+        self._coming = False  # a run is on its way that sees what is posted now
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on actions run on this loop, whose thread this is."""
         self._loop, self._thread = loop, threading.get_ident()
+        self._coming = bool(self._posted)
         if self._posted:
             loop.call_soon(self._run)
 
@@ -32,10 +34,10 @@ class Mailbox:
 
     def post(self, action: Action) -> None:
         """Run it on the loop soon; dropped if the loop has ended."""
-        first = not self._posted
         self._posted.append(action)
-        if not first or self._loop is None or self._loop.is_closed():
+        if self._coming or self._loop is None or self._loop.is_closed():
             return
+        self._coming = True
         if self.here():
             self._loop.call_soon(self._run)
         else:
@@ -70,12 +72,9 @@ class Mailbox:
 
     def _run(self) -> None:
         """Everything posted; what an action posts in turn waits until there was a look at the input."""
+        self._coming = False  # before the look at what is there: whoever posts later calls again
         for _ in range(len(self._posted)):
             try:
-                self._posted[0]()
+                self._posted.popleft()()
             except Exception:
                 log.exception("an answer failed")
-            finally:
-                self._posted.popleft()
-        if self._posted and self._loop is not None:
-            self._loop.call_soon(self._run)

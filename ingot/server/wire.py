@@ -18,6 +18,7 @@ from typing import Any
 import httptools
 
 from ingot.server.heads import LONGEST, Head, Headers, Heads, header_lines, status_line
+from ingot.server.listening import end_listening
 from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
 
@@ -129,6 +130,8 @@ class Front:
         """Stop listening, close idle connections; those in an exchange close after their answer."""
         self.closing = True
         if self._server is not None:
+            for listening in self._server.sockets:
+                end_listening(listening.fileno())
             self._server.close()
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import socket
 import threading
 import time
@@ -224,3 +225,14 @@ def test_a_client_that_does_not_read_its_answers_is_not_read_either(running: Run
                 except BlockingIOError:
                     break
         assert sent < len(data) // 2
+
+
+def test_the_end_of_listening_is_one_for_a_child_that_has_the_socket_too(running: Running) -> None:
+    assert running.front._server is not None
+    held = os.dup(running.front._server.sockets[0].fileno())
+    try:
+        asyncio.run_coroutine_threadsafe(running.front.stop(), running.loop).result()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", running.port), timeout=60)
+    finally:
+        os.close(held)
