@@ -16,8 +16,8 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
-del os.environ["TRITON_INTERPRET"]  # children compile
 triton.knobs.runtime.interpret = True
+del os.environ["TRITON_INTERPRET"]  # which the knob sets too: children compile
 
 from ingot.kernels.cuda.build import Unit  # noqa: E402
 from ingot.kernels.cuda.compile import load  # noqa: E402
