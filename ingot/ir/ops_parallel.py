@@ -20,6 +20,14 @@ def _parallel_type(x: TensorType, weight: TensorType, bias: TensorType, *, sizes
     return tuple(TensorType(dtype or x.dtype, (*x.shape[:-1], size)) for size in sizes)
 
 
+def with_bias(scale: float, dtype: str) -> str:
+    """The epilogue of such a product where it is one output: scale * sums + bias in float32, as `dtype`."""
+    if scale == 1.0:
+        return f"Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast $2 -> {dtype}"
+    return (f"Cast %0 -> float32; Cast %1 -> float32; Mul $0 {scale!r} -> float32; Add $2 $1 -> float32; "
+            f"Cast $3 -> {dtype}")  # fmt: skip
+
+
 @op("ParallelLinear", "x weight bias", _parallel_type, sizes=Attribute("ints"), scale=Attribute("float", 1.0),
     dtype=Attribute("text", ""))  # fmt: skip
 def parallel_linear(x: Array, weight_KN: Array, bias_N: Array, *, sizes: Sequence[int], scale: float,

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ingot.ir.graph import add_constant, constant_of, dtype_of, make_node
+from ingot.ir.ops_parallel import with_bias
 from ingot.ir.provenance import merged_origins, set_origins
 from ingot.ir.shapes import shape_of
 from ingot.passes.facts import attribute, is_op, maker, only_reader
@@ -75,14 +76,11 @@ def _pack(graph: ir.Graph, node: ir.Node, parts: list[Part]) -> None:
     starts = np.cumsum([0, *attribute(source, "sizes")])
     columns = np.concatenate([np.arange(starts[part.index], starts[part.index + 1]) for part in parts])
     held = [add_constant(graph, array, source.name) for array in (weight[:, columns], bias[columns])]
-    scale, dtype = attribute(source, "scale"), dtype_of(source.outputs[0])
-    text = (f"Cast %0 -> float32; Mul $0 {scale!r} -> float32; Cast %1 -> float32; Add $1 $2 -> float32; "
-            f"Cast $3 -> {dtype}")  # fmt: skip
-    plain = f"Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast $2 -> {dtype}"
-    product = make_node("Linear", (source.inputs[0], *held), {"epilogue": plain if scale == 1.0 else text})
+    epilogue = with_bias(attribute(source, "scale"), dtype_of(source.outputs[0]))
+    product = make_node("Linear", (source.inputs[0], *held), {"epilogue": epilogue})
     kept = {name: attribute(node, name) for name in ("scale", "causal", "softcap")}
-    epilogue = attribute(node, "epilogue") if node.op_type == "NarrowAttention" else ""
-    sizes = {"heads": parts[0].heads, "groups": parts[1].heads, "epilogue": epilogue}
+    after = attribute(node, "epilogue") if node.op_type == "NarrowAttention" else ""
+    sizes = {"heads": parts[0].heads, "groups": parts[1].heads, "epilogue": after}
     attention = make_node("PackedAttention", (product.outputs[0], *node.inputs[3:]), {**kept, **sizes})
     for made, old in ((product, source), (attention, node)):
         made.name = old.name

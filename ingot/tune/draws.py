@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
-from ingot.kernels.node import Node, Port
+from ingot.kernels.node import Node
 from ingot.runtime.buffers import Array
-from ingot.tune.measure import draw
+from ingot.tune.measure import draw, with_drawn_weights
 
 _WEIGHT = 3.0  # times the root of the depth's inverse: sums of products are of order one
 _SCORED = 3.0  # of queries and keys: some scores stand out
@@ -54,12 +53,7 @@ def reaches(node: Node) -> tuple[float, ...]:
 
 def with_weights(node: Node) -> Node:
     """The node with weights in the places that `measure.without_weights` emptied."""
-
-    def drawn(index: int, port: Port | None) -> Port | None:
-        emptied = port is not None and port.constant is not None and port.constant.shape != port.shape
-        return replace(port, constant=number(node, index)) if port is not None and emptied else port
-
-    return replace(node, inputs=tuple(drawn(k, p) for k, p in enumerate(node.inputs)))
+    return with_drawn_weights(node, number)
 
 
 def feeds(node: Node) -> list[Array | None]:

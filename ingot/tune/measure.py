@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,14 +119,15 @@ def _promising(runners: Sequence[_Runner]) -> list[_Runner]:
     return [runner for runner in runners if min(runner.seconds) <= _CLOSE * best[runner.ports]]
 
 
-def with_drawn_weights(node: Node) -> Node:
-    """The node with weights in the places that `without_weights` emptied."""
+def with_drawn_weights(node: Node, numbers: Callable[[Node, int], Array] | None = None) -> Node:
+    """The node with weights in the places that `without_weights` emptied; `numbers`: those of an input, else `draw`."""
 
-    def drawn(port: Port | None) -> Port | None:
-        emptied = port is not None and port.constant is not None and port.constant.shape != port.shape
-        return replace(port, constant=draw(port)) if port is not None and emptied else port
+    def drawn(index: int, port: Port | None) -> Port | None:
+        if port is None or port.constant is None or port.constant.shape == port.shape:
+            return port
+        return replace(port, constant=numbers(node, index) if numbers else draw(port))
 
-    return replace(node, inputs=tuple(drawn(p) for p in node.inputs))
+    return replace(node, inputs=tuple(drawn(k, p) for k, p in enumerate(node.inputs)))
 
 
 def draw(port: Port) -> Array:

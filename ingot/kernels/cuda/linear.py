@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ingot.ir.expression import parse
+from ingot.ir.ops_parallel import with_bias
 from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import broadcast_strides, offset, unravel
@@ -68,11 +69,12 @@ def _prune(node: Node, target: Architecture, tile: str, split: int, join: int) -
     return join > split - 1 or split not in splits_for(_of(node), Tile.parse(tile), target)
 
 
-def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
+def linear_tiles(node: Node, target: Architecture) -> tuple[str, ...]:
+    """Tiles for its product."""
     return tiles_for(_of(node), target)
 
 
-_SPACE = {"tile": _tiles, "split": SPLITS, "join": JOINS}
+_SPACE = {"tile": linear_tiles, "split": SPLITS, "join": JOINS}
 
 
 @kernel("Linear", on="cuda", when=_linear_applies, cost=_price, prune=_prune, space=_SPACE)
@@ -88,10 +90,8 @@ def _parallel_applies(node: Node, target: Any) -> bool:
 @kernel("ParallelLinear", on="cuda", when=_parallel_applies, cost=_price, prune=_prune, space=_SPACE)
 def parallel_linear(build: CudaBuilder, node: Node, tile: str, split: int, join: int) -> None:
     """scale * (x[M, K] @ w[K, N]) + bias[N], the columns divided among the outputs"""
-    scale, dtype = float(node.attributes.get("scale", 1.0)), node.output.dtype
-    text = f"Cast %0 -> float32; Cast %1 -> float32; Mul $0 {scale!r} -> float32; Add $2 $1 -> float32"
-    text = text if scale != 1.0 else "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32"
-    build.node = replace(node, epilogue=parse(f"{text}; Cast ${2 + (scale != 1.0)} -> {dtype}"))
+    scale = float(node.attributes.get("scale", 1.0))
+    build.node = replace(node, epilogue=parse(with_bias(scale, node.output.dtype)))
     _emit_linear(build, build.node, tile, split, join, tuple(node.attributes["sizes"]))
 
 

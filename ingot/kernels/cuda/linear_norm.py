@@ -10,17 +10,16 @@ from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.axes import Axis
 from ingot.kernels.cuda.build import CudaBuilder, Handle
-from ingot.kernels.cuda.gemm import SPLITS, Problem, Tile, cost, emit_product, epilogue_fits, splits_for, tiles_for
-from ingot.kernels.cuda.linear import linear_problem, linear_sides
+from ingot.kernels.cuda.gemm import SPLITS, Problem, Tile, cost, emit_product, epilogue_fits, splits_for
+from ingot.kernels.cuda.linear import linear_problem, linear_sides, linear_tiles
 from ingot.kernels.cuda.norm import statistics
 from ingot.kernels.cuda.render import NARROW, converted, render
-from ingot.kernels.cuda.rows import Rows, open_tile, rows_of
+from ingot.kernels.cuda.rows import WHOLE, Rows, open_tile, rows_of
 from ingot.kernels.cuda.rows import Tile as RowTile
 from ingot.kernels.node import Node
 
 _EXTRAS = 4  # x, weight, scale, bias; what the epilogue inside reads follows
 _FINISH = 2.0  # microseconds of the second launch
-_LONGEST = 8192  # columns that a block holds at once
 
 
 def _with_epilogue(node: Node) -> Node:
@@ -29,7 +28,7 @@ def _with_epilogue(node: Node) -> Node:
 
 def _applies(node: Node, target: Any) -> bool:
     weight = node.input(1).constant
-    if weight is None or weight.ndim != 2 or 0 in weight.shape or weight.shape[1] > _LONGEST:
+    if weight is None or weight.ndim != 2 or 0 in weight.shape or weight.shape[1] > WHOLE:
         return False
     if node.dtype not in (*NARROW, "float32") or node.input(1).dtype != node.dtype:
         return False
@@ -44,11 +43,8 @@ def _prune(node: Node, target: Architecture, tile: str, split: int) -> bool:
     return split not in splits_for(linear_problem(node), Tile.parse(tile), target)
 
 
-def _tiles(node: Node, target: Architecture) -> tuple[str, ...]:
-    return tiles_for(linear_problem(node), target)
-
-
-@kernel("LinearNorm", on="cuda", when=_applies, cost=_price, prune=_prune, space={"tile": _tiles, "split": SPLITS})
+@kernel("LinearNorm", on="cuda", when=_applies, cost=_price, prune=_prune,
+        space={"tile": linear_tiles, "split": SPLITS})  # fmt: skip
 def linear_norm(build: CudaBuilder, node: Node, tile: str, split: int) -> None:
     """(y - mean) / sqrt(variance + epsilon) * scale + bias of y = epilogue(x[M, K] @ w[K, N]), row by row"""
     build.node = _with_epilogue(node)

@@ -13,7 +13,7 @@ from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div
 
 STORED = {**{dtype: LANGUAGE[dtype] for dtype in (*NARROW, "float32")}, "float8_e4m3fn": "tl.float8e4nv"}
-LARGEST = {"float8_e4m3fn": 448.0}  # numbers beyond become it
+LARGEST = {"float8_e4m3fn": 448.0}  # the largest number of a type; those beyond become it
 _HEADS = 8  # a block
 _COSINE, _SINE, _QUERY_SCALE, _KEY_SCALE = 4, 5, 6, 7
 

@@ -19,6 +19,7 @@ from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.paged_update import LARGEST
 from ingot.kernels.cuda.projection_row import MAIN, Stream, Work, order_of, source_of, store
 from ingot.kernels.cuda.projection_row import stream as stream_row
 from ingot.kernels.cuda.render import NARROW, can_render
@@ -27,7 +28,6 @@ from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
 _WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
-_EIGHTHS = {"float8_e4m3fn": 448.0}  # the largest number
 _LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
 _MULTIPLES = {1: 16, 2: 2, 4: 1}  # of the depth, for weights of so many bytes: they are loaded as words
 _GROUP = 8  # row tiles that share their columns in the second level of cache
@@ -44,7 +44,7 @@ def _applies(node: Node, target: Any) -> bool:
         return False
     if weight.dtype == "float32" and node.dtype != "float32":
         return False
-    if weight.dtype in _EIGHTHS and target.capability < EIGHTHS_FROM:
+    if weight.dtype in LARGEST and target.capability < EIGHTHS_FROM:
         return False
     if int(weight.shape[0]) % _MULTIPLES[size_of(weight.dtype)]:
         return False
@@ -75,7 +75,7 @@ def _cost(node: Node, target: Architecture, stream: str) -> float:
     weight, work = node.input(1), Work.of(node)
     assert isinstance(weight.bytes, int)
     usual = "4x2048w4"
-    if weight.dtype not in _EIGHTHS:
+    if weight.dtype not in LARGEST:
         small = work.columns * work.depth <= _SMALL
         usual = "2x4096w8" if work.parts > 1 or work.depth > _DEEP else "1x2048w4" if small else "2x2048w4"
     return target.pace.step + weight.bytes / (target.bandwidth * 900) + 0.01 * (stream != usual)
@@ -112,7 +112,7 @@ def rungs(work: Work, dtype: str) -> list[tuple[Rung, Tile]]:
     half = work.parts > 1
     if dtype == "float32":
         return [(Rung(2, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
-    if dtype in _EIGHTHS:
+    if dtype in LARGEST:
         return [
             (Rung(2, 64), Tile(64, 32 if half else 64, 128, 4, 5)),
             (Rung(65, 128), Tile(128, 32 if half else 64, 128, 4, 4)),
@@ -140,7 +140,7 @@ class Sides:
 
 def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
     """Rows normalised where there is a norm, and rounded to eight bits where the weights have them."""
-    node, rounded = build.node, packed.dtype in _EIGHTHS
+    node, rounded = build.node, packed.dtype in LARGEST
     if not rounded and not node.has_input(2):
         return Sides(build.input(0), packed)
     dtype = packed.dtype if rounded else node.dtype
@@ -160,8 +160,8 @@ def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
         f.emit(f"square = tl.sum(x * x) / {work.depth} + {node.attributes['epsilon']!r}")
         f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
     if sizes is not None:
-        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {_EIGHTHS[dtype]!r}")
-        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{_EIGHTHS[dtype]!r}), {_EIGHTHS[dtype]!r})")
+        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {LARGEST[dtype]!r}")
+        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{LARGEST[dtype]!r}), {LARGEST[dtype]!r})")
         f.emit(f"tl.store({f.pointer(sizes)} + tl.program_id(0), size)")
     f.emit(f"tl.store({f.pointer(made)} + place, x.to({_LANGUAGE[dtype]}), columns < {work.depth})")
     f.launch(work.rows)
@@ -223,7 +223,7 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
     bounds = f"0, {steps}" if split == 1 else f"part * share, tl.minimum(part * share + share, {steps})"
     cast = "" if weight.dtype == x.dtype else f".to({LANGUAGE[x.dtype]})"
     precision = ', input_precision="tf32x3"' if x.dtype == "float32" else ""
-    precision = f", max_num_imprecise_acc={tile.depth}" if x.dtype in _EIGHTHS else precision
+    precision = f", max_num_imprecise_acc={tile.depth}" if x.dtype in LARGEST else precision
     with f.block(f"for step in range({bounds}):"):
         a, b = "", ""
         if work.depth % tile.depth:

@@ -10,7 +10,7 @@ from ingot.kernels.cuda.axes import Axis, collapse, offset, unravel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.plan.extent import Extent, ceil_div, product
 
-_WHOLE = 8192  # elements of a row that is held in registers at once
+WHOLE = 8192  # elements of a row that is held in registers at once
 _PER_WARP = 256
 _MANY = 4096  # rows from which on a warp has twice as many elements: fewer waits for each other, 14 µs instead of 15.7
 
@@ -71,7 +71,7 @@ def shape_for(rows: Rows) -> Shape:
         columns = min(power_of_two(length), 64) if isinstance(length, int) else 32
         across = rows.kept[-1].size
         return Shape(min(power_of_two(across), 64) if isinstance(across, int) else 32, columns, length == columns)
-    if not isinstance(length, int) or length > _WHOLE:
+    if not isinstance(length, int) or length > WHOLE:
         return Shape(1, 2048, False)
     columns = power_of_two(length)
     many = isinstance(rows.count, int) and rows.count >= _MANY
