@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -113,6 +113,10 @@ class TimingCache:
         """Why the candidate was lost when it was tried."""
         outcome = self.times.get(node, {}).get(candidate)
         return outcome if isinstance(outcome, str) else None
+
+    def passed(self, node: str, candidates: Iterable[str]) -> dict[str, float]:
+        """The times of those that have one."""
+        return {name: time for name in candidates if (time := self.get(node, name)) is not None}
 
     def put(self, node: str, candidate: str, outcome: Outcome) -> None:
         """Remember a time or a failure."""

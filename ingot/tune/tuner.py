@@ -1,10 +1,10 @@
 """Where prices come from: estimates at level 0; above it the most promising candidates are timed, once per distinct
-node."""
+node. Where all of them are refused, more are: nothing that was not timed takes the place of what was."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +45,7 @@ LEVELS = {
 }
 
 
+_WIDER = 4  # times as many candidates are timed where those before all failed
 _ON_GPU = 4  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
 _CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
 
@@ -64,9 +65,10 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
     level = LEVELS[config.level]
     if target.target != "cpu":  # a GPU's steps all cost microseconds, and its microseconds more
         level = replace(level, worth=0.0, candidates=_ON_GPU * level.candidates, varied=True)
-    lists = shortlists(module, estimates, level)
+    lists = {work: nodes.able(work, chosen) for work, chosen in shortlists(module, estimates, level).items()}
+    lists = {work: able for work, able in lists.items() if len(able) > 1}
     try:
-        _measure(lists, nodes, cache, target, config, log)
+        _measure(lists, nodes, cache, level, config, log)
     finally:
         cache.save()  # Ctrl-C does not lose what has been measured
     return Measured(nodes, cache, lists, log)
@@ -90,6 +92,11 @@ class Nodes:
         """What the timing cache knows a work by."""
         return signature(self.estimates.bound(work), self.distant)
 
+    def able(self, work: Work, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Those that can be timed: a kernel for any number of rows may not apply to the typical number."""
+        node, target = self.estimates.bound(work), self.estimates.isa
+        return [c for c in candidates if c.kernel.when(node, target)]
+
 
 def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work, list[Candidate]]:
     """For each work with a real choice: the best few candidates of each kernel and layout by estimate. Estimates rank
@@ -97,19 +104,19 @@ def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work,
     lists: dict[Work, list[Candidate]] = {}
     for work in module.all_works():
         if work.kind == "native" and len(work.choices) > 1:
-            lists[work] = _shortlist(work, estimates, level)
+            lists[work] = _shortlist(work, work.choices, estimates, level)
     return {work: chosen for work, chosen in lists.items() if len(chosen) > 1}
 
 
-def _shortlist(work: Work, estimates: Estimates, level: Level) -> list[Candidate]:
-    ranked = sorted((estimates(work, c), i) for i, c in enumerate(work.choices))
-    generated = [cost for cost, index in ranked if work.choices[index].kernel.library is None]
+def _shortlist(work: Work, choices: Sequence[Candidate], estimates: Estimates, level: Level) -> list[Candidate]:
+    ranked = sorted((estimates(work, c), i) for i, c in enumerate(choices))
+    generated = [cost for cost, index in ranked if choices[index].kernel.library is None]
     best = generated[0] if generated else ranked[0][0]  # what libraries reach is guessed too well to measure others by
     if best == 0 or best < level.worth:
         return []
     taken: dict[tuple[str, Ports], list[Candidate]] = {}
     for cost, index in ranked:
-        candidate = work.choices[index]
+        candidate = choices[index]
         if cost <= level.hopeless * best:
             taken.setdefault((candidate.kernel.name, candidate.ports), []).append(candidate)
     return [c for group in taken.values() for c in _seated(group, level)]
@@ -139,6 +146,7 @@ class Measured:
             if key not in told:
                 told.add(key)
                 _tell_failures(work, key, cache, log)
+                _tell_second_choice(work, key, lists[work], cache, log)
 
     def __call__(self, work: Work, candidate: Candidate) -> float:
         if work not in self._prices:
@@ -146,17 +154,13 @@ class Measured:
         return self._prices[work].get(candidate_key(candidate), math.inf)
 
     def _prices_of(self, work: Work) -> dict[str, float]:
-        key, names = self._nodes.key(work), {candidate_key(c): c for c in work.choices}
-        timed = {name: t for name in names if (t := self._cache.get(key, name)) is not None}
-        if timed:
-            return timed
-        left = {n: self._estimates(work, c) for n, c in names.items() if self._cache.failure(key, n) is None}
-        if not left:
+        timed = self._cache.passed(self._nodes.key(work), map(candidate_key, work.choices))
+        if not timed:
             raise BuildError(
                 f"every kernel for {work.op} {_nodes(work)} failed when it was timed; this is a bug in Ingot. "
                 "Build with level 0, or with another timing cache if the machine was to blame"
             )
-        return left
+        return timed
 
 
 def _tell_failures(work: Work, key: str, cache: TimingCache, log: BuildLog) -> None:
@@ -167,26 +171,56 @@ def _tell_failures(work: Work, key: str, cache: TimingCache, log: BuildLog) -> N
             log.note("dropped tactic", _nodes(work), f"{candidate.label}: {reason}", remedy)
 
 
+def _tell_second_choice(work: Work, key: str, first: Sequence[Candidate], cache: TimingCache, log: BuildLog) -> None:
+    if not cache.passed(key, map(candidate_key, first)):
+        log.note("second choice", _nodes(work), f"all {len(first)} candidates that were timed first failed",
+                 "others were timed in their place, and passed")  # fmt: skip
+
+
 def _nodes(work: Work) -> str:
     return ", ".join(work.origins) or work.name
 
 
-def _measure(
-    lists: Mapping[Work, Sequence[Candidate]],
-    nodes: Nodes,
-    cache: TimingCache,
-    isa: Target,
-    config: BuildConfig,
-    log: BuildLog,
-) -> None:
-    """Fill the cache with what the shortlists need."""
+Lists = Mapping[Work, Sequence[Candidate]]
+
+
+def _measure(lists: Lists, nodes: Nodes, cache: TimingCache, level: Level, config: BuildConfig, log: BuildLog) -> None:
+    """Fill the cache with what the shortlists need, and with more where all of a list failed."""
+    log.figures["candidates timed"] = 0
+    stage = f"tune {nodes.estimates.isa.name}"
+    while lists:
+        _time(_missing(lists, nodes, cache), nodes, cache, config, log, stage)
+        level = replace(level, candidates=_WIDER * level.candidates, hopeless=math.inf, worth=0.0)
+        left = {work: untried for work in lists if (untried := _untried(work, nodes, cache))}
+        lists = {work: _shortlist(work, untried, nodes.estimates, level) for work, untried in left.items()}
+        stage = f"tune {nodes.estimates.isa.name}, second choices"
+
+
+def _untried(work: Work, nodes: Nodes, cache: TimingCache) -> list[Candidate]:
+    """What is left of a work of which nothing passed."""
+    known = cache.times.get(nodes.key(work), {})
+    names = [candidate_key(c) for c in work.choices]
+    if cache.passed(nodes.key(work), names):
+        return []
+    return nodes.able(work, [c for name, c in zip(names, work.choices, strict=True) if name not in known])
+
+
+Missing = Mapping[str, tuple[Work, list[Candidate]]]
+
+
+def _missing(lists: Lists, nodes: Nodes, cache: TimingCache) -> Missing:
+    """What nobody has timed yet, by signature."""
     missing: dict[str, tuple[Work, list[Candidate]]] = {}
     for work, candidates in lists.items():
         key = nodes.key(work)
         unknown = [c for c in candidates if candidate_key(c) not in cache.times.get(key, {})]
         if unknown and key not in missing:
             missing[key] = (work, unknown)
-    log.figures["candidates timed"] = sum(len(c) for _, c in missing.values())
+    return missing
+
+
+def _time(missing: Missing, nodes: Nodes, cache: TimingCache, config: BuildConfig, log: BuildLog, stage: str) -> None:
+    log.figures["candidates timed"] += sum(len(c) for _, c in missing.values())
     if not missing:
         return
     if config.timing_cache_only:
@@ -196,8 +230,8 @@ def _measure(
         )
     anchors = {key: _anchor(key, work, cache) for key, (work, _) in missing.items()}
     todo = [_trial(key, work, unknown, anchors[key], nodes) for key, (work, unknown) in missing.items()]
-    level = LEVELS[config.level]
-    for trial, outcomes in trials.run(todo, isa, level.budget, lambda share: log.advance(f"tune {isa.name}", share)):
+    budget = LEVELS[config.level].budget
+    for trial, outcomes in trials.run(todo, nodes.estimates.isa, budget, lambda share: log.advance(stage, share)):
         _remember(trial, outcomes, anchors[trial.key], cache)
 
 

@@ -20,7 +20,7 @@ from ingot.errors import BuildError
 from ingot.kernels import Candidate
 from ingot.kernels.cpu import workers
 from ingot.kernels.cpu.standalone import native_isa
-from ingot.report import last_log
+from ingot.report import BuildLog, last_log
 from ingot.tune import trials, tuner
 from ingot.tune.cache import candidate_key
 from ingot.tune.tuner import LEVELS, Level
@@ -175,12 +175,56 @@ def test_each_fault_loses_its_candidate_only_and_is_named(faulty: None, tmp_path
     assert saved(again, tmp_path / "b") == saved(engine, tmp_path / "a")
 
 
-def test_when_all_timed_candidates_fail_another_is_taken(faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_all_timed_candidates_fail_others_are_timed(
+    faulty: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(LEVELS, 3, Level(4, 0.02, worth=0.0))  # the faulty ones make all others look hopeless
-    engine = ingot.build(abs_model(), level=3)
-    assert len(failures()) == 4
+    cache = tmp_path / "times"
+    engine = ingot.build(abs_model(), level=3, timing_cache=cache)
+    assert len(failures()) == 4 and last_log().figures["candidates timed"] > 4
+    (known,) = json.loads(cache.read_text())["machines"].values()
+    assert sum(not isinstance(t, str) for times in known.values() for t in times.values()) > 0
+    (told,) = (n for n in last_log().notices if n.kind == "second choice")
+    assert told.node == "users_abs" and "all 4 candidates" in told.reason
     (segment,) = engine.variants[0].plan.segments
     assert "faulty" not in str(segment)
+    again = ingot.build(abs_model(), level=3, timing_cache=cache, timing_cache_only=True)
+    assert last_log().figures["candidates timed"] == 0 and told in last_log().notices
+    assert saved(again, tmp_path / "b") == saved(engine, tmp_path / "a")
+
+
+def test_the_last_candidate_is_found_behind_any_number_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, tried = BuildLog(), []
+
+    def run(todo: list[trials.Trial], *_: object) -> Iterator[tuple[trials.Trial, list[trials.Outcome]]]:
+        for trial in todo:
+            tried.append([c.tactic["t"] for c in trial.candidates])
+            yield trial, [5.0 if c.tactic["t"] == 40 else "wrong" for c in trial.candidates]
+
+    monkeypatch.setattr(trials, "run", run)
+    x, y = tensor("x", (64, 64, 64, 64)), tensor("y", (64, 64, 64, 64))
+    choices = [replace(candidate("k"), tactic={"t": t}) for t in range(41)]
+    node = work("w", [x], [y], choices)
+    price = tuner.prices(module([x], [y], [node]), native_isa(), {}, ingot.BuildConfig(level=2), log)
+    assert list(map(len, tried)) == [2, 8, 31] and [t for more in tried for t in more] == list(range(41))
+    assert [price(node, c) for c in choices] == [float("inf")] * 40 + [5.0]
+
+
+def test_kernels_that_do_not_apply_to_the_typical_size_are_chosen_by_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingot import kernels
+
+    def any_size(entry: kernels.Kernel) -> kernels.Kernel:
+        return replace(entry, when=lambda n, isa: entry.when(n, isa) and isinstance(n.output.shape[0], str))
+
+    kernels._load("cpu")
+    table = kernels._TABLE["Pointwise", "cpu"]
+    monkeypatch.setitem(kernels._TABLE, ("Pointwise", "cpu"), list(map(any_size, table)))
+    monkeypatch.setitem(LEVELS, 3, Level(4, 0.02, worth=0.0))
+    profile = ingot.Profile(x=((1, 1024), (8, 1024), (64, 1024)))
+    engine = ingot.build(abs_model(("N", 1024)), level=3, profiles=[profile])
+    assert not failures() and last_log().figures["candidates timed"] == 0
+    x = np.linspace(-1, 1, 8 * 1024, dtype=np.float32).reshape(8, 1024)
+    assert np.array_equal(ingot.Session(engine).run({"x": x})["y"], np.abs(x))
 
 
 def test_when_every_candidate_fails_the_build_says_so(faulty: None, monkeypatch: pytest.MonkeyPatch) -> None:
