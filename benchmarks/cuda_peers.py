@@ -5,8 +5,8 @@
     python -m benchmarks.cuda_peers merge ours.json peers.json [--name h200-peers]
 
 Both sides have the same modules (benchmarks/torch_models.py): PyTorch runs them in fp16, channels last; Ingot builds
-their export. Both record the same matmul and copy, so that their runs can be set side by side. All weights are what
-the module has. Three times are taken of each:
+their export with inputs and outputs in fp16 as PyTorch's are. Both record the same matmul and copy, so that their runs
+can be set side by side. All weights are what the module has. Three times are taken of each:
   ms         one call among 30 in a row by events on the GPU, the median of seven such rows: what a busy server sees
   alone ms   one call on an idle GPU, between two events, the median of 50: what one request sees
   call ms    the same by the clock of who calls and waits, tensors on the device on both sides
@@ -33,7 +33,7 @@ import numpy as np
 
 from benchmarks import cuda_check
 from benchmarks.cuda_peer_torch import ALONE, peer
-from benchmarks.cuda_rows import CACHE, ROWS, Row, difference, export, folder, ratio_to_noise, row_of
+from benchmarks.cuda_rows import CACHE, ROWS, Row, difference, export, feeds_of, folder, ratio_to_noise, row_of
 from benchmarks.timing import RESULTS
 
 ROOT = Path(__file__).parent.parent
@@ -54,10 +54,9 @@ def ours(row: Row, level: int, cache: Path) -> dict[str, Any]:
 
     start = time.perf_counter()
     engine = ingot.build(folder(row) / "model.onnx", target="cuda", precision="fp16", verify=False, level=level,
-                         timing_cache=cache)  # fmt: skip
+                         timing_cache=cache, input_types=("float16",), output_types=("float16",))  # fmt: skip
     built, log = time.perf_counter() - start, last_log()
-    held = np.load(folder(row) / "inputs.npz")
-    feeds = {spec.name: held[key] for spec, key in zip(engine.inputs, held.files, strict=True)}
+    feeds = feeds_of(row, engine.inputs)
     with ingot.Session(engine, device="cuda") as session:
         (mine,) = session.run(feeds).values()
         frame = session._executor.take(tuple(x.shape for x in feeds.values()))
@@ -129,12 +128,11 @@ def _first_result(row: Row) -> dict[str, Any]:
 def first(row: Row) -> dict[str, Any]:
     import ingot
 
-    held = np.load(folder(row) / "inputs.npz")
-    arrays = [held[key] for key in held.files]
+    feeds = feeds_of(row, ingot.Engine.load(folder(row) / "model.engine").inputs)
     start = time.perf_counter()
     engine = ingot.Engine.load(folder(row) / "model.engine")
     with ingot.Session(engine, device="cuda") as session:
-        session.run({spec.name: x for spec, x in zip(engine.inputs, arrays, strict=True)})
+        session.run(feeds)
     return {"first result s": time.perf_counter() - start}
 
 

@@ -1,10 +1,13 @@
 """The networks that are measured on a GPU: what is asked of them, their export, what float32 gives for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ingot.plan.plan import TensorSpec
 
 CACHE = Path(__file__).parent.parent / "build" / "cuda_peers"
 CALIBRATORS = {"int8": "percentile", "fp8": "minmax"}  # E4M3 has the range, only clipping hurts
@@ -107,6 +110,12 @@ def _export(row: Row) -> dict[str, Any]:
     np.savez(where / "inputs.npz", *(x.numpy() for x in inputs))
     (where / "partial.onnx").rename(where / "model.onnx")
     return {}
+
+
+def feeds_of(row: Row, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """The row's inputs as an engine takes them."""
+    held = np.load(folder(row) / "inputs.npz")
+    return {spec.name: held[key].astype(spec.dtype) for spec, key in zip(specs, held.files, strict=True)}
 
 
 def difference(row: Row, mine: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from ingot import passes
 from ingot.config import SPLIT_ERROR, BuildConfig
 from ingot.engine import Engine, Variant, plan_bytes
 from ingot.errors import BuildError, ConfigError
+from ingot.importers import ends
 from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.graph import dtype_of
@@ -64,6 +65,7 @@ def import_model(model: Any, config: BuildConfig, log: BuildLog) -> onnx_ir.Mode
             source = torch_importer.load(*model)
         else:
             source = onnx_importer.load(model)
+        ends.retype(source, config.input_types, config.output_types)
         shapes.infer(source)
         check_profiles(source, config)
         return source

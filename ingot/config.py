@@ -15,6 +15,7 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "host": ("fp32",), "cuda": ("fp32", "tf32
 # Errors of products in two bfloat16 parts and in one, relative to the magnitudes multiplied.
 SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
 _ROUNDING = {"fp16": 2.0**-11, "bf16": BFLOAT16_ERROR}
+FLOATS = ("float32", "float16", "bfloat16", "float64")
 LIBRARIES = ("cublaslt", "cudnn")
 ON_REQUEST = ("cudnn_fused",)  # what is not trusted yet
 
@@ -57,6 +58,8 @@ class BuildConfig:
     arena. seed: of generated verification inputs. overflows: tensors by name, with the range observed, that a 16-bit
     type cannot hold: with fp16 the steps that write or read them stay in float32 (`ingot.precision.overflow`).
     libraries: whose tactics may be timed beside generated kernels, on a GPU that is here, where they are installed.
+    input_types, output_types: floating types in which inputs are given and outputs come, where they are not to be the
+    model's: one for each ("" as the model has it), or one for all.
     """
 
     target: str = "cpu"
@@ -75,6 +78,8 @@ class BuildConfig:
     memory_limit: int | None = None
     seed: int = 0
     libraries: Sequence[str] = LIBRARIES
+    input_types: Sequence[str] = ()
+    output_types: Sequence[str] = ()
     overflows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,6 +96,8 @@ class BuildConfig:
         if unknown := set(self.libraries) - {*LIBRARIES, *ON_REQUEST}:
             known = ", ".join((*LIBRARIES, *ON_REQUEST))
             raise ConfigError(f"there is no library {min(unknown)!r} with tactics; there is {known}")
+        if unknown := {*self.input_types, *self.output_types} - {"", *FLOATS}:
+            raise ConfigError(f"inputs and outputs cannot be given as {min(unknown)!r}; use one of {', '.join(FLOATS)}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
         for name, tolerance in (("atol", self.atol), ("rtol", self.rtol)):

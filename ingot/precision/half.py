@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from ingot.ir.graph import (
     add_constant,
     attributes,
     constant_of,
+    data_type,
     dtype_name,
     is_canonical,
     make_node,
     replace_node,
     set_type,
+    substitute,
     type_of,
 )
 from ingot.ir.ops_linear import SHORT_INTEGERS
@@ -68,7 +71,9 @@ class _Change:
     _widened: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def node(self, node: ir.Node) -> None:
-        """One node of the graph: converted, or fed with float32."""
+        """One node of the graph: converted, or fed with float32, or gone as there is nothing to convert any more."""
+        if self._needless(node):
+            return
         concerned = any(self._was_wide(v) for v in (*node.inputs, *node.outputs))
         if is_canonical(node) and self.scope.takes(node) and concerned:
             self._convert(node)
@@ -78,6 +83,23 @@ class _Change:
             for index, value in enumerate(graph_node.inputs):
                 if value in self.narrow:
                     graph_node.replace_input_with(index, self._wide(value, node))
+
+    def _needless(self, node: ir.Node) -> bool:
+        """Whether it was a conversion between float32 and the narrow type, from an input or to a result, and went."""
+        value, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if value is None or not _only_converts(node) or value.is_graph_output():
+            return False
+        types = value.dtype, dtype_name(result.dtype)
+        enters = not self._was_wide(value) and types == (data_type(self.dtype), _WIDE) and value.is_graph_input()
+        if enters and all(starmap(_widens, value.uses())) and not result.is_graph_output():
+            self.narrow.add(value)
+            substitute(result, value, inherit=False)
+        elif value in self.narrow and types[1] == self.dtype and not value.is_graph_input():
+            substitute(result, value)
+        else:
+            return False
+        self.graph.remove(node, safe=True)
+        return True
 
     def _was_wide(self, value: ir.Value | None) -> bool:
         return value is not None and (value in self.narrow or dtype_name(value.dtype) == _WIDE)
@@ -189,6 +211,24 @@ def _continued(made: Expression, old: Expression, places: dict[int, Operand]) ->
         )
         moved.append(expressions.Instruction(instruction.op, operands, instruction.dtype, instruction.attributes))
     return Expression((*made.instructions, *moved))
+
+
+def _only_converts(node: ir.Node) -> bool:
+    if node.op_type != "Pointwise" or not is_canonical(node) or len(node.inputs) != 1:
+        return False
+    steps = expressions.parse(attributes(node)["expression"]).instructions
+    return len(steps) == 1 and steps[0].op == "Cast" and not steps[0].attributes
+
+
+def _widens(node: ir.Node, index: int) -> bool:
+    """Whether the first thing that an elementwise expression does with the node's input is to make it float32."""
+    key = next((k for k in ("expression", "epilogue") if k in node.attributes), None)
+    if not is_canonical(node) or key is None:
+        return False
+    operand = index if key == "expression" else index - _main_inputs(node) + 1
+    steps = expressions.parse(attributes(node)[key]).instructions
+    reading = [step for step in steps if Input(operand) in step.operands]
+    return operand >= (key == "epilogue") and all((step.op, step.dtype) == ("Cast", _WIDE) for step in reading)
 
 
 def _main_inputs(node: ir.Node) -> int:

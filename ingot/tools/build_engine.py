@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tacticSources", default="", help="libraries tried beside generated kernels on a GPU, e.g. -CUDNN,+CUBLAS_LT"
     )
+    for end in ("input", "output"):
+        parser.add_argument(f"--{end}IOFormats", default="", help=f"types of {end}s, for each or one for all: fp16:chw")
     parser.add_argument("--timingCacheFile", help="file of measured times, read and extended")
     parser.add_argument(
         "--retune", action="store_true", help="time anew on this machine what the engine holds for it; its options stay"
@@ -79,7 +81,21 @@ def config_from(arguments: argparse.Namespace) -> BuildConfig:
         variants=tuple(filter(None, arguments.variants.split(","))), verify=not arguments.no_verify,
         exact=arguments.exact, libraries=libraries_from(arguments.tacticSources),
         atol=arguments.atol, rtol=arguments.rtol, timing_cache=arguments.timingCacheFile, memory_limit=limit,
+        input_types=types_from(arguments.inputIOFormats), output_types=types_from(arguments.outputIOFormats),
     )  # fmt: skip
+
+
+_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_KEPT_TYPES = ("int8", "int32", "int64", "uint8", "bool", "fp8")  # trtexec wants them named; they stay
+
+
+def types_from(text: str) -> tuple[str, ...]:
+    """What trtexec's `--inputIOFormats` names: float types of row-major tensors; "" where it names no such type."""
+    words = [word.partition(":") for word in filter(None, text.split(","))]
+    for kind, _, layout in words:
+        if layout not in ("", "chw") or kind not in (*_TYPES, *_KEPT_TYPES):
+            raise ConfigError(f"there is no format {kind}:{layout}; write fp32:chw, fp16:chw or bf16:chw")
+    return tuple(_TYPES.get(kind, "") for kind, _, _ in words)
 
 
 _SOURCES = {"CUBLAS_LT": "cublaslt", "CUDNN": "cudnn", "CUDNN_FUSED": "cudnn_fused"}

@@ -123,6 +123,9 @@ def build(
     config = replace(config, precision=wanted.rest)
     if wanted.request is None:
         return ingot.build(model, config, progress), None, None
+    if config.input_types or config.output_types:
+        raise ConfigError("what is searched with --data or for narrow layers takes and gives what the model does; "
+                          "leave --inputIOFormats and --outputIOFormats out")  # fmt: skip
     from ingot.precision import mixed
 
     if not wanted.request.formats and wanted.request.budget is None:

@@ -21,7 +21,7 @@ from ingot.precision.user_code import module_of
 from ingot.report import last_log
 from ingot.tools import failures, files, latency, precision_flags, trtexec_report
 from ingot.tools.accuracy import gate
-from ingot.tools.build_engine import as_text, summarise
+from ingot.tools.build_engine import as_text, summarise, types_from
 from ingot.tools.inputs import make_feeds, pairs
 from ingot.tools.progress import build_progress
 from ingot.tools.shapes import profile_from, sizes_of
@@ -123,6 +123,8 @@ def _config(flags: Flags) -> BuildConfig:
         profiles=(profile or _default_profile(flags),) if profile or _dynamic(flags) else (),
         level=int(setting(flags, "builderOptimizationLevel")), timing_cache=cache, memory_limit=memory_limit(flags),
         timing_cache_only="errorOnTimingCacheMiss" in flags, exact="noTF32" in flags,
+        input_types=types_from(flags.get("inputIOFormats", "")),
+        output_types=types_from(flags.get("outputIOFormats", "")),
     )  # fmt: skip
     return replace(config, **tolerance)
 
