@@ -55,9 +55,9 @@ class RankRunner(EngineRunner):
         return max(int(self.group.all_gather(np.array([mine])).min()), 1)
 
     def close(self) -> None:
-        """Leave the group, stop the session's threads; idempotent."""
-        self.group.close()
+        """Stop the session's threads, leave the group; idempotent."""
         super().close()
+        self.group.close()
 
 
 class LeadingRunner(RankRunner):

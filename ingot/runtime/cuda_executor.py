@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Variant
-from ingot.errors import DeviceError, InputError
+from ingot.errors import InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
-from ingot.plan.plan import GraphSegment, Launch, Plan, Segment, Value
-from ingot.runtime import cubins, cuda, dlpack, library, nvtx
+from ingot.plan.plan import CollectiveSegment, GraphSegment, Plan, Segment, Value
+from ingot.runtime import cubins, cuda, dlpack, nccl, nvtx
 from ingot.runtime.buffers import Array
+from ingot.runtime.cuda_launches import Launches
 from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
 from ingot.runtime.group import Group
 
 _DEVICE_ALIGNMENT = 256
-_LARGEST_GRID = (2**31 - 1, 65535, 65535)
 _MOST_ELEMENTS, _GRAPHS_KEPT = 2**31, 16  # kernels count in 32 bits; graphs of a frame for tensors of others
 Addresses = tuple[tuple[int, int], ...]  # (storage, address) of what is used in the place of the frame's own
 
@@ -75,7 +75,10 @@ class CudaExecutor(Executor):
         self.marks = nvtx.Marks()
         self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1" or self.marks.wanted
         self.resident: dict[int, int] = {}  # storage -> address
+        exchanging = group is not None and any(isinstance(s, CollectiveSegment) for s in plan.segments)
+        self.ranks = nccl.connect(loaded.context, group) if group is not None and exchanging else None
         super().__init__(plan, None, loaded.weights, None, group)
+        self.together = self._together()
 
     @property
     def context(self) -> cuda.Context:
@@ -95,10 +98,28 @@ class CudaExecutor(Executor):
         return CudaExecutor(plan, self.loaded, self.group)
 
     def _prepare(self, segment: Segment) -> Action:
-        if not isinstance(segment, GraphSegment):
+        if not self._on_stream(segment):
             return super()._prepare(segment)
-        number = self.plan.segments.index(segment)
-        return lambda frame: _cuda(frame).launch(number)
+        return partial(_launch, [self.plan.segments.index(segment)])
+
+    def _on_stream(self, segment: Segment) -> bool:
+        return isinstance(segment, GraphSegment) or (self.ranks is not None and isinstance(segment, CollectiveSegment))
+
+    def _together(self) -> list[Action]:
+        """The plan's actions, segments on the stream that follow each other as one."""
+        found: list[Action] = []
+        for joined, group in groupby(enumerate(self.plan.segments), lambda pair: self._on_stream(pair[1])):
+            numbers = [number for number, _ in group]
+            found += [partial(_launch, numbers)] if joined else [self.actions[number] for number in numbers]
+        return found
+
+    def close(self) -> None:
+        """Leave the other ranks, whose sums are in graphs; idempotent."""
+        if self.ranks is not None:
+            with self._lock:
+                for frame in (frame for frames in self._free.values() for frame in frames):
+                    _cuda(frame).forget_graphs(every=True)
+            self.ranks.close()
 
     @property
     def arena_bytes(self) -> int:
@@ -112,6 +133,10 @@ def _cuda(frame: Frame) -> CudaFrame:
     return frame
 
 
+def _launch(numbers: Sequence[int], frame: Frame) -> None:
+    _cuda(frame).launch(*numbers)
+
+
 class CudaFrame(Frame):
     """Device memory for one set of shapes: arena, inputs and outputs in one block, pinned copies of the latter two."""
 
@@ -121,8 +146,8 @@ class CudaFrame(Frame):
         self.loaded, self.context = executor.loaded, executor.loaded.context
         self.context.activate()
         self.stream = self.context.stream()
-        self._graphs: OrderedDict[tuple[int, Addresses], Any] = OrderedDict()
-        self._libraries: dict[int, Mapping[int, library.Replacement]] = {}
+        self._graphs: OrderedDict[tuple[tuple[int, ...], Addresses], Any] = OrderedDict()
+        self._launches = Launches(self)
         self._recent: OrderedDict[Addresses, None] = OrderedDict()
         self._late_device: dict[int, cuda.Allocation] = {}
         self._addresses: Addresses = ()
@@ -183,8 +208,12 @@ class CudaFrame(Frame):
     def _shape(self, value: Value) -> list[int]:
         return [evaluate(d, self.symbols) for d in value.shape]
 
+    def elements(self, value: Value) -> int:
+        """How many the value has at these sizes."""
+        return int(np.prod(self._shape(value), dtype=np.int64))
+
     def _extent_bytes(self, value: Value) -> int:
-        return int(np.prod(self._shape(value), dtype=np.int64)) * numpy_dtype(value.dtype).itemsize
+        return self.elements(value) * numpy_dtype(value.dtype).itemsize
 
     def _shaped(self, memory: Array, value: Value) -> Array:
         return memory[: self._extent_bytes(value)].view(numpy_dtype(value.dtype)).reshape(self._shape(value))
@@ -240,7 +269,7 @@ class CudaFrame(Frame):
             self._borrow(inputs, targets)
             for index, x in zip(self.plan.inputs, inputs, strict=True):
                 self._take_input(index, x)
-            for action in actions or self.executor.actions:
+            for action in actions or self.executor.together:
                 action(self)
 
     def _borrow(self, inputs: Sequence[Any], targets: Mapping[int, Any]) -> None:
@@ -354,8 +383,12 @@ class CudaFrame(Frame):
             self._copy(view.address, int(self.pointers[value.storage]), self._extent_bytes(value))
 
     def wait(self, what: str) -> None:
-        """Until the stream's work is done."""
-        self.context.wait(self.stream, what)
+        """Until the stream's work is done. GroupLost where another rank, which it waited for, has ended."""
+        try:
+            self.context.wait(self.stream, what)
+        finally:
+            if self.executor.ranks is not None:
+                self.executor.ranks.check()
 
     # -- values for host steps --
     def argument(self, index: int) -> Any:
@@ -388,18 +421,23 @@ class CudaFrame(Frame):
             self.wait(f"the copy of {value.name!r} to the device")  # the array may be gone after this
 
     # -- graphs --
-    def launch(self, number: int) -> None:
-        """Run a graph segment: captured once per frame, eagerly where sizes come with the data."""
+    def launch(self, *numbers: int) -> None:
+        """Run segments that follow each other: captured once per frame, eagerly where sizes come with the data."""
         if self.executor.eager:
-            self._enqueue(number)
+            self._enqueue(numbers)
             return
-        key = number, self._addresses
+        key = numbers, self._addresses
         if key not in self._graphs:
-            self._load(number)
-            self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(number))
+            for number in numbers:
+                self._launches.load(number)
+            self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(numbers))
             self.forget_graphs()
         self._graphs.move_to_end(key)
         self.context.call("cuGraphLaunch", self._graphs[key], self.stream)
+
+    def _enqueue(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._launches.put(number)
 
     def forget_graphs(self, every: bool = False) -> None:
         """Those for tensors of others that were not used lately, or every one."""
@@ -407,64 +445,14 @@ class CudaFrame(Frame):
         for key in lent[: max(len(lent) - _GRAPHS_KEPT * (not every), 0)]:
             self.context.call("cuGraphExecDestroy", self._graphs.pop(key))
 
-    def _segment(self, number: int) -> GraphSegment:
-        segment = self.plan.segments[number]
-        assert isinstance(segment, GraphSegment)
-        return segment
-
-    def _load(self, number: int) -> None:
-        """Loading is not allowed while a stream is being captured."""
-        replaced = self._replaced(number)
-        for launch in self._segment(number).launches:
-            if launch.step not in replaced:
-                self.loaded.kernels.function(launch.entry)
-
-    def _replaced(self, number: int) -> Mapping[int, library.Replacement]:
-        """Steps of a segment that a library computes here."""
-        if number not in self._libraries:
-            calls = self._segment(number).libraries
-            self._libraries[number] = library.replacements(self.context, self.loaded.kernels, calls, self.symbols)
-        return self._libraries[number]
-
-    def _enqueue(self, number: int, between: Callable[[int], None] = lambda step: None) -> None:
-        """Every launch of the segment; `between(step)` before the first launch of each step."""
-        segment, replaced, latest = self._segment(number), self._replaced(number), -1
-        synchronous = os.environ.get("INGOT_CUDA_SYNC") == "1"
-        for launch in segment.launches:
-            if latest == launch.step and latest in replaced:
-                continue
-            while latest < launch.step:
-                latest += 1
-                between(latest)
-            step = segment.steps[launch.step]
-            with self.executor.marks.step(step):
-                self._put(launch, replaced.get(launch.step))
-            if synchronous:
-                self.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
-
-    def _put(self, launch: Launch, instead: library.Replacement | None = None) -> None:
-        if instead is not None:
-            library.put(instead, self.pointers, self.stream)
-            return
-        grid = [evaluate(e, self.symbols) for e in launch.grid]
-        grid += [1] * (3 - len(grid))
-        if 0 in grid:
-            return
-        if any(n > most for n, most in zip(grid, _LARGEST_GRID, strict=True)):
-            raise DeviceError(f"{launch.entry} would need {grid} blocks, at most {_LARGEST_GRID} are allowed")
-        values = (*(int(self.pointers[p]) for p in launch.pointers), *(int(self.extents[e]) for e in launch.extents))
-        kinds = (ctypes.c_void_p,) * len(launch.pointers) + (ctypes.c_int,) * len(launch.extents)
-        arguments = ((*values, 0, 0), (*kinds, ctypes.c_void_p, ctypes.c_void_p))  # Triton's two scratch pointers
-        self.loaded.kernels.launch(launch.entry, grid, arguments, self.stream)
-
     def step_times(self, segment: GraphSegment, repeats: int = 1) -> list[float]:
         """Microseconds of each step, by events between the steps of one graph; the best of `repeats` runs."""
         number = self.plan.segments.index(segment)
         events = [self.context.event() for _ in range(len(segment.steps) + 1)]
-        self._load(number)
+        self._launches.load(number)
 
         def record() -> None:
-            self._enqueue(number, lambda step: self.context.record(events[step], self.stream))
+            self._launches.put(number, lambda step: self.context.record(events[step], self.stream))
             self.context.record(events[-1], self.stream)
 
         graph = self.context.capture(self.stream, record)

@@ -85,6 +85,9 @@ class Executor:
         """Inputs that stay on a GPU; only an executor on one has them."""
         raise DeviceError("inputs are kept by sessions on a GPU; this is a bug in Ingot")
 
+    def close(self) -> None:
+        """Leave what a session shares with others; idempotent."""
+
     def _frame(self, shapes: Shapes, outer: Bindings) -> Frame:
         return Frame(self, shapes, outer)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,10 @@ class Group(Protocol):
 
     def all_gather(self, x: Array) -> Array:
         """Everybody's x, [ranks, *x.shape]. GroupLost."""
+        ...
+
+    def ended(self, patience: float) -> str:
+        """Why nothing can be told any more, within so many seconds; "" while all are there."""
         ...
 
     def close(self) -> None:
@@ -118,6 +123,16 @@ class SharedGroup:
         length = _LENGTH.unpack(self._receive(0, _LENGTH.size))[0]
         self.sockets[0].settimeout(self.patience)
         return self._receive(0, length)
+
+    def ended(self, patience: float) -> str:
+        """Why nothing can be told any more, as soon as that is so, within so many seconds; "" while all are there."""
+        ranks = {each.fileno(): rank for rank, each in list(self.sockets.items()) if each.fileno() >= 0}
+        watched = select.poll()
+        for number in ranks:
+            watched.register(number, select.POLLRDHUP)
+        found = [] if self.lost else watched.poll(patience * 1e3)
+        gone = [ranks[number] for number, _ in found if number in ranks]
+        return self.lost or (f"rank {gone[0]} of {self.ranks} has ended" if gone else "")
 
     def close(self) -> None:
         """Leave; the others learn of it."""

@@ -206,6 +206,7 @@ class Session:
             self._pool.shutdown()
         if self._team is not None:
             self._team.close()
+        self._executor.close()
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -75,7 +76,8 @@ class FakeDriver:
     calls: Counter[str] = field(default_factory=Counter)
     taken: dict[int, Any] = field(default_factory=dict)
     fault: int = 0
-    recording: list[Callable[[], None]] | None = None
+    recordings: dict[int, list[Callable[[], None]]] = field(default_factory=dict)  # by thread
+    turn: Any = field(default_factory=threading.Lock)  # of threads that have kernels interpreted
     CUdevice_attribute = CUfunction_attribute = CUstreamCaptureMode = CUresult = CUlaunchAttributeID = staticmethod(int)
     CUlaunchConfig = SimpleNamespace
 
@@ -91,6 +93,11 @@ class FakeDriver:
             return (0, *(results if isinstance(results, tuple) else () if results is None else (results,)))
 
         return call
+
+    @property
+    def recording(self) -> list[Callable[[], None]] | None:
+        """What this thread captures."""
+        return self.recordings.get(threading.get_ident())
 
     @property
     def used(self) -> int:
@@ -176,12 +183,10 @@ class FakeDriver:
         pass
 
     def _cuStreamBeginCapture(self, stream: int, mode: int) -> None:
-        self.recording = []
+        self.recordings[threading.get_ident()] = []
 
     def _cuStreamEndCapture(self, stream: int) -> list[Callable[[], None]]:
-        recorded, self.recording = self.recording, None
-        assert recorded is not None
-        return recorded
+        return self.recordings.pop(threading.get_ident())
 
     def _cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any]:
         return (graph,)
@@ -246,4 +251,5 @@ class FakeDriver:
         if self.broken and self.broken in function.text:
             self.fault = 700
             return
-        interpret.run(function, grid, values[:-2])
+        with self.turn:
+            interpret.run(function, grid, values[:-2])
