@@ -12,7 +12,8 @@ from typing import Any
 from ingot.server import grpc_codec
 from ingot.server.access import Access, Tls
 from ingot.server.grpc_calls import Call, Calls, Message, unary
-from ingot.server.grpc_stream import InferRequest, StreamInfer, parsed
+from ingot.server.grpc_codec import parsed
+from ingot.server.grpc_stream import StreamInfer
 from ingot.server.http2 import Connection
 from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
@@ -41,6 +42,7 @@ class GrpcApi:
 
     def __post_init__(self) -> None:
         calls = Calls(_methods(self), self.limits.body, self.pool, self.mailbox)
+        self._decoder = grpc_codec.Decoder(self.service.regions)
         self.front = Front(calls, self.limits, self.mailbox, Connection, self.lookout)
         self._context = self.tls.context() if self.tls is not None else None
         if self._context is not None:
@@ -69,14 +71,14 @@ class GrpcApi:
     def infer(self, call: Call, raw: Message) -> None:
         """ModelInfer."""
         self.admit("inference", call)
-        request = self.decoded(call, parsed(InferRequest, raw))
+        request = self.decoded(call, raw)
         cancel = self.service.infer(request, partial(self._done, call, request))
         if call.open:
             call.cancel = cancel
 
-    def decoded(self, call: Call, asked: Any) -> Request:
+    def decoded(self, call: Call, raw: Message) -> Request:
         """A message as a request, marked where it is to be traced or logged."""
-        request = grpc_codec.decode(asked, self.service.regions, clock())
+        request = self._decoder(raw, clock())
         if not self.service.watching:
             return request
         return self.service.watch(request, "grpc", call.text(b"x-request-id"), call.text(b"traceparent"))
@@ -88,7 +90,7 @@ class GrpcApi:
         try:
             if isinstance(outcome, ServerError):
                 raise outcome
-            call.respond(grpc_codec.encode(request, outcome, self.service.regions).SerializeToString())
+            call.respond(*grpc_codec.encode(request, outcome, self.service.regions))
         except Exception as error:  # noqa: BLE001 - becomes the call's status
             call.fail(error)
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from ingot.server.http2 import Header, Stream
 from ingot.server.mailbox import Mailbox
 from ingot.server.request import ServerError
 from ingot.server.scheduler import as_server_error
+from ingot.server.wire import Part
 
 log = logging.getLogger("ingot.server.grpc")
 Message = bytes | bytearray
@@ -88,8 +89,6 @@ class Call:
         self._message: bytearray | None = None
         self._filled = 0
         self._timer: asyncio.TimerHandle | None = None
-        if (timeout := metadata.get(b"grpc-timeout")) is not None:
-            self._limit_time(timeout)
 
     def text(self, name: bytes) -> str:
         """A header; empty if it was not sent."""
@@ -110,8 +109,8 @@ class Call:
         self._calls.mailbox.run(action)
 
     # -- answering ----------------------------------------------------------------------------------------------------
-    def respond(self, message: bytes) -> None:
-        """The only answer."""
+    def respond(self, *message: Part) -> None:
+        """The only answer, in parts."""
         if self._stream is not None:
             stream = self._left()
             stream.answer(_HEAD, _framed(message), self._trailers("OK"))
@@ -123,7 +122,7 @@ class Call:
         if not self._begun:
             self._begun = True
             self._stream.begin(_HEAD)
-        self._stream.send(b"".join(_framed(message)))
+        self._stream.send(b"".join(_framed((message,))))
 
     @property
     def unread(self) -> int:
@@ -174,9 +173,10 @@ class Call:
         return stream
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
-    def _limit_time(self, timeout: bytes) -> None:
-        match = _TIMEOUT.fullmatch(timeout)
-        if match is not None:
+    def waits(self) -> None:
+        """It was not answered at once: from now on its deadline counts."""
+        match = _TIMEOUT.fullmatch(self.metadata.get(b"grpc-timeout", b""))
+        if match is not None and self._stream is not None:
             seconds = int(match[1]) * _SECONDS[match[2]]
             self._timer = asyncio.get_running_loop().call_later(seconds, self._late)
 
@@ -198,6 +198,8 @@ class Call:
             return
         if self._held or not self._ready():
             self._hold(part)
+        elif not self.incomplete and 0 <= len(part) - 5 == int.from_bytes(part[1:5], "big") <= self._calls.limit:
+            self._deliver(part[0], bytearray(memoryview(part)[5:]))
         else:
             self._parse(memoryview(part))
 
@@ -268,7 +270,7 @@ class Call:
         if length > self._calls.limit:
             self.end("RESOURCE_EXHAUSTED", f"a message of {length} bytes, {self._calls.limit} are allowed")
         elif length <= len(view):
-            self._deliver(bytes(view[:length]))
+            self._deliver(self._packed(), bytearray(view[:length]))
             return view[length:]
         else:
             self._message, self._filled = bytearray(length), 0
@@ -282,12 +284,16 @@ class Call:
         self._filled += len(part)
         if self._filled == len(self._message):
             message, self._message = self._message, None
-            self._deliver(message)
+            self._deliver(self._packed(), message)
         return view[len(part) :]
 
-    def _deliver(self, message: Message) -> None:
+    def _packed(self) -> int:
+        """Whether the message behind the length that was read is compressed; it is over."""
         packed = self._prefix[0]
         self._prefix.clear()
+        return packed
+
+    def _deliver(self, packed: int, message: Message) -> None:
         self.room -= 1
         if not packed:
             self.on_message(message)
@@ -317,27 +323,36 @@ def unary(action: Callable[[Call, Message], None]) -> Callable[[Call], None]:
     """A method that answers one message; what it raises becomes the call's status."""
 
     def begin(call: Call) -> None:
-        messages: list[Message] = []
-        call.on_message = partial(_only, call, messages)
-        call.on_closed = partial(_act, action, call, messages)
+        only = _Only(action, call)
+        call.on_message, call.on_closed = only.take, only.act
 
     return begin
 
 
-def _only(call: Call, messages: list[Message], message: Message) -> None:
-    if messages:
-        call.end("INVALID_ARGUMENT", "this call takes one message")
-    messages.append(message)
+class _Only:
+    """The only message of a call, and what is to happen to it."""
 
+    __slots__ = ("_action", "_call", "_message")
 
-def _act(action: Callable[[Call, Message], None], call: Call, messages: list[Message]) -> None:
-    if not messages:
-        call.end("INVALID_ARGUMENT", "this call takes a message")
-        return
-    try:
-        action(call, messages[0])
-    except Exception as error:  # noqa: BLE001 - becomes the call's status
-        call.fail(error)
+    def __init__(self, action: Callable[[Call, Message], None], call: Call) -> None:
+        self._action, self._call = action, call
+        self._message: Message | None = None
+
+    def take(self, message: Message) -> None:
+        """It came."""
+        if self._message is not None:
+            self._call.end("INVALID_ARGUMENT", "this call takes one message")
+        self._message = message
+
+    def act(self) -> None:
+        """There are no more."""
+        if self._message is None:
+            self._call.end("INVALID_ARGUMENT", "this call takes a message")
+            return
+        try:
+            self._action(self._call, self._message)
+        except Exception as error:  # noqa: BLE001 - becomes the call's status
+            self._call.fail(error)
 
 
 def reported(error: Exception) -> ServerError:
@@ -347,7 +362,8 @@ def reported(error: Exception) -> ServerError:
     return as_server_error(error)
 
 
-def _framed(message: bytes) -> tuple[bytes, ...]:
+def _framed(message: Sequence[Part]) -> Sequence[Part]:
     """A message behind its length."""
-    prefix = b"\x00" + len(message).to_bytes(4, "big")
-    return (prefix + message,) if len(message) <= _JOINED else (prefix, message)
+    size = sum(map(len, message))
+    prefix = b"\x00" + size.to_bytes(4, "big")
+    return (b"".join((prefix, *message)),) if size <= _JOINED else (prefix, *message)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from ingot.dtypes import numpy_dtype
 from ingot.server.ports import classified
 from ingot.server.request import (
     Array,
+    Code,
     Placement,
     Request,
     RequestedOutput,
     Response,
     SequencePlace,
+    ServerError,
     Tensor,
     datatype_of,
     element_count,
@@ -26,9 +31,106 @@ from ingot.server.request import (
 from ingot.server.schema import message
 from ingot.server.service import version_number
 from ingot.server.shm import Regions
+from ingot.server.templates import Template, template_of
+from ingot.server.wire import Part
 
-InferResponse = message("inference.ModelInferResponse")
+InferRequest, InferResponse = message("inference.ModelInferRequest"), message("inference.ModelInferResponse")
 _OWN = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
+_REMEMBERED, _OF_A_SIZE, _REMEMBERED_HEAD = 1024, 8, 2048  # sizes of messages, messages of one, bytes beside tensors
+Raw = bytes | bytearray
+
+
+def _tag(kind: Any, name: str) -> bytes:
+    """What a field of bytes begins with, before its length."""
+    return bytes([kind.DESCRIPTOR.fields_by_name[name].number << 3 | 2])
+
+
+_RAW_INPUT, _RAW_OUTPUT = _tag(InferRequest, "raw_input_contents"), _tag(InferResponse, "raw_output_contents")
+
+
+class Decoder:
+    """Decodes messages; one that was seen before, but for the numbers in its raw contents, is not parsed again."""
+
+    def __init__(self, regions: Regions) -> None:
+        self._regions = regions
+        self._known: dict[int, tuple[_Known, ...]] = {}
+
+    def __call__(self, raw: Raw, arrived: int) -> Request:
+        """A request over the message's bytes."""
+        for known in self._known.get(len(raw), ()):
+            if known.means(raw):
+                rest = known.template.rest
+                return known.template.filled(raw, rest.model, rest.version, arrived)
+        asked = parsed(InferRequest, raw)
+        request = decode(asked, self._regions, arrived)
+        self._remember(raw, asked, request)
+        return request
+
+    def _remember(self, raw: Raw, asked: Any, request: Request) -> None:
+        sizes = [len(content) for content in asked.raw_input_contents]
+        if len(sizes) != len(request.inputs) or len(raw) - sum(sizes) > _REMEMBERED_HEAD:
+            return
+        found = _laid_out(raw, sizes)
+        starts = [start + len(prefix) for start, prefix in found]
+        template = template_of(request, starts, len(raw))
+        if template is None:
+            return
+        same_size = self._known.pop(len(raw), ())
+        if len(self._known) >= _REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+        known = _Known(bytes(raw[: starts[0]]), tuple(found[1:]), template)
+        self._known[len(raw)] = (known, *same_size[: _OF_A_SIZE - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is before the first raw content of a message, and between the others."""
+
+    head: bytes
+    between: tuple[tuple[int, bytes], ...]
+    template: Template
+
+    def means(self, raw: Raw) -> bool:
+        """Whether other bytes, as many, say the same, but for the raw contents."""
+        return raw.startswith(self.head) and (
+            not self.between or all(raw.startswith(piece, start) for start, piece in self.between)
+        )
+
+
+def _laid_out(raw: Raw, sizes: list[int]) -> list[tuple[int, bytes]]:
+    """Where the lengths of a message's raw contents are, and their bytes, if it ends with all of those; else nothing.
+
+    What precedes them must be a message itself: then it is at a field's beginning that they are looked for.
+    """
+    prefixes = [_RAW_INPUT + _varint(size) for size in sizes]
+    at = len(raw) - sum(sizes) - sum(map(len, prefixes))
+    try:
+        if at < 0 or InferRequest.FromString(bytes(raw[:at])).raw_input_contents:
+            return []
+    except DecodeError:
+        return []
+    found = []
+    for prefix, size in zip(prefixes, sizes, strict=True):
+        found.append((at, prefix))
+        at += len(prefix) + size
+    return found if all(raw.startswith(prefix, start) for start, prefix in found) else []
+
+
+def _varint(value: int) -> bytes:
+    """Protobuf's form of a length."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def parsed(kind: Any, raw: Raw) -> Any:
+    """Bytes as a message; what is none is the client's mistake."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise ServerError(Code.INVALID_ARG, f"the request is no {kind.DESCRIPTOR.full_name}: {error}") from error
 
 
 def decode(asked: Any, regions: Regions, arrived: int) -> Request:
@@ -137,8 +239,34 @@ def _output(item: Any) -> RequestedOutput:
     )
 
 
-def encode(request: Request, response: Response, regions: Regions) -> Any:
-    """The response as a message."""
+def encode(request: Request, response: Response, regions: Regions) -> Sequence[Part]:
+    """The response's message, in parts; tensors are not copied."""
+    plain = response.outputs and not response.parameters
+    if not plain or any(output.classification or output.placement for output in request.outputs):
+        return (as_message(request, response, regions).SerializeToString(),)
+    parts = list[Part]([InferResponse(id=response.id).SerializeToString()] if response.id else [])
+    raws = [to_bytes(tensor) for tensor in response.outputs]
+    described = [
+        (tensor.name, tensor.datatype, tensor.data.shape, len(raw))
+        for tensor, raw in zip(response.outputs, raws, strict=True)
+    ]
+    for head, raw in zip(_heads(response.model, response.version, *described), raws, strict=False):
+        parts += (head, raw)
+    return parts
+
+
+@lru_cache(1024)
+def _heads(model: str, version: int, *described: tuple[str, str, tuple[int, ...], int]) -> tuple[bytes, ...]:
+    """What precedes each raw content of a message that has them all at its end."""
+    answer = InferResponse(model_name=model, model_version=str(version))
+    for name, datatype, shape, _ in described:
+        answer.outputs.add(name=name, datatype=datatype, shape=shape)
+    first, *others = [_RAW_OUTPUT + _varint(size) for *_, size in described]
+    return (answer.SerializeToString() + first, *others)
+
+
+def as_message(request: Request, response: Response, regions: Regions) -> Any:
+    """The response as a message that more is added to."""
     wanted = {output.name: output for output in request.outputs}
     answer = InferResponse(model_name=response.model, model_version=str(response.version), id=response.id)
     for name, value in response.parameters.items():

@@ -13,18 +13,18 @@ from google.protobuf.message import DecodeError
 from ingot.server import grpc_codec
 from ingot.server.conversations import TOO_SLOW, Parts
 from ingot.server.grpc_calls import Call, Message, reported
-from ingot.server.request import Code, Outcome, Request, Response, ServerError
+from ingot.server.request import Outcome, Request, Response, ServerError
 from ingot.server.schema import message
 from ingot.server.service import Service
 
 _DEPTH = 256  # requests of one stream that are accepted before their answers are fetched
-InferRequest, StreamResponse = message("inference.ModelInferRequest"), message("inference.ModelStreamInferResponse")
+StreamResponse = message("inference.ModelStreamInferResponse")
 
 
 class StreamInfer:
     """One such call; an error is an answer of its own. A decoupled model's parts go out at the client's pace."""
 
-    def __init__(self, call: Call, service: Service, decoded: Callable[[Call, Any], Request]) -> None:
+    def __init__(self, call: Call, service: Service, decoded: Callable[[Call, Message], Request]) -> None:
         self._call, self._service, self._decoded = call, service, decoded
         self._open, self._number, self._reading = 0, 0, True
         self._cancels: dict[int, Callable[[], Any]] = {}
@@ -36,11 +36,8 @@ class StreamInfer:
     def _message(self, raw: Message) -> None:
         self._open += 1
         self._number = number = self._number + 1
-        names = ("", "")
         try:
-            asked = parsed(InferRequest, raw)
-            names = (asked.id, asked.model_name)
-            request = self._decoded(self._call, asked)
+            request = self._decoded(self._call, raw)
             parts = Parts(partial(self._part, request))
             self._cancels[number] = parts.leave
             cancel = self._service.infer(replace(request, part=parts), partial(self._done, request, parts, number))
@@ -48,7 +45,7 @@ class StreamInfer:
                 self._cancels[number] = partial(_leave, parts, cancel)
         except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
             self._cancels.pop(number, None)
-            self._answered(_error(error, *names))
+            self._answered(_error(error, *_names(raw)))
 
     def _part(self, request: Request, parts: Parts, outcome: Outcome, final: bool) -> None:
         """One response of a decoupled model."""
@@ -82,7 +79,7 @@ class StreamInfer:
         if isinstance(outcome, ServerError):
             return _error(outcome, request.id, request.model)
         try:
-            answer = grpc_codec.encode(request, outcome, self._service.regions)
+            answer = grpc_codec.as_message(request, outcome, self._service.regions)
         except Exception as error:  # noqa: BLE001 - becomes an answer of the stream
             return _error(error, request.id, request.model)
         grpc_codec.set_parameter(answer.parameters["triton_final_response"], final)
@@ -130,9 +127,10 @@ def _error(error: Exception, identity: str, model: str) -> bytes:
     return bytes(answer.SerializeToString())
 
 
-def parsed(kind: Any, raw: Message) -> Any:
-    """Bytes as a message; what is none is the client's mistake."""
+def _names(raw: Message) -> tuple[str, str]:
+    """The id and the model of a request that has failed; empty if it is none."""
     try:
-        return kind.FromString(raw)
-    except DecodeError as error:
-        raise ServerError(Code.INVALID_ARG, f"the request is no {kind.DESCRIPTOR.full_name}: {error}") from error
+        asked = grpc_codec.InferRequest.FromString(raw)
+    except DecodeError:
+        return "", ""
+    return asked.id, asked.model_name

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import zttp
 
-from ingot.server.wire import Front
+from ingot.server.wire import Front, Part
 
 Header = tuple[bytes, bytes]
 _REFUSED, _CANCELLED = 7, 8  # codes of RFC 9113
@@ -50,6 +50,9 @@ class Receiver(Protocol):
     def ended(self) -> None:
         """The client will send no more."""
 
+    def waits(self) -> None:
+        """What came with the stream's headers has been dealt with, and the stream is still open."""
+
     def flowing(self) -> None:
         """Everything sent so far is on its way."""
 
@@ -69,7 +72,7 @@ class Stream:
         self._connection, self.number, self.out = connection, number, out
         self.receiver: Receiver | None = None
         self.heard_all, self.ended, self.progress = False, False, time.monotonic()
-        self.unsent: collections.deque[bytes] = collections.deque()
+        self.unsent: collections.deque[Part] = collections.deque()
         self.trailers: list[Header] | None = None  # they follow what is unsent
 
     @property
@@ -87,7 +90,7 @@ class Stream:
         self.out.send_response(200, headers)
         self._connection.flush()
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Part) -> None:
         """Send data, as the client's windows allow."""
         self.unsent.append(data)
         self._connection.advance(self)
@@ -97,7 +100,7 @@ class Stream:
         self.trailers = trailers
         self._connection.advance(self)
 
-    def answer(self, headers: list[Header], parts: Sequence[bytes], trailers: list[Header]) -> None:
+    def answer(self, headers: list[Header], parts: Sequence[Part], trailers: list[Header]) -> None:
         """Everything at once."""
         self.out.send_response(200, headers)
         self.unsent.extend(parts)
@@ -124,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._blocked: dict[int, Stream] = {}  # have something to send, and no window or no reader for it
         self._full: dict[int, int] = {}  # have received more than they can deal with: bytes not yet asked for again
         self._unheard: dict[int, Stream] = {}  # answered before the client has said everything, which it need not now
+        self._new: list[Stream] = []  # streams whose headers were among what was read last
         self._opened = self._resets = self._last = 0
         self._progress, self._asked = time.monotonic(), False
         self._greeted = self._reading = self._paused = self._farewell = self._leaving = self._closed = False
@@ -188,6 +192,11 @@ class Connection(asyncio.Protocol):
         finally:
             self._reading = False
         self.flush()
+        if self._new:
+            new, self._new = self._new, []
+            for stream in new:
+                if stream.number in self._streams:
+                    _receiver(stream).waits()
 
     def _break(self) -> None:
         """The client does not keep to the protocol; what zttp says to that is sent before the end."""
@@ -206,6 +215,7 @@ class Connection(asyncio.Protocol):
         self._opened, self._last = self._opened + 1, number
         if self._opened >= _STREAMS:
             self.close_when_idle()
+        self._new.append(stream)
         stream.receiver = self.front.handler(stream, event)
         if event.end_stream:
             self._heard_all(stream)
@@ -315,8 +325,9 @@ class Connection(asyncio.Protocol):
         self.flush()
 
     def _forget(self, stream: Stream) -> None:
-        for places in (self._streams, self._blocked, self._full):
-            places.pop(stream.number, None)
+        self._streams.pop(stream.number, None)
+        self._blocked.pop(stream.number, None)
+        self._full.pop(stream.number, None)
         stream.unsent.clear()
 
     # -- closing ------------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import array
 import gzip
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,7 @@ from ingot.server.request import (
     to_bytes,
 )
 from ingot.server.shm import Regions
+from ingot.server.templates import Template, template_of
 from ingot.server.wire import Part
 
 _KNOWN_PARAMETERS = {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "binary_data_output"}
@@ -78,20 +79,12 @@ def compressed(parts: Sequence[Part], encoding: bytes) -> bytes:
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, eq=False)
-class _Template:
-    """A parsed JSON part whose tensors all follow it in binary: the same text always means the same request."""
-
-    spans: tuple[tuple[str, str, tuple[int, ...], np.dtype[Any], int, int], ...]
-    rest: Request
-
-
 class Decoder:
-    """Decodes bodies; JSON parts that were seen before are not parsed again."""
+    """Decodes bodies; JSON parts that were seen before, whose tensors all follow in binary, are not parsed again."""
 
     def __init__(self, regions: Regions) -> None:
         self._regions = regions
-        self._templates: dict[bytes, _Template] = {}
+        self._templates: dict[bytes, Template] = {}
 
     def __call__(
         self, body: bytes | bytearray, json_length: int | None, model: str, version: int, arrived: int
@@ -99,8 +92,8 @@ class Decoder:
         """A request; its tensors are views of `body`. `json_length`: Inference-Header-Content-Length."""
         if json_length is not None and json_length <= _REMEMBERED_TEXT:
             template = self._templates.get(bytes(body[:json_length]))
-            if template is not None and template.spans[-1][5] == len(body):
-                return _from_template(template, body, model, version, arrived)
+            if template is not None and template.end == len(body):
+                return template.filled(body, model, version, arrived)
         request = decode(body, json_length, model, version, self._regions, arrived)
         if json_length is not None and json_length <= _REMEMBERED_TEXT:
             self._remember(bytes(body[:json_length]), json_length, request)
@@ -109,27 +102,15 @@ class Decoder:
     def _remember(self, text: bytes, at: int, request: Request) -> None:
         described = parse_json(text)["inputs"]
         sizes = [item.get("parameters", {}).get("binary_data_size") for item in described]
-        if None in sizes or not sizes or request.id or any(tensor.datatype == "BYTES" for tensor in request.inputs):
+        if None in sizes:
             return
-        spans = []
-        for tensor, size in zip(request.inputs, sizes, strict=True):
-            spans.append((tensor.name, tensor.datatype, tensor.shape, tensor.data.dtype, at, at + size))
-            at += size
+        *starts, end = itertools.accumulate(sizes, initial=at)
+        template = template_of(request, starts, end)
+        if template is None:
+            return
         if len(self._templates) >= _REMEMBERED:
             self._templates.pop(next(iter(self._templates)))
-        self._templates[text] = _Template(tuple(spans), replace(request, inputs=()))
-
-
-def _from_template(template: _Template, body: bytes | bytearray, model: str, version: int, arrived: int) -> Request:
-    rest = template.rest
-    inputs = tuple([
-        Tensor(name, datatype, np.ndarray(shape, dtype, body, start))
-        for name, datatype, shape, dtype, start, _ in template.spans
-    ])  # fmt: skip
-    return Request(
-        model, inputs, version, rest.id, rest.outputs, rest.sequence, rest.priority, rest.timeout_us, rest.parameters,
-        arrived, kind=template,
-    )  # fmt: skip
+        self._templates[text] = template
 
 
 def decode(

@@ -10,6 +10,7 @@ _CHANGE = 0.2  # share by which one execution may differ; what goes beyond is th
 _NOTICED = 0.01  # share by which a size's time must have changed for estimates to be made again
 _RELAX = 0.98
 _DEVIATIONS = 2.0
+_TOGETHER = 32  # observations that are worked out together
 _DEARER = 1.25  # a row of a larger batch costs at most so many times what it costs in a smaller one
 Known = dict[int, float]
 
@@ -24,8 +25,23 @@ class LatencyTable:
         self._ran: set[Hashable] = set()  # shapes that have run since a request was last refused
         self._estimates: dict[Hashable, dict[int, int]] = {}
         self._told: dict[Hashable, Known] = {}  # what the estimates were made from
+        self._noted: list[tuple[Hashable, int, int]] = []
+
+    def observe(self, shape: Hashable, rows: int, ns: int) -> None:
+        """An execution took so long; what follows from that is worked out when somebody asks."""
+        self._noted.append((shape, rows, ns))
+        if len(self._noted) >= _TOGETHER:
+            self._learn()
+
+    def _learn(self) -> None:
+        """From everything that was observed, in order."""
+        noted, self._noted = self._noted, []
+        for shape, rows, ns in noted:
+            self._learn_of(shape, rows, ns)
 
     def __call__(self, shape: Hashable, rows: int) -> int:
+        if self._noted:
+            self._learn()
         estimates = self._estimates.setdefault(shape, {})
         found = estimates.get(rows)
         if found is None:
@@ -37,8 +53,8 @@ class LatencyTable:
         """What an execution rarely exceeds: what it usually takes and twice the usual deviation."""
         return int(self(shape, rows) * (1 + _DEVIATIONS * self._spread.get(shape, 0.0)))
 
-    def observe(self, shape: Hashable, rows: int, ns: int) -> None:
-        """An execution took so long. The first of its size also made room for itself: the second replaces it."""
+    def _learn_of(self, shape: Hashable, rows: int, ns: int) -> None:
+        """The first execution of its size also made room for itself: the second replaces it."""
         known, cold = self._known.setdefault(shape, {}), self._cold.setdefault(shape, {})
         self._ran.add(shape)
         if rows in known:
@@ -57,6 +73,8 @@ class LatencyTable:
 
     def warm(self, shape: Hashable, rows: int) -> bool:
         """Whether executions of this size have been timed when nothing was new to them."""
+        if self._noted:
+            self._learn()
         return rows in self._known.get(shape, ())
 
     def relax(self, shape: Hashable) -> None:
@@ -65,6 +83,7 @@ class LatencyTable:
         So a wrong one is tried again some day; under overload, where some are refused and others run, it is corrected
         by what runs.
         """
+        self._learn()
         if shape in self._ran:
             self._ran.remove(shape)
             return

@@ -42,20 +42,20 @@ def _plain(read: Callable[[Servable], float]) -> Callable[[Servable], Iterable[S
 
 
 def _microseconds(stage: str) -> Callable[[Servable], Iterable[Sample]]:
-    return _plain(lambda servable: servable.statistics.durations[stage].ns // 1000)
+    return _plain(lambda servable: servable.statistics.counts.durations[stage].ns // 1000)
 
 
 def _request_microseconds(servable: Servable) -> float:
-    durations = servable.statistics.durations
+    durations = servable.statistics.counts.durations
     return (durations["success"].ns + durations["fail"].ns) // 1000
 
 
 def _failures(servable: Servable) -> Iterable[Sample]:
-    return [({"reason": reason}, servable.statistics.failures[reason]) for reason in REASONS]
+    return [({"reason": reason}, servable.statistics.counts.failures[reason]) for reason in REASONS]
 
 
 def _by_rows(servable: Servable) -> Iterable[Sample]:
-    batches = servable.statistics.batches.copy()
+    batches = servable.statistics.counts.batches.copy()
     return [({"rows": str(rows)}, stages["compute_infer"].count) for rows, stages in sorted(batches.items())]
 
 
@@ -67,11 +67,12 @@ def workers_of(servable: Servable) -> Sequence[Worker]:
 
 FAMILIES = (
     Family("nv_inference_request_success", "counter", "Successful inference requests",
-           _plain(lambda s: s.statistics.durations["success"].count)),
+           _plain(lambda s: s.statistics.counts.durations["success"].count)),
     Family("nv_inference_request_failure", "counter", "Failed inference requests by reason", _failures),
     Family("nv_inference_count", "counter", "Inferences performed, a batch of n counted as n",
-           _plain(lambda s: s.statistics.inferences)),
-    Family("nv_inference_exec_count", "counter", "Executions of the model", _plain(lambda s: s.statistics.executions)),
+           _plain(lambda s: s.statistics.counts.inferences)),
+    Family("nv_inference_exec_count", "counter", "Executions of the model",
+           _plain(lambda s: s.statistics.counts.executions)),
     Family("nv_inference_pending_request_count", "gauge", "Requests that wait to be executed",
            _plain(lambda s: s.pending)),
     Family("nv_inference_request_duration_us", "counter", "Request durations, summed", _plain(_request_microseconds)),
@@ -83,9 +84,9 @@ FAMILIES = (
     Family("nv_inference_compute_output_duration_us", "counter", "Time to split outputs, summed",
            _microseconds("compute_output")),
     Family("nv_cache_num_hits_per_model", "counter", "Responses from the cache",
-           _plain(lambda s: s.statistics.durations["cache_hit"].count)),
+           _plain(lambda s: s.statistics.counts.durations["cache_hit"].count)),
     Family("nv_cache_num_misses_per_model", "counter", "Look-ups in the cache that found nothing",
-           _plain(lambda s: s.statistics.durations["cache_miss"].count)),
+           _plain(lambda s: s.statistics.counts.durations["cache_miss"].count)),
     Family("nv_cache_hit_duration_per_model", "counter", "Time of look-ups that found a response, in microseconds",
            _microseconds("cache_hit")),
     Family("nv_cache_miss_duration_per_model", "counter", "Time of look-ups that found nothing, in microseconds",
@@ -129,11 +130,11 @@ def _histograms(servables: Iterable[Servable]) -> list[str]:
 
 
 def _histogram(name: str, labels: Labels, statistics: Statistics) -> Iterator[str]:
-    counts, total = list(statistics.histogram), 0
-    for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), counts, strict=True):
+    counts, total = statistics.counts, 0
+    for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), counts.histogram, strict=True):
         total += count
         yield sample(f"{name}_bucket", {**labels, "le": bound}, total)
-    yield sample(f"{name}_sum", labels, statistics.durations["success"].ns / 1e9)
+    yield sample(f"{name}_sum", labels, counts.durations["success"].ns / 1e9)
     yield sample(f"{name}_count", labels, total)
 
 

@@ -17,6 +17,7 @@ from ingot.dtypes import numpy_dtype
 from ingot.errors import IngotError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_SMALL = 4 << 10  # bytes that are copied faster than a view of them is made
 
 
 class Code(enum.Enum):
@@ -218,8 +219,10 @@ def bytes_elements(name: str, raw: bytes | memoryview | bytearray, count: int) -
 
 
 def to_bytes(tensor: Tensor) -> bytes | memoryview:
-    """The little-endian bytes of a tensor: a view, unless it holds BYTES."""
+    """The little-endian bytes of a tensor: a view, unless it holds BYTES, or so little that a view costs more."""
     if tensor.datatype == "BYTES":
         return b"".join(len(item).to_bytes(4, "little") + item for item in tensor.data.ravel())
+    if tensor.data.nbytes <= _SMALL:
+        return tensor.data.tobytes()
     data = tensor.data if tensor.data.flags.c_contiguous else np.ascontiguousarray(tensor.data)
     return data.reshape(-1).view(np.uint8).data

@@ -61,7 +61,7 @@ def test_mnist(tmp_path: Path, engine_cache: Path, processes: bool) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert server.repository.find("mnist").statistics.inferences == 2000
+        assert server.repository.find("mnist").statistics.counts.inferences == 2000
     assert found.tolist() == wanted and np.mean(found == labels) > 0.98
 
 

@@ -39,5 +39,5 @@ def test_digits(tmp_path: Path, engine_cache: Path) -> None:
         for thread in threads:
             thread.join()
         statistics = server.repository.find("digits").statistics
-        assert statistics.inferences == 64
+        assert statistics.counts.inferences == 64
     assert np.mean([found[number] == labels[number] for number in range(64)]) > 0.95

@@ -143,7 +143,7 @@ def shout(server: Server, *texts: str, **more: Any) -> tuple[int, Any]:
 
 def test_texts(shouting: Server) -> None:
     assert shout(shouting, "hello", "ä") == (200, ["HELLO", "ä".encode().upper().decode()])
-    assert shouting.repository.find("upper").statistics.executions == 1, "the warm-up does not count"
+    assert shouting.repository.find("upper").statistics.counts.executions == 1, "the warm-up does not count"
 
 
 def test_what_a_request_tells(shouting: Server) -> None:
@@ -152,11 +152,11 @@ def test_what_a_request_tells(shouting: Server) -> None:
 
 
 def test_a_request_is_refused_alone(shouting: Server) -> None:
-    before = shouting.repository.find("upper").statistics.failures["BACKEND"]
+    before = shouting.repository.find("upper").statistics.counts.failures["BACKEND"]
     assert shout(shouting, "refuse") == (400, "not that")
     status, error = shout(shouting, "wrong")
     assert status == 500 and "execute returned FP32, not BYTES" in error
-    assert shouting.repository.find("upper").statistics.failures["BACKEND"] == before + 2
+    assert shouting.repository.find("upper").statistics.counts.failures["BACKEND"] == before + 2
 
 
 def test_a_process_that_dies(shouting: Server) -> None:

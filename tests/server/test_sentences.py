@@ -34,6 +34,6 @@ def test_sentences(tmp_path: Path, engine_cache: Path) -> None:
 
         together = vectors(*SENTENCES)
         alone = np.concatenate([vectors(text) for text in SENTENCES])
-        assert server.repository.find("tokenise").statistics.inferences == 6
+        assert server.repository.find("tokenise").statistics.counts.inferences == 6
     np.testing.assert_allclose(together @ together.T, PUBLISHED, atol=2e-4)
     np.testing.assert_allclose(alone, together, atol=1e-4)
