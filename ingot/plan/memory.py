@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import Interval, lower_bound, pack
-from ingot.plan.plan import MemoryPlan, Plan, Storage
+from ingot.plan.plan import GraphSegment, MemoryPlan, Plan, Storage, steps_of
 
 
 def plan_memory(plan: Plan, bounds: Sequence[Mapping[str, int]]) -> Plan:
@@ -15,6 +15,17 @@ def plan_memory(plan: Plan, bounds: Sequence[Mapping[str, int]]) -> Plan:
     usable = list(bounds) or [{}]
     planned = [_memory(plan.storages, b) for b in usable if _all_known(plan, b)]
     return replace(plan, memory=tuple(planned))
+
+
+def in_lanes(plan: Plan, lanes: int, apart: bool) -> Plan:
+    """The plan with steps on a GPU in so many lanes. apart: no two storages share memory, as steps that do cannot run
+    side by side; such a plan takes more of it, and of caches."""
+    segments = tuple(replace(s, lanes=lanes) if isinstance(s, GraphSegment) else s for s in plan.segments)
+    if not apart:
+        return replace(plan, segments=segments)
+    end = sum(len(steps_of(segment)) for segment in plan.segments)
+    kept = tuple(replace(s, first=0, last=end) if s.place == "arena" else s for s in plan.storages)
+    return plan_memory(replace(plan, storages=kept, segments=segments), [m.bounds for m in plan.memory])
 
 
 def _all_known(plan: Plan, bounds: Mapping[str, int]) -> bool:

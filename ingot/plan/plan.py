@@ -109,12 +109,14 @@ class LibraryCall:
 
 @dataclass(frozen=True)
 class GraphSegment:
-    """Steps on a GPU, captured into one graph per set of shapes."""
+    """Steps on a GPU, captured into one graph per set of shapes. `lanes`: so many of those that do not need each other
+    may run side by side."""
 
     kind: Literal["graph"] = field(default="graph", init=False)
     steps: tuple[Step, ...]
     launches: tuple[Launch, ...]
     libraries: tuple[LibraryCall, ...] = ()
+    lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def decode(kind: Any, data: Any) -> Any:
     if kind == Segment:
         return decode(_SEGMENTS[data["kind"]], data)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return kind(**{name: decode(hint, data[name]) for name, hint in _fields(kind).items()})
+        return kind(**{name: decode(hint, data[name]) for name, hint in _fields(kind).items() if name in data})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return _decode_tuple(arguments, data)

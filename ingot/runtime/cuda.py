@@ -355,10 +355,12 @@ class Kernels:
             cuda.call("cuFuncSetAttribute", function, kind, code.shared)
         return function
 
-    def launch(self, name: str, grid: Sequence[int], arguments: tuple[Any, Any], stream: Any) -> None:
-        """Put the kernel on a stream."""
+    def launch(
+        self, name: str, grid: Sequence[int], arguments: tuple[Any, Any], stream: Any, late: bool = False
+    ) -> None:
+        """Put the kernel on a stream; `late`: it does not begin early here."""
         code = self._codes[name]
-        if code.overlaps and self._context.driver.version >= _OVERLAPPING_DRIVER:
+        if code.overlaps and not late and self._context.driver.version >= _OVERLAPPING_DRIVER:
             config = self._context.driver.overlapping((*grid, code.threads), code.shared, stream)
             self._context.call("cuLaunchKernelEx", config, self.function(name), arguments, 0)
             return

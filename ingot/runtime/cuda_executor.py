@@ -186,6 +186,8 @@ class CudaFrame(Frame):
 
     def _check_sizes(self) -> None:
         for value in self.plan.values:
+            if value.storage in self.executor.resident:
+                continue  # of keys and values there may be more: their kernels count blocks of them
             known = all(symbols_of(d) <= self.symbols.keys() for d in value.shape)
             if known and np.prod([evaluate(d, self.symbols) for d in value.shape], dtype=object) >= _MOST_ELEMENTS:
                 raise InputError(f"{value.name!r} has 2^31 elements or more at these shapes; give smaller ones")
@@ -430,14 +432,14 @@ class CudaFrame(Frame):
         if key not in self._graphs:
             for number in numbers:
                 self._launches.load(number)
-            self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(numbers))
+            self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(numbers, capturing=True))
             self.forget_graphs()
         self._graphs.move_to_end(key)
         self.context.call("cuGraphLaunch", self._graphs[key], self.stream)
 
-    def _enqueue(self, numbers: Sequence[int]) -> None:
+    def _enqueue(self, numbers: Sequence[int], capturing: bool = False) -> None:
         for number in numbers:
-            self._launches.put(number)
+            (self._launches.put_beside if capturing else self._launches.put)(number)
 
     def forget_graphs(self, every: bool = False) -> None:
         """Those for tensors of others that were not used lately, or every one."""

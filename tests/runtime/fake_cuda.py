@@ -210,6 +210,9 @@ class FakeDriver:
     def _cuEventRecord(self, event: str, stream: int) -> None:
         pass
 
+    def _cuStreamWaitEvent(self, stream: int, event: str, flags: int) -> None:
+        pass
+
     def _cuEventRecordWithFlags(self, event: str, stream: int, flags: int) -> None:
         pass
 

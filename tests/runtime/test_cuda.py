@@ -38,6 +38,7 @@ def use(monkeypatch: pytest.MonkeyPatch, made: FakeDriver) -> None:
     monkeypatch.setattr(cuda_executor, "_LOADED", type(cuda_executor._LOADED)())
     monkeypatch.setattr(backend, "WorkerPool", Pool)
     monkeypatch.setattr(beginnings, "_measure", lambda *_: None)  # interpreted, that takes minutes
+    monkeypatch.setattr(beginnings, "_LANES", ())
 
 
 def build(model: Path, profile: ingot.Profile, **options: Any) -> ingot.Engine:

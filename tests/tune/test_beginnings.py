@@ -1,4 +1,4 @@
-"""Which kernels begin early: settled by the graph's time, the same again from the timing cache."""
+"""Lanes, and which kernels begin early: settled by the graph's time, the same again from the timing cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import ingot
 from ingot.engine import Variant
 from ingot.kernels.cuda.architecture import architecture
+from ingot.plan.plan import GraphSegment
 from ingot.runtime import cubins
 from ingot.runtime.cuda_executor import CudaFrame
 from ingot.tune import beginnings
@@ -77,3 +78,31 @@ def test_a_graph_is_timed_in_rows(variant: Variant, monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_settled_without_times(variant: Variant) -> None:
     assert settle(variant, None, level=0) is variant
+
+
+def lanes_of(variant: Variant) -> list[int]:
+    return [segment.lanes for segment in variant.plan.segments if isinstance(segment, GraphSegment)]
+
+
+@pytest.mark.parametrize(
+    ("times", "lanes"), [((100.0, 99.9, 90.0), 8), ((100.0, 80.0, 90.0), 2), ((100.0, 101.0, 99.8), 1)]
+)
+def test_steps_go_side_by_side_where_that_is_faster(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: tuple[float, ...], lanes: int
+) -> None:
+    left = iter(times)
+    monkeypatch.setattr(beginnings, "_LANES", ((2, False), (8, True)))
+    monkeypatch.setattr(beginnings, "_measure", lambda *_: None)
+    monkeypatch.setattr(beginnings, "_time", lambda frame: next(left))
+    made = settle(variant, tmp_path / "times")
+    assert lanes_of(made) == [lanes]
+    assert settle(variant, tmp_path / "times", timing_cache_only=True).plan == made.plan
+    assert next(left, None) is None, "the second time nothing is measured"
+
+
+def test_what_would_take_much_memory_is_not_tried(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beginnings, "_LANES", ((2, False), (8, True)))
+    monkeypatch.setattr(beginnings, "_MOST_MEMORY", 100)
+    monkeypatch.setattr(beginnings, "_measure", lambda *_: None)
+    monkeypatch.setattr(beginnings, "_time", lambda frame: pytest.fail("timed"))
+    assert settle(variant, None) is variant
