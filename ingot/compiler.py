@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -230,12 +229,15 @@ def host_works(source: onnx_ir.Model) -> tuple[int, list[Work]]:
 
 
 def _note_approximations(choices: Mapping[Work, Candidate], config: BuildConfig, log: BuildLog) -> None:
-    kernels = [candidate.kernel for candidate in choices.values() if candidate.kernel.tolerance]
-    for (name, tolerance), count in Counter((k.name, k.tolerance) for k in kernels).items():
-        remedy = f"--{config.precision} asked for it" if tolerance > SPLIT_ERROR else "--exact forbids it"
-        said = f"within {tolerance:.0e} of the magnitudes multiplied, in {count} steps; {remedy}"
+    errors: dict[str, list[float]] = {}
+    for work, candidate in choices.items():
+        if candidate.kernel.tolerance and work.node is not None:
+            errors.setdefault(candidate.kernel.name, []).append(candidate.kernel.error(work.node))
+    for name, found in errors.items():
+        remedy = f"--{config.precision} asked for it" if max(found) > SPLIT_ERROR else "--exact forbids it"
+        said = f"within {max(found):.0e} of the magnitudes multiplied, in {len(found)} steps; {remedy}"
         log.note("approximation", name, said)
-    rounded = any(kernel.tolerance > SPLIT_ERROR for kernel in kernels) or "kept in float32" in log.figures
+    rounded = any(max(found) > SPLIT_ERROR for found in errors.values()) or "kept in float32" in log.figures
     if config.precision == "bf16" and not rounded:
         log.note("bf16", "no step", "float32 was faster, or the instruction set has no products of bfloat16")
 

@@ -23,6 +23,7 @@ class Ports:
 
 
 Generator = Callable[..., None]
+Tolerance = float | Callable[[Node], float]
 PLAIN = Ports((), ())
 
 
@@ -35,7 +36,7 @@ class Kernel:
     one core for level 0; `layouts(node, isa)` lists the port layouts it can do; `in_place` names inputs whose storage
     the
     first output may take; `library` is what computes it in the place of what is generated, if any; `tolerance` says
-    what relative error it may add to its op's (0: as exact as any order of sums)."""
+    what error it may add to its op's, relative to the magnitudes multiplied (0: as exact as any order of sums)."""
 
     op: str
     target: str
@@ -48,7 +49,11 @@ class Kernel:
     layouts: Callable[[Node, Any], Sequence[Ports]]
     in_place: Callable[[Node], Sequence[int]]
     library: str | None = None
-    tolerance: float = 0.0
+    tolerance: Tolerance = 0.0
+
+    def error(self, node: Node) -> float:
+        """Its tolerance for a node whose weights are there."""
+        return self.tolerance(node) if callable(self.tolerance) else self.tolerance
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def kernel(
     layouts: Callable[[Node, Any], Sequence[Ports]] = lambda node, isa: (PLAIN,),
     in_place: Callable[[Node], Sequence[int]] = lambda node: (),
     library: str | None = None,
-    tolerance: float = 0.0,
+    tolerance: Tolerance = 0.0,
 ) -> Callable[[Generator], Generator]:
     """Register a generator `(build, node, **tactic) -> None` for a canonical op on a target."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -190,13 +191,15 @@ class _Lowering:
             return None
         used = _without_unused_tail(node, outputs)
         described = kernel_node(node, inputs, used)
-        choices = tuple(c for c in candidates(described, self.target, self.isa) if self._allowed(c))
+        choices = tuple(self._allowed(described))
         if not choices:
             return None
         return Work("native", node.name or "", node.op_type, origins(node), inputs, used, described, choices)
 
-    def _allowed(self, candidate: Candidate) -> bool:
-        return candidate.label not in self.banned and candidate.kernel.tolerance <= self.tolerance
+    def _allowed(self, node: Node) -> Iterator[Candidate]:
+        for kernel, found in groupby(candidates(node, self.target, self.isa), lambda c: c.kernel):
+            if kernel.error(node) <= self.tolerance:
+                yield from (c for c in found if c.label not in self.banned)
 
     def _host(
         self,
