@@ -17,7 +17,6 @@ SPLIT_ERROR, BFLOAT16_ERROR = 2.0**-15, 2.0**-8
 _ROUNDING = {"fp16": 2.0**-10, "bf16": BFLOAT16_ERROR}  # of a product of two float16, each rounded by 2^-11
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 LIBRARIES = ("cublaslt", "cudnn")
-ON_REQUEST = ("cudnn_fused",)  # what is not trusted yet
 
 
 class Profile:
@@ -93,8 +92,8 @@ class BuildConfig:
             raise ConfigError("exact allows no products in bfloat16; leave out one of the two")
         if not 0 <= self.level <= 5:
             raise ConfigError(f"level must be 0 to 5, not {self.level}")
-        if unknown := set(self.libraries) - {*LIBRARIES, *ON_REQUEST}:
-            known = ", ".join((*LIBRARIES, *ON_REQUEST))
+        if unknown := set(self.libraries) - set(LIBRARIES):
+            known = ", ".join(LIBRARIES)
             raise ConfigError(f"there is no library {min(unknown)!r} with tactics; there is {known}")
         if unknown := {*self.input_types, *self.output_types} - {"", *FLOATS}:
             raise ConfigError(f"inputs and outputs cannot be given as {min(unknown)!r}; use one of {', '.join(FLOATS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ALIGNMENT = 64
+ALIGNMENT = 256  # bytes: what cuBLASLt wants of a workspace; lines of caches are shorter
 _GOOD_ENOUGH = 1.02
 _TRIES, _EFFORT = 100, 2_000_000
 

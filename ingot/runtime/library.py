@@ -19,7 +19,6 @@ Replacement = tuple[LibraryCall, Ready]
 MODULES: Mapping[str, tuple[str, str]] = {
     "cublaslt": ("ingot.runtime.cublaslt", "nvmath"),
     "cudnn": ("ingot.runtime.cudnn", "cudnn"),
-    "cudnn_fused": ("ingot.runtime.cudnn", "cudnn"),
 }
 
 

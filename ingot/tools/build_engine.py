@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ingot
-from ingot.config import LIBRARIES, ON_REQUEST, TARGETS, BuildConfig
+from ingot.config import LIBRARIES, TARGETS, BuildConfig
 from ingot.errors import ConfigError
 from ingot.precision import report as precision_report
 from ingot.report import BuildLog, last_log
@@ -98,7 +98,7 @@ def types_from(text: str) -> tuple[str, ...]:
     return tuple(_TYPES.get(kind, "") for kind, _, _ in words)
 
 
-_SOURCES = {"CUBLAS_LT": "cublaslt", "CUDNN": "cudnn", "CUDNN_FUSED": "cudnn_fused"}
+_SOURCES = {"CUBLAS_LT": "cublaslt", "CUDNN": "cudnn"}
 
 
 def libraries_from(text: str) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def libraries_from(text: str) -> tuple[str, ...]:
             raise ConfigError(f"--tacticSources={word}: {reason}; sources are {known}, of which TRITON stays")
         wanted.pop(_SOURCES[name], None)
         wanted.update({_SOURCES[name]: None} if add else {})
-    return tuple(name for name in (*LIBRARIES, *ON_REQUEST) if name in wanted)
+    return tuple(name for name in LIBRARIES if name in wanted)
 
 
 def summarise(engine: ingot.Engine, log: BuildLog, path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, Shapes, dict[str, Any], str, tuple[int, ...]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_library(case: str) -> None:
     device = cuda.select("cuda")
-    target = architecture(f"sm_{device.capability}", "fp16", library.installed(("cublaslt", "cudnn", "cudnn_fused")))
+    target = architecture(f"sm_{device.capability}", "fp16", library.installed(("cublaslt", "cudnn")))
     op, shapes, attributes, text, constants = CASES[case]
     drawn, _ = node_of(op, [np.zeros(s, np.float16) for s in shapes], attributes, text, constants=constants)
     numbers = [draws.number(drawn, k) for k in range(len(shapes))]

@@ -17,7 +17,7 @@ INTERVALS = st.lists(
 def test_live_buffers_never_overlap(intervals: list[Interval]) -> None:
     offsets, total = pack(intervals)
     for i, a in enumerate(intervals):
-        assert offsets[i] % 64 == 0 and offsets[i] + a.bytes <= total
+        assert offsets[i] % 256 == 0 and offsets[i] + a.bytes <= total
         for j, b in enumerate(intervals[:i]):
             if a.first <= b.last and b.first <= a.last and a.bytes and b.bytes:
                 assert offsets[i] + a.bytes <= offsets[j] or offsets[j] + b.bytes <= offsets[i]
@@ -47,4 +47,4 @@ def test_residual_blocks_stay_within_ten_percent() -> None:
 
 
 def test_align() -> None:
-    assert [align(n) for n in (0, 1, 64, 65)] == [0, 64, 64, 128]
+    assert [align(n) for n in (0, 1, 256, 257)] == [0, 256, 256, 512]

@@ -222,7 +222,7 @@ def test_libraries_may_be_switched_off(lt: FakeLt, monkeypatch: pytest.MonkeyPat
 def test_tactic_sources() -> None:
     assert build_engine.libraries_from("") == ("cublaslt", "cudnn") == build_engine.libraries_from("+CUBLAS_LT,+TRITON")
     assert build_engine.libraries_from("-CUBLAS_LT,-CUDNN,+TRITON") == ()
-    assert build_engine.libraries_from("-CUBLAS_LT,+CUDNN_FUSED") == ("cudnn", "cudnn_fused")
+    assert build_engine.libraries_from("-CUBLAS_LT") == ("cudnn",)
     with pytest.raises(ConfigError, match="-TRITON: every step has a generated kernel"):
         build_engine.libraries_from("-TRITON")
     with pytest.raises(ConfigError, match="JIT_CONVOLUTIONS: it is not known; sources are CUBLAS_LT"):

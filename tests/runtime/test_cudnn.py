@@ -25,7 +25,7 @@ from tests.runtime.fake_cudnn import FakeCudnn
 from tests.runtime.test_cuda import use
 
 Array = np.ndarray[Any, Any]
-TARGET = architecture("sm_90", "fp16", ("cudnn", "cudnn_fused"))
+TARGET = architecture("sm_90", "fp16", ("cudnn",))
 WINDOW = {"strides": (2, 1), "pads": (1, 0, 1, 2), "dilations": (1, 1), "group": 1}
 HALF = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Relu $2 -> float32; Cast $3 -> float16"
 ADDED = "Cast %0 -> float32; Cast %1 -> float32; Add $0 $1 -> float32; Cast %2 -> float32; Add $2 $3 -> float32"
@@ -110,13 +110,15 @@ def test_attention_that_is_left_to_generated_kernels(fake: FakeCudnn) -> None:
     assert all(kernels.attention_of(n) is None for n in (odd, wide, capped, late))
 
 
-def test_what_is_compiled_is_offered_on_request(fake: FakeCudnn) -> None:
+def test_what_is_compiled_is_offered_too(fake: FakeCudnn) -> None:
     ordinary = architecture("sm_90", "fp16", ("cudnn",))
     inputs = [drawn(2, 32, 6, 5), drawn(64, 32, 3, 3), drawn(64, 1, 1), drawn(64, 1, 1)]
     given, _ = node_of("Conv", inputs, WINDOW, f"{ADDED}; Cast $4 -> float16", constants=(1, 2))
     known, _ = node_of("Conv", inputs, WINDOW, f"{ADDED}; Cast $4 -> float16", constants=(1, 2, 3))
     names = [{c.kernel.library for c in candidates(n, "cuda", ordinary)} for n in (given, known, attention(False)[0])]
-    assert names == [{None}, {None, "cudnn"}, {None}]
+    assert names == [{None, "cudnn"}] * 3
+    none = architecture("sm_90", "fp16", ())
+    assert not any(c.kernel.library for c in candidates(given, "cuda", none))
 
 
 def test_bytes(fake: FakeCudnn) -> None:

@@ -27,7 +27,6 @@ from ingot.runtime import cuda, cudnn
 from ingot.runtime.cudnn_graphs import Attention, Convolution, Wanted, recipe_of
 
 _NAME = "cudnn"
-_FUSED = "cudnn_fused"  # attention and convolutions that cuDNN compiles: right alone, and a U-Net with them was wrong
 _MOST, _MOST_FUSED = 12, 2  # plans that are tried; of those that cuDNN compiles, half a second each
 _RESULTS = {"float16": ("float16",), "bfloat16": ("bfloat16",), "int8": ("int8", "float16")}  # by type of the factors
 _ALIGNED = {"float16": 8, "bfloat16": 8, "int8": 16}  # channels are multiples of it, for its fast kernels
@@ -110,7 +109,7 @@ def _choices(node: Node, target: Architecture) -> tuple[str, ...]:
 
 def _applies(node: Node, target: Architecture) -> bool:
     use = use_of(node)
-    if use is None or (_FUSED if use.wanted.compiled else _NAME) not in target.libraries:
+    if use is None or _NAME not in target.libraries:
         return False
     return not is_depthwise(node) and has_twin(node, target)
 
@@ -184,7 +183,7 @@ def _strides(port: Port) -> tuple[int, ...]:
 
 
 def _attention_applies(node: Node, target: Architecture) -> bool:
-    return _FUSED in target.libraries and attention_of(node) is not None and has_twin(node, target)
+    return _NAME in target.libraries and attention_of(node) is not None and has_twin(node, target)
 
 
 def _attention_plans(node: Node, target: Architecture) -> tuple[str, ...]:
