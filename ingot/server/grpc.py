@@ -84,7 +84,10 @@ class GrpcApi:
         return self.service.watch(request, "grpc", call.text(b"x-request-id"), call.text(b"traceparent"))
 
     def _done(self, call: Call, request: Request, outcome: Outcome) -> None:
-        call.post(partial(self._answer, call, request, outcome))
+        if self.mailbox.here():
+            self._answer(call, request, outcome)
+        else:
+            call.post(partial(self._answer, call, request, outcome))
 
     def _answer(self, call: Call, request: Request, outcome: Outcome) -> None:
         try:

@@ -198,7 +198,7 @@ class Call:
             return
         if self._held or not self._ready():
             self._hold(part)
-        elif not self.incomplete and 0 <= len(part) - 5 == int.from_bytes(part[1:5], "big") <= self._calls.limit:
+        elif not self._prefix and not self._message and _is_whole(part, self._calls.limit):
             self._deliver(part[0], bytearray(memoryview(part)[5:]))
         else:
             self._parse(memoryview(part))
@@ -360,6 +360,11 @@ def reported(error: Exception) -> ServerError:
     if not isinstance(error, IngotError):
         log.error("a call failed", exc_info=error)
     return as_server_error(error)
+
+
+def _is_whole(part: bytes, limit: int) -> bool:
+    """Whether some bytes are one message behind its length, and nothing else."""
+    return 0 <= len(part) - 5 == int.from_bytes(part[1:5], "big") <= limit
 
 
 def _framed(message: Sequence[Part]) -> Sequence[Part]:

@@ -63,6 +63,21 @@ class Receiver(Protocol):
 Handler = Callable[["Stream", "zttp.Request"], Receiver]
 
 
+class _Nobody:
+    """Receives nothing: whose stream has not been handed to anybody yet."""
+
+    incomplete = False
+
+    def data(self, part: bytes) -> None: ...
+    def ended(self) -> None: ...
+    def waits(self) -> None: ...
+    def flowing(self) -> None: ...
+    def gone(self) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Stream:
     """One exchange of a connection; to be used on the event loop's thread only."""
 
@@ -70,8 +85,8 @@ class Stream:
 
     def __init__(self, connection: Connection, number: int, out: zttp.Stream) -> None:
         self._connection, self.number, self.out = connection, number, out
-        self.receiver: Receiver | None = None
-        self.heard_all, self.ended, self.progress = False, False, time.monotonic()
+        self.receiver: Receiver = _NOBODY
+        self.heard_all, self.ended, self.progress = False, False, connection.progress
         self.unsent: collections.deque[Part] = collections.deque()
         self.trailers: list[Header] | None = None  # they follow what is unsent
 
@@ -129,7 +144,7 @@ class Connection(asyncio.Protocol):
         self._unheard: dict[int, Stream] = {}  # answered before the client has said everything, which it need not now
         self._new: list[Stream] = []  # streams whose headers were among what was read last
         self._opened = self._resets = self._last = 0
-        self._progress, self._asked = time.monotonic(), False
+        self.progress, self._asked = time.monotonic(), False
         self._greeted = self._reading = self._paused = self._farewell = self._leaving = self._closed = False
 
     # -- transport ----------------------------------------------------------------------------------------------------
@@ -163,7 +178,7 @@ class Connection(asyncio.Protocol):
         streams, self._streams = tuple(self._streams.values()), {}
         self._blocked.clear()
         for stream in streams:
-            _receiver(stream).gone()
+            stream.receiver.gone()
 
     def pause_writing(self) -> None:
         """The client reads too slowly: nothing more is taken from it either."""
@@ -180,7 +195,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes came: hand on what they say, and send what that has led to in one piece."""
         self.front.lookout.heard()
-        self._progress, self._asked, self._reading = time.monotonic(), False, True
+        self.progress, self._asked, self._reading = time.monotonic(), False, True
         try:
             self._engine.receive_data(data)
             while (event := self._engine.next_event()) is not zttp.NEED_DATA and not self._closed:
@@ -196,7 +211,7 @@ class Connection(asyncio.Protocol):
             new, self._new = self._new, []
             for stream in new:
                 if stream.number in self._streams:
-                    _receiver(stream).waits()
+                    stream.receiver.waits()
 
     def _break(self) -> None:
         """The client does not keep to the protocol; what zttp says to that is sent before the end."""
@@ -218,23 +233,20 @@ class Connection(asyncio.Protocol):
         self._new.append(stream)
         stream.receiver = self.front.handler(stream, event)
         if event.end_stream:
-            self._heard_all(stream)
+            stream.receiver.ended()
 
     def _on_data(self, event: zttp.Data) -> None:
         stream = self._streams.get(event.stream_id)
         if stream is not None:
-            stream.progress = self._progress
-            _receiver(stream).data(event.data)
+            stream.progress = self.progress
+            stream.receiver.data(event.data)
 
     def _on_end(self, event: zttp.EndOfMessage) -> None:
         self._unheard.pop(event.stream_id, None)
         stream = self._streams.get(event.stream_id)
         if stream is not None:
-            self._heard_all(stream)
-
-    def _heard_all(self, stream: Stream) -> None:
-        stream.heard_all = True
-        _receiver(stream).ended()
+            stream.heard_all = True
+            stream.receiver.ended()
 
     def _on_reset(self, event: zttp.RstStream) -> None:
         self._resets += 1
@@ -243,12 +255,12 @@ class Connection(asyncio.Protocol):
         stream = self._streams.get(event.stream_id)
         if stream is not None:
             self._forget(stream)
-            _receiver(stream).gone()
+            stream.receiver.gone()
 
     def _on_window(self, event: zttp.WindowUpdate) -> None:
         for stream in tuple(self._blocked.values()):
             if event.stream_id in (0, stream.number):
-                stream.progress = self._progress
+                stream.progress = self.progress
                 self.advance(stream)
 
     def _on_goaway(self, event: zttp.GoAway) -> None:
@@ -301,7 +313,7 @@ class Connection(asyncio.Protocol):
             return
         while stream.unsent and not self._paused and not stream.out.pending_bytes:
             stream.out.send_data(stream.unsent.popleft())
-            stream.progress = self._progress
+            stream.progress = self.progress
         if stream.trailers is not None and not stream.unsent and not stream.ended:
             stream.ended = True
             stream.out.end_message(stream.trailers)
@@ -310,7 +322,7 @@ class Connection(asyncio.Protocol):
         elif stream.ended:
             self.over(stream)
         elif self._blocked.pop(stream.number, None):
-            _receiver(stream).flowing()
+            stream.receiver.flowing()
         self.flush()
 
     def _advance_blocked(self) -> None:
@@ -348,7 +360,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_late(self, now: float) -> None:
         """Close a client that does not greet, does not read, was bidden farewell, or is silent even when asked."""
-        quiet, limits = now - self._progress, self.front.limits
+        quiet, limits = now - self.progress, self.front.limits
         if self._leaving and not self._streams and quiet > limits.lingering:
             self._transport.close()
         elif quiet > (limits.stalled if not self._greeted or self._paused else limits.ask_after + limits.answer_within):
@@ -357,21 +369,16 @@ class Connection(asyncio.Protocol):
             self._asked = True
             self._write(_frame(_PING, 0, bytes(8)))
         for stream in tuple(self._streams.values()):
-            stalls = _receiver(stream).incomplete or stream.number in self._blocked
+            stalls = stream.receiver.incomplete or stream.number in self._blocked
             if stalls and now - stream.progress > limits.stalled:
                 stream.out.reset(_CANCELLED)
                 self._forget(stream)
-                _receiver(stream).gone()
+                stream.receiver.gone()
         self.flush()
 
     def drop(self) -> None:
         """Close without ceremony."""
         self._transport.abort()
-
-
-def _receiver(stream: Stream) -> Receiver:
-    assert stream.receiver is not None
-    return stream.receiver
 
 
 _TAKERS: dict[type, Callable[[Connection, Any], None]] = {

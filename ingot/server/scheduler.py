@@ -229,7 +229,7 @@ class Scheduler:
         return self._latency(batch[0].shape, sum(entry.rows for entry in batch))
 
     def _note(self, batch: Sequence[Entry], timing: Timing) -> None:
-        rows = sum(entry.rows for entry in batch)
+        rows = sum([entry.rows for entry in batch])
         with self.lock:
             self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
             self._over(batch)

@@ -70,7 +70,7 @@ class Service:
         with self._lock:
             self.inflight += 1
         try:
-            return self.submit(request, lambda outcome: self._done(done, outcome))
+            return (self.submit if request.caller else self._submit)(request, partial(self._done, done))
         except BaseException as error:
             self._left()
             if request.origin is not None:
