@@ -33,7 +33,7 @@ from ingot.kernels.target import Backend, Target
 from ingot.passes.narrow import quantize_inside
 from ingot.passes.norms import normalise_linears
 from ingot.passes.packed import pack_heads
-from ingot.passes.parallel import divide_convolutions, join_linears
+from ingot.passes.parallel import divide_convolutions, gate_linears, join_linears
 from ingot.passes.sequences import see_as_sequences
 from ingot.plan.assemble import Code, assemble
 from ingot.plan.lower import REJECTED, Module, Work, lower
@@ -90,6 +90,7 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         if config.target.startswith("cuda"):
             log.figures["joined"] = join_linears(model) + divide_convolutions(model)
             log.figures["quantized inside"] = quantize_inside(model)
+            log.figures["gated"] = gate_linears(model)
             log.figures["heads packed"] = pack_heads(model)
             log.figures["normalised inside"] = normalise_linears(model)
             log.figures["seen as sequences"] = see_as_sequences(model)

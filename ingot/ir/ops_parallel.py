@@ -1,4 +1,5 @@
-"""ParallelLinear and ParallelConv: one product, its columns or channels divided among several outputs."""
+"""ParallelLinear and ParallelConv: one product, its columns or channels divided among several outputs. GatedLinear: one
+whose halves become one result."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ingot.errors import GraphError
+from ingot.ir import expression as expressions
 from ingot.ir.elementwise import Array, wide
 from ingot.ir.ops_table import Attribute, TensorType, infer, meaning, narrowed, op
 
@@ -36,6 +38,20 @@ def parallel_linear(x: Array, weight_KN: Array, bias_N: Array, *, sizes: Sequenc
     whole = np.matmul(wide(x), wide(weight_KN)) * np.float32(scale) + wide(bias_N)
     whole = narrowed(whole, dtype) if dtype else whole
     return tuple(np.split(whole, np.cumsum(sizes)[:-1], axis=-1))
+
+
+def _gated_type(x: TensorType, weight: TensorType, bias: TensorType, *, after: str) -> tuple[TensorType, ...]:
+    depth, width = weight.shape
+    if not isinstance(width, int) or width % 2 or bias.shape != (width,) or x.shape[-1] != depth:
+        raise GraphError(f"GatedLinear: x {x.shape}, weight {weight.shape}, bias {bias.shape} do not make two halves")
+    return (TensorType(expressions.parse(after).dtype or x.dtype, (*x.shape[:-1], width // 2)),)
+
+
+@op("GatedLinear", "x weight bias", _gated_type, after=Attribute("text"))
+def gated_linear(x: Array, weight_KN: Array, bias_N: Array, *, after: str) -> tuple[Array, ...]:
+    """after(first, second), the halves of the columns of x @ weight + bias in float32"""
+    whole = np.matmul(wide(x), wide(weight_KN)) + wide(bias_N)
+    return (np.asarray(expressions.evaluate(expressions.parse(after), np.split(whole, 2, axis=-1))),)
 
 
 def _conv_type(x: TensorType, weight: TensorType, *extras: TensorType, sizes: Sequence[int], after: str,

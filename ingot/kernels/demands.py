@@ -135,6 +135,7 @@ _TABLE: dict[str, Callable[[Node], Iterator[Pair]]] = {
     "Expand": _operands,
     "Linear": _linear,
     "ParallelLinear": _linear,
+    "GatedLinear": _linear,
     "LinearNorm": _linear,
     "QuantizedLinear": _linear,
     "MatMul": _matmul,

@@ -93,6 +93,7 @@ _TABLE: dict[str, Callable[[Node], Extent]] = {
     "Projection": _projection,
     "Linear": _linear,
     "ParallelLinear": _parallel_linear,
+    "GatedLinear": _parallel_linear,
     "LinearNorm": _linear,
     "QuantizedLinear": _linear,
     "MatMul": _matmul,

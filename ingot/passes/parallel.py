@@ -4,13 +4,15 @@ more than its work."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
+from ingot.ir import expression as expressions
 from ingot.ir.elementwise import FLOATS, Array
-from ingot.ir.expression import Literal
-from ingot.ir.graph import add_constant, constant_of, dtype_of, make_node
+from ingot.ir.expression import Input, Literal
+from ingot.ir.graph import add_constant, constant_of, dtype_of, make_node, substitute
 from ingot.ir.provenance import merged_origins, set_origins
 from ingot.ir.shapes import shape_of
 from ingot.passes.affine import vectors_of
@@ -18,6 +20,7 @@ from ingot.passes.facts import attribute, epilogue_of, extras_of, is_float, is_o
 from ingot.passes.rewrite import detach
 
 _FLOAT8 = "float8_e4m3fn"
+_HALVES, _MANY_ROWS = 2, 512  # of fewer rows the depth is split, which a product of halves cannot be
 
 
 def join_linears(model: ir.Model) -> int:
@@ -103,6 +106,35 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
         old.replace_all_uses_with(new)
     for node in (*readers, *nodes):
         detach(node)
+
+
+def gate_linears(model: ir.Model) -> int:
+    """ParallelLinear of two halves that one Pointwise makes one tensor of, for many rows => GatedLinear."""
+    pairs = [(node, reader) for node in model.graph if (reader := _gate_of(node)) is not None]
+    for node, reader in pairs:
+        text = attribute(reader, "expression")
+        places = {k: Input(node.outputs.index(value)) for k, value in enumerate(operands_of(reader))}
+        after = expressions.format(expressions.substitute(expressions.parse(text), places))
+        gated = make_node("GatedLinear", node.inputs, {"after": after}, name=node.name)
+        set_origins(gated, merged_origins((node, reader)))
+        model.graph.insert_before(node, gated)
+        substitute(reader.outputs[0], gated.outputs[0])
+        detach(reader)
+        detach(node)
+    return len(pairs)
+
+
+def _gate_of(node: ir.Node) -> ir.Node | None:
+    """The Pointwise that reads both halves of the node's columns, and nothing else."""
+    if not is_op(node, "ParallelLinear") or attribute(node, "scale") != 1.0 or len(node.outputs) != _HALVES:
+        return None
+    reader, shapes = only_reader(node.outputs[0]), [shape_of(value) for value in node.outputs]
+    if reader is None or not is_op(reader, "Pointwise") or only_reader(node.outputs[1]) is not reader:
+        return None
+    rows = [n for n in (shapes[0] or ())[:-1] if isinstance(n, int)]
+    many = len(rows) == len(shapes[0] or ()) - 1 and prod(rows) >= _MANY_ROWS
+    alike = shapes[0] == shapes[1] == shape_of(reader.outputs[0]) and set(operands_of(reader)) == set(node.outputs)
+    return reader if many and alike and dtype_of(operands_of(node)[0]) in FLOATS else None
 
 
 # Activations that a product's last lines may hold; a Conv with others keeps its Split.

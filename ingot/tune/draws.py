@@ -36,7 +36,7 @@ def _all_but(axis: int) -> Depth:
 # How far the numbers of an operator's inputs are from nothing, on both sides; other inputs are positive.
 _PRODUCTS: Mapping[str, Depth] = {"Conv": _all_but(0), "ParallelConv": _all_but(0), "ConvTranspose": _all_but(1),
                                   "Linear": _all_but(-1), "ParallelLinear": _all_but(-1),
-                                  "LinearNorm": _all_but(-1),
+                                  "LinearNorm": _all_but(-1), "GatedLinear": _all_but(-1),
                                   "MatMul": lambda node: int(node.input(0).shape[-1])}  # fmt: skip
 
 

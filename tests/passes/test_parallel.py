@@ -13,9 +13,9 @@ from ingot.importers import onnx as onnx_importer
 from ingot.ir import shapes
 from ingot.ir.ops import meaning
 from ingot.ir.provenance import origins
-from ingot.passes.parallel import divide_convolutions, join_linears
+from ingot.passes.parallel import divide_convolutions, gate_linears, join_linears
 from ingot.precision import half
-from tests.passes.support import Net, assert_same, check_graph, model_of, rewritten
+from tests.passes.support import Net, Rewritten, assert_same, check_graph, model_of, rewritten
 
 
 def model(activation: str = "Identity") -> ir.Model:
@@ -103,3 +103,27 @@ def test_a_residual_keeps_the_split() -> None:
     halves = net.nodes_of("Split", product, outputs=2, axis=1, num_outputs=2)
     model = rewritten(model_of(net, {"x": ("float32", (1, 4, 5, 5))}, net.node("Mul", *halves)))
     assert divide_convolutions(model.after) == 0
+
+
+def gated(rows: int, *, read_twice: bool = False) -> Rewritten:
+    """b * gelu(a) for the halves a, b of x w + c."""
+    net = Net()
+    product = net.node("Add", net.node("MatMul", "x", net.draw(8, 12)), net.draw(12))
+    first, second = net.nodes_of("Split", product, outputs=2, axis=2, num_outputs=2)
+    result = net.node("Mul", second, net.node("Gelu", first))
+    model = rewritten(model_of(net, {"x": ("float32", (1, rows, 8))}, result, *[first] * read_twice))
+    join_linears(model.after)
+    return model
+
+
+def test_halves_of_which_one_tensor_is_made() -> None:
+    model = gated(600)
+    assert gate_linears(model.after) == 1
+    check_graph(model.after)
+    assert_same(model)
+    assert "Pointwise" not in model.operators and len(origins(model.only("GatedLinear"))) == 5
+
+
+@pytest.mark.parametrize(("rows", "read_twice"), [(16, False), (600, True)])
+def test_few_rows_and_halves_that_others_read_stay(rows: int, read_twice: bool) -> None:
+    assert gate_linears(gated(rows, read_twice=read_twice).after) == 0

@@ -68,3 +68,21 @@ def test_no_copy_between_convolutions_and_rows(target: str) -> None:
     launched = [segment.steps[launch.step].op for launch in segment.launches]
     assert launched.count("Linear") == 1 and "Transpose" not in launched
     assert launched.count("Reorder") <= 2  # of the input, of the output
+
+
+@pytest.mark.parametrize("turned_round", [False, True])
+def test_what_is_added_to_an_image_is_added_in_the_product(turned_round: bool) -> None:
+    """A convolution's result, rows of it through a product, and both together."""
+    net = Net()
+    flat, image = (net.weight(f"shape{len(s)}", np.asarray(s, np.int64)) for s in (SEQUENCE, IMAGE))
+    first = net.node("Conv", "x", net.draw(6, 6, 3, 3), pads=[1] * 4)
+    rows = net.node("Transpose", net.node("Reshape", first, flat), perm=(0, 2, 1))
+    product = net.node("MatMul", net.node("Softmax", rows, axis=-1), net.draw(6, 6))
+    back = net.node("Reshape", net.node("Transpose", product, perm=(0, 2, 1)), image)
+    operands = (back, first) if turned_round else (first, back)
+    model = rewritten(model_of(net, {"x": ("float32", IMAGE)}, net.node("Sub", *operands)))
+    assert see_as_sequences(model.after) == 3
+    check_graph(model.after)
+    assert_same(model)
+    assert "Pointwise" not in model.operators and len(model.only("Linear").inputs) == 3
+    assert perms(model.after) == [(0, 2, 3, 1), (0, 2, 3, 1), (0, 3, 1, 2)]

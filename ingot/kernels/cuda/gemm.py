@@ -177,7 +177,8 @@ Open = Callable[[Site], Load]
 class Sides:
     """How both sides are loaded; `extras` counts the inputs before the epilogue's. `weights`: the right side, where it
     is a constant stored [columns, width], and its width. `sizes`: columns of each output, where there are several.
-    `finish`: what is launched on the float32 sums [parts, rows, columns] instead of their sum and the epilogue."""
+    `finish`: what is launched on the float32 sums [parts, rows, columns] instead of their sum and the epilogue.
+    `write`: what stores a block's `sums` instead of the epilogue, where the depth is not split."""
 
     left: Open
     right: Open
@@ -185,6 +186,7 @@ class Sides:
     weights: tuple[Handle, int] | None = None
     sizes: tuple[int, ...] = ()
     finish: Callable[[CudaBuilder, Problem, Handle, int], None] | None = None
+    write: Callable[[Site], None] | None = None
 
 
 def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, sides: Sides, join: int = 0) -> None:
@@ -209,7 +211,9 @@ def emit_product(build: CudaBuilder, problem: Problem, tile: Tile, split: int, s
     f.wait()
     operands = {**vectors, **_extras(f, build, columns, sides, constant=False)} if early else None
     _accumulate(build, site, split, left, right)
-    if partial is None:
+    if sides.write is not None:
+        sides.write(site)
+    elif partial is None:
         _finish(f, build, problem, "sums", columns, sides, operands=operands)
     else:
         f.emit(f"stride = {f.extent(problem.batch)} * {whole}")

@@ -11,6 +11,8 @@ from tests.kernels.cuda.case import Case
 from tests.kernels.cuda.cases_places import PLACES
 
 ZERO_POINTS = {"x_zero_point": 0, "weight_zero_point": 0}
+GATE = "Gelu %1 -> float32; Mul %0 $0 -> float32"
+HALF_GATE = f"{GATE}; Cast $1 -> float16"
 RESIDUAL = "Add %0 %1 -> float32; Add $0 %2 -> float32; Relu $1 -> float32"
 HALF_RESIDUAL = (
     "Cast %0 -> float32; Cast %1 -> float32; Cast %2 -> float32; Add $0 $1 -> float32; Add $3 $2 -> float32; "
@@ -98,6 +100,11 @@ def _products() -> Iterator[Case]:
     for dtype in ("float32", "float16"):
         yield Case(f"ParallelLinear {dtype}", "ParallelLinear", [(3, 17, 70), (70, 88), (88,)], {"sizes": (32, 40, 16)},
                    "", (1, 2), dtype)  # fmt: skip
+        gate = HALF_GATE if dtype == "float16" else GATE
+        yield Case(f"GatedLinear {dtype}", "GatedLinear", [(3, 17, 70), (70, 88), (88,)], {"after": gate}, "", (1, 2),
+                   dtype)  # fmt: skip
+    shapes = [(1, 4096, 320), (320, 2560), (2560,)]
+    yield Case("GatedLinear U-Net", "GatedLinear", shapes, {"after": HALF_GATE}, "", (1, 2), "float16", True)
     for dtype, epilogue in (("float32", RESIDUAL), ("float16", HALF_RESIDUAL)):
         for kind, whole, rows, depth, columns in (("layer", 0, 17, 200, 88), ("rms", 1, 24, 64, 130)):
             shapes = [(rows, depth), (depth, columns), (columns,), (columns,), (columns,), (rows, columns)]
