@@ -143,9 +143,9 @@ def products() -> float:
     return float(2 * 8192**3 / statistics.median(times[2:]))
 
 
-def profiled(runner: EngineRunner, tokens: int, context: int) -> dict[str, list[float]]:
-    """[microseconds of all, how many] of a step's parts, layers together."""
-    sequences = Sequences(runner, 1, context + tokens)
+def profiled(runner: EngineRunner, tokens: int, context: int, count: int = 1) -> dict[str, list[float]]:
+    """[microseconds of all, how many] of the parts of a step of `count` sequences, layers together."""
+    sequences = Sequences(runner, count, context + tokens)
     sequences.length = context
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     feeds: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def profiled(runner: EngineRunner, tokens: int, context: int) -> dict[str, list[
         return run(given, names)
 
     runner.session.run_wanted = kept  # type: ignore[method-assign, assignment]
-    sequences.step(np.ones((1, tokens), np.int32))
+    sequences.step(np.ones((count, tokens), np.int32))
     runner.session.run_wanted = run  # type: ignore[method-assign]
     for step in runner.session.profile(feeds):
         entry = found[re.sub(r"layers\.\d+\.", "", step.name)]
@@ -192,6 +192,9 @@ def measured(name: str, precision: str, asked: argparse.Namespace, device: cuda.
     row["together"] = [decoding(runner, count, asked.prompt, 20) for count in asked.together]
     for entry in row["together"]:
         print(f"  {entry['sequences']} sequences {entry['ms']:.3f} ms", flush=True)
+        if asked.profile:
+            entry["profile"] = profiled(runner, 1, asked.prompt, entry["sequences"])
+            print(json.dumps(entry["profile"]), flush=True)
     if asked.prefill:
         row["prefill"] = prefill(runner, asked.prefill)
         rate = operations(shape, asked.prefill) / row["prefill"]["ms"] * 1e3

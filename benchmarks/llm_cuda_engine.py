@@ -1,6 +1,6 @@
 """Engines of large random models whose weights nobody has: plans and kernels are made anywhere, the weights on the GPU.
 
-    python -m benchmarks.llm_cuda_engine --folder build/llm_cuda [--shapes llama_8b] [--precisions bf16 fp8]
+    python -m benchmarks.llm_cuda_engine --folder build/llm_cuda [--shapes llama_8b] [--precisions bf16 fp8] [--ranks 2]
 
 A file holds the engine without its weights, and where which of them would be: what is small as it is, matrices as
 random numbers that `fill` draws on the device.
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import base64
 import ctypes
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,15 +24,18 @@ import numpy as np
 from ingot import compiler
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine, Variant
+from ingot.kernels.cuda import projection
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
 from ingot.llm import build as llm_build
+from ingot.llm import projections
 from ingot.llm.build import BuildOptions
 from ingot.llm.decoder import Array, Decoder, Layer, Matrix, Scale
 from ingot.llm.formats import FORMATS, Format, Role, Weights
 from ingot.llm.graph import BLOCK
 from ingot.llm.rope import tables
+from ingot.llm.shards import shard
 from ingot.plan.assemble import Code
 from ingot.plan.packing import align
 from ingot.plan.plan import TensorSpec
@@ -76,7 +80,7 @@ class Unmade(Format):
 
     def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
         """As a format gives them."""
-        outputs, depth = matrix.weights[0].shape
+        outputs, depth = matrix.outputs, matrix.weights[0].shape[1]
         key = (id(matrix.weights[0]),)
         if key not in self._known:
             dtype = "float8_e4m3fn" if self.name.startswith("fp8") else "bfloat16"
@@ -114,8 +118,8 @@ class Described(Code):
         return np.zeros(0, np.uint8)
 
 
-def decoder_of(shape: Shape, context: int) -> Decoder:
-    """The description; all layers refer to the same matrices, whose numbers do not matter."""
+def decoder_of(shape: Shape, context: int, ranks: int = 1) -> Decoder:
+    """The description, of one of some ranks; all layers refer to the same matrices, whose numbers do not matter."""
 
     def matrix(outputs: int, depth: int) -> Matrix:
         return Matrix((np.zeros((outputs, depth), numpy_dtype("bfloat16")),))
@@ -127,10 +131,12 @@ def decoder_of(shape: Shape, context: int) -> Decoder:
     layer = Layer(scale, projection, output, scale, up, gate, down)
     embedding = np.zeros((shape.vocabulary, shape.hidden), numpy_dtype("bfloat16"))
     angles = tables({"rope_type": "default", "rope_theta": 500000.0}, shape.depth, context)
-    return Decoder(
-        shape.hidden, shape.heads, shape.groups, shape.depth, context, embedding, [layer] * shape.layers, scale,
+    whole = Decoder(
+        shape.hidden, shape.heads, shape.groups, shape.depth, context, embedding, [layer], scale,
         matrix(shape.vocabulary, shape.hidden), shape.depth**-0.5, rope={"default": angles},
     )  # fmt: skip
+    part = shard(whole, 0, ranks)
+    return replace(part, layers=[*part.layers] * shape.layers)
 
 
 def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
@@ -138,20 +144,22 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
     assert options.context is not None
     kept = FORMATS[precision]
     unmade = Unmade(kept.name, kept.bits, within=kept.within, cache=kept.cache)
-    decoder = decoder_of(shape, options.context)
-    model = llm_build.graph_for(decoder, unmade, "llama", options.target)
+    decoder = decoder_of(shape, options.context, options.ranks)
+    with mock.patch.object(projections._Joined, "__call__", lambda joined, *both: _beside(*both)):
+        model = llm_build.graph_for(decoder, unmade, "llama", options.target)
     config, codes = llm_build._config(decoder, options), list[Described]()
 
     def described(backend: Any) -> Described:
         codes.append(Described(backend))
         return codes[-1]
 
-    with mock.patch.object(compiler, "Code", described):
+    with mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored):
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
     variant, code = compiled.variant, codes[-1]
     facts = {
         "form": llm_build.FORM, "family": "llama", "vocabulary": shape.vocabulary, "layers": shape.layers,
-        "groups": shape.groups, "depth": shape.depth, "block_size": BLOCK, "context": options.context,
+        "ranks": options.ranks, "rank": 0, "identity": hashlib.sha256(repr((shape, options)).encode()).hexdigest(),
+        "groups": decoder.groups, "depth": shape.depth, "block_size": BLOCK, "context": options.context,
         "token_budget": options.token_budget, "sequence_budget": options.sequence_budget,
         "format": {"cache": unmade.cache}, "bos": None, "eos": [], "files": {},
     }  # fmt: skip
@@ -162,6 +170,16 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
         "plan": _text(variant.plan_json), "code": _text(variant.code), "facts": facts, "matrices": code.matrices,
         "small": {str(offset): _text(data) for offset, data in code.small.items()}, "size": code.size, "fill": filler(),
     }  # fmt: skip
+
+
+def _unstored(weight: Array) -> Array:
+    """Zeros that take no memory, in the place of weights as they are kept."""
+    return np.zeros(weight.shape[::-1], weight.dtype)
+
+
+def _beside(first: Array, second: Array) -> Array:
+    """The same of two matrices side by side."""
+    return np.zeros((first.shape[1] + second.shape[1], len(first)), first.dtype).T
 
 
 FILL = """
@@ -194,8 +212,8 @@ def filler() -> tuple[str, int, int]:
     return _text(cubin.code), cubin.shared, cubin.threads
 
 
-def opened(path: Path, device: cuda.Device) -> Engine:
-    """The engine with its weights on the device, drawn there."""
+def opened(path: Path, device: cuda.Device, rank: int = 0) -> Engine:
+    """The engine with its weights on the device, drawn there: another part of the model for each rank."""
     held = json.loads(path.read_text())
     plan, code = (base64.b64decode(held[part]) for part in ("plan", "code"))
     variant = Variant(held["target"], held["isa"], tuple(held["requires"]), plan, code)
@@ -203,21 +221,26 @@ def opened(path: Path, device: cuda.Device) -> Engine:
     memory = context.allocate(held["size"], "random weights")
     stream = context.stream()
     context.clear(memory, stream)
-    _draw(context, memory, held, stream)
+    _draw(context, memory, held, stream, rank * len(held["matrices"]))
     for offset, data in held["small"].items():
         context.upload(memory.address + int(offset), np.frombuffer(base64.b64decode(data), np.uint8), stream)
         context.wait(stream, "an upload")
     cuda_executor.adopt(variant, device, memory)
-    return Engine(_specs(held["inputs"]), _specs(held["outputs"]), (variant,), {"llm": held["facts"]})
+    return Engine(_specs(held["inputs"]), _specs(held["outputs"]), (variant,), {"llm": {**held["facts"], "rank": rank}})
 
 
-def _draw(context: cuda.Context, memory: cuda.Allocation, held: dict[str, Any], stream: Any) -> None:
+def _draw(context: cuda.Context, memory: cuda.Allocation, held: dict[str, Any], stream: Any, first: int) -> None:
     code, shared, threads = held["fill"]
     kernels = cuda.Kernels(context, {"fill": Cubin(base64.b64decode(code), NAME, threads, shared, False)})
     kinds = (ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-    for seed, (offset, size, dtype) in enumerate(held["matrices"]):
+    for seed, (offset, size, dtype) in enumerate(held["matrices"], first):
         values = (memory.address + offset, size // 4, seed, int(dtype == "float8_e4m3fn"), 0, 0)
         kernels.launch("fill", (-(-size // 4 // 4096), 1, 1), (values, kinds), stream)
+
+
+def name_of(shape: str, precision: str, ranks: int = 1) -> str:
+    """A file of the folder."""
+    return f"{shape}_{precision}{f'_x{ranks}' if ranks > 1 else ''}.json"
 
 
 def _specs(held: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -237,6 +260,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--sequence-budget", type=int, default=1024)
     parser.add_argument("--target", default="cuda:sm_90")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
     return parser.parse_args(words)
 
 
@@ -247,8 +271,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for shape in asked.shapes:
         for precision in asked.precisions:
             options = BuildOptions(precision, asked.target, asked.context, asked.token_budget, asked.sequence_budget,
-                                   level=0, verify=False)  # fmt: skip
-            path = asked.folder / f"{shape}_{precision}.json"
+                                   level=0, verify=False, ranks=asked.ranks)  # fmt: skip
+            path = asked.folder / name_of(shape, precision, asked.ranks)
             path.write_text(json.dumps(made(SHAPES[shape], precision, options)))
             print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return 0

@@ -3,7 +3,8 @@
 The pool of a layer is cache[blocks, 2, G, block_size * D]: keys of a block and group are [D, block_size], so that
 block_size keys are multiplied at once, values are [block_size, D]. A slot is block * block_size + offset. A token whose
 position is negative is padding: it is written nowhere, sees nothing and gives 0. Native code updates the pool where it
-is (`STATEFUL`): a plan keeps the output in the input's memory.
+is (`STATEFUL`): a plan keeps the output in the input's memory. positions, slots, owners and tables are a step's inputs,
+which nothing in the step writes.
 
 A pool of int8 has a scale for each token and head: block_size of them, float32, lie behind the [D, block_size] keys,
 and behind the values, so that a line has block_size * (D + 4) bytes.

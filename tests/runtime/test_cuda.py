@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ingot
-from ingot.errors import ConfigError, DeviceError, EngineError
+from ingot.errors import ConfigError, DeviceError, EngineError, InputError
 from ingot.kernels.cuda import backend
 from ingot.plan.plan import GraphSegment, HostSegment
 from ingot.runtime import cuda, cuda_executor, dlpack
@@ -300,3 +300,23 @@ def test_a_fault_is_named_step_by_step(fake: FakeDriver, monkeypatch: pytest.Mon
         fake.broken = "tl.dot"
         with pytest.raises(DeviceError, match=r"during step 'relu_3' \(conv, nodes .*stem.*ILLEGAL_ADDRESS"):
             session.run({"image": images(1)})
+
+
+def test_what_stays_on_the_device_may_be_large(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values, whose kernels count blocks; other tensors are counted in 32 bits."""
+    from onnx import helper
+
+    x, y = (helper.make_tensor_value_info(name, 1, ["N", width]) for name, width in (("x", 40), ("y", 1)))
+    node = helper.make_node("ReduceMax", ["x"], ["y"], axes=[1])
+    model = helper.make_model(helper.make_graph([node], "wide", [x], [y]), opset_imports=[helper.make_opsetid("", 13)])
+    engine = ingot.build(model, target="cuda:sm_90", profiles=[ingot.Profile(x=((1, 40), (1, 40), (2, 40)))], level=0,
+                         verify=False)  # fmt: skip
+    monkeypatch.setattr(cuda_executor, "_MOST_ELEMENTS", 41)
+    held = np.arange(80, dtype=np.float32).reshape(2, 40)
+    with ingot.Session(engine, device="cuda") as session:
+        with pytest.raises(InputError, match="'x' has 2\\^31 elements or more"):
+            session.run({"x": held})
+        memory = session.context.allocate(held.nbytes, "a test")
+        session.context.call("cuMemcpyHtoD", memory.address, held.ctypes.data, held.nbytes)
+        session.keep({"x": (memory.address, held.shape)})
+        assert session.run({})["y"].tolist() == [[39.0], [79.0]]

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.dtypes import size_of
 from ingot.kernels import kernel
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
 from ingot.kernels.cuda.ladder import Rung, restrict
@@ -21,6 +22,7 @@ _LOG2E = math.log2(math.e)
 _FLOAT = 4
 _SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that share a token's keys
 _KEYS = 64  # a step
+_LINE = 128  # bytes that memory is asked for at a time
 _ROWS = 128  # queries and their heads in a tile of tokens that follow each other
 
 
@@ -89,27 +91,21 @@ def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
 
 def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int) -> None:
     """A block is a token, a group, and a part of the keys; the last of the parts adds them up."""
-    f = build.function(warps=4, stages=2)
-    p, rows = _pointers(f, build), max(power_of_two(sizes.share), 16)
+    f = build.function(warps=4, stages=2, early=True)
+    p, rows, window = _pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
     f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")
     f.emit(f"rows = tl.arange(0, {rows})\ndepths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")
     f.emit(f"heads = group * {sizes.share} + rows\nexists = rows < {sizes.share}")
+    _whose(f, sizes, p)
+    f.emit("low = " + (f"tl.maximum(position + 1 - {window}, 0) // {_KEYS}" if window else "0"))
+    f.emit(f"steps = (position + {_KEYS}) // {_KEYS} - low\nshare = (steps + {splits - 1}) // {splits}")
+    f.emit("begin = low + part * share\nend = tl.minimum(begin + share, low + steps)")
+    _ask(f, build, sizes, p)
     f.wait()
-    last = f.extent(sizes.tokens)
-    f.emit(f"position = tl.load({p['positions']} + token)\nowner = tl.load({p['owners']} + token)")
-    f.emit(f"before = tl.load({p['owners']} + tl.maximum(token - 1, 0)) == owner")
-    f.emit(f"after = tl.load({p['owners']} + tl.minimum(token + 1, {last} - 1)) == owner")
-    f.emit(f"after = after & (tl.load({p['positions']} + tl.minimum(token + 1, {last} - 1)) >= 0)")
-    f.emit(f"together = ((token > 0) & before) | ((token < {last} - 1) & after)")
-    f.emit("mine = (position < 0) | (together == 0)")
     with f.block("if mine:"):
         place = f"token * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
         f.emit(f"place = {place}\ninside = exists[:, None] & (depths < {sizes.depth})[None, :]")
         f.emit(f"q = tl.load({p['query']} + place, inside, other=0.0)")
-        window = int(node.attributes["window"])
-        f.emit("low = " + (f"tl.maximum(position + 1 - {window}, 0) // {_KEYS}" if window else "0"))
-        f.emit(f"steps = (position + {_KEYS}) // {_KEYS} - low\nshare = (steps + {splits - 1}) // {splits}")
-        f.emit("begin = low + part * share\nend = tl.minimum(begin + share, low + steps)")
         _begin(f, rows, sizes)
         with f.block("for step in range(begin, end):"):
             _step(f, build, sizes, p, ("position", "exists[:, None]", "position"))
@@ -119,6 +115,29 @@ def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int
         else:
             _share_out(f, build, sizes, rung, splits, rows)
     f.launch(sizes.tokens, sizes.groups, splits)
+
+
+def _whose(f: FunctionBuilder, sizes: Sizes, p: dict[str, str]) -> None:
+    """The token's position and owner, and whether it is alone: of the step's inputs, which no launch writes."""
+    last = f.extent(sizes.tokens)
+    f.emit(f"position = tl.load({p['positions']} + token)\nowner = tl.load({p['owners']} + token)")
+    f.emit(f"before = tl.load({p['owners']} + tl.maximum(token - 1, 0)) == owner")
+    f.emit(f"after = tl.load({p['owners']} + tl.minimum(token + 1, {last} - 1)) == owner")
+    f.emit(f"after = after & (tl.load({p['positions']} + tl.minimum(token + 1, {last} - 1)) >= 0)")
+    f.emit(f"together = ((token > 0) & before) | ((token < {last} - 1) & after)")
+    f.emit("mine = (position < 0) | (together == 0)")
+
+
+def _ask(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str]) -> None:
+    """For the first keys and values, while the launches before still run: all but the newest are there."""
+    block, line, each = sizes.block, sizes.block * sizes.depth, _LINE // size_of(build.node.input(1).dtype)
+    width = f.extent(build.node.input(4).shape[1])
+    f.emit(f"early = tl.minimum(begin * {_KEYS} + places, tl.maximum(position, 0))")
+    f.emit(f"number = tl.load({p['tables']} + owner * {width} + early // {block}).to(tl.int64)")
+    f.emit(f"early_at = number * {2 * sizes.groups * line} + group * {line} + early % {block} * {sizes.depth}")
+    f.emit(f"lines = tl.arange(0, {power_of_two(max(sizes.depth // each, 1))}) * {each}")
+    for part in range(2):
+        f.prefetch(f"{p['cache']} + {part * sizes.groups * line} + early_at[:, None] + lines[None, :]")
 
 
 def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung, splits: int, rows: int) -> None:

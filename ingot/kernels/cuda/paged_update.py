@@ -32,19 +32,24 @@ def cache_update(build: CudaBuilder, node: Node) -> None:
     width = int(node.input(1).shape[1])
     depth = width // (heads + 2 * groups)
     half = int(node.input(_COSINE).shape[1]) if node.has_input(_COSINE) else 0
-    f = build.function(warps=4, stages=1)
+    f = build.function(warps=4, stages=1, early=True)
     f.emit(f"token = tl.program_id(0)\nhead = tl.program_id(1) * {_HEADS} + tl.arange(0, {_HEADS})[:, None]")
     f.emit(f"exists = head < {heads + 2 * groups}\nis_query = head < {heads}")
     f.emit(f"is_value = head >= {heads + groups}")
-    f.wait()
     f.emit(f"position = tl.load({f.pointer(build.input(2))} + token)")
     f.emit(f"slot = tl.load({f.pointer(build.input(3))} + token)\nkept = (position >= 0) & (slot >= 0)")
-    f.emit(f"x = {f.pointer(build.input(1))} + token * {width} + head * {depth}")
     pieces = _pieces(f, depth, half)
+    if half:
+        _angles(f, build, half)
+    f.wait()
+    f.emit(f"x = {f.pointer(build.input(1))} + token * {width} + head * {depth}")
+    for name, place, mask in pieces:
+        f.emit(f"{name} = tl.load(x + {place}, {mask}, other=0.0).to(tl.float32)")
     if node.has_input(_QUERY_SCALE):
         _normalise(f, build, node, pieces, depth)
     if half:
-        _rotate(f, build, half)
+        f.emit("turned = a * cosine - b * sine\nb = tl.where(is_value, b, b * cosine + a * sine)")
+        f.emit("a = tl.where(is_value, a, turned)")
     for name, place, mask in pieces:
         _write(f, build, name, place, mask, heads, groups, depth)
     f.launch(node.input(1).shape[0], ceil_div(heads + 2 * groups, _HEADS))
@@ -57,9 +62,7 @@ def _pieces(f: FunctionBuilder, depth: int, half: int) -> list[tuple[str, str, s
     for name, start, size in spans:
         if size:
             f.emit(f"at_{name} = tl.arange(0, {power_of_two(size)})[None, :]")
-            mask = f"exists & (at_{name} < {size})"
-            f.emit(f"{name} = tl.load(x + {start} + at_{name}, {mask}, other=0.0).to(tl.float32)")
-            pieces.append((name, f"({start} + at_{name})", mask))
+            pieces.append((name, f"({start} + at_{name})", f"exists & (at_{name} < {size})"))
     return pieces
 
 
@@ -77,14 +80,12 @@ def _normalise(f: FunctionBuilder, build: CudaBuilder, node: Node, pieces: list[
         f.emit(f"{name} = {name} * factor * tl.where(is_value, 1.0, tl.where(is_query, query_scale, key_scale))")
 
 
-def _rotate(f: FunctionBuilder, build: CudaBuilder, half: int) -> None:
-    """Queries and keys by the angles of their position."""
+def _angles(f: FunctionBuilder, build: CudaBuilder, half: int) -> None:
+    """Of the token's position."""
     rows = int(build.node.input(_COSINE).shape[0])
     f.emit(f"angle = tl.minimum(tl.maximum(position, 0), {rows - 1}) * {half} + at_a")
     for name, index in (("cosine", _COSINE), ("sine", _SINE)):
         f.emit(f"{name} = tl.load({f.pointer(build.input(index))} + angle, at_a < {half}, other=0.0).to(tl.float32)")
-    f.emit("turned = a * cosine - b * sine\nb = tl.where(is_value, b, b * cosine + a * sine)")
-    f.emit("a = tl.where(is_value, a, turned)")
 
 
 def _write(f: FunctionBuilder, build: CudaBuilder, name: str, place: str, mask: str, heads: int, groups: int,

@@ -86,8 +86,7 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     """expression(parts of norm(x)[M, K] @ w[K, N]); the weights are stored [N, K]"""
     weight = node.input(1).constant
     assert weight is not None
-    work, order = Work.of(node), order_of(len(weight), weight.dtype.name)
-    packed = build.pack(np.ascontiguousarray(weight.T if order is None else weight.T[:, order]))
+    work, packed = Work.of(node), build.pack(stored(weight))
     one = Rung(1, 1)
     if one.takes(work.rows):
         stream_row(build, work, packed, Stream.parse(stream, packed.dtype))
@@ -102,6 +101,12 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
             first = len(build.launches)
             _tiles(build, work, sides, tile, rung)
             restrict(build, first, rung, work.rows)
+
+
+def stored(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Weights [K, N] as they lie in the engine: [N, K], in the order that words of a row are multiplied in."""
+    order = order_of(len(weight), weight.dtype.name)
+    return np.ascontiguousarray(weight.T if order is None else weight.T[:, order])
 
 
 # more rows
