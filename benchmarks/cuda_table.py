@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.timing import RESULTS
 
 PEERS = ("eager", "graph", "compile")
+DEPTHS = (768, 3072, 16384)  # of sums, in the table
 SLOW = 60.0  # microseconds of a step that has a line of its own
 
 
@@ -22,7 +23,22 @@ def cuda_table(results: Path = RESULTS) -> Iterator[str]:
     if (results / "h200-precision.json").exists():
         yield ""
         yield from _narrow(json.loads((results / "h200-precision.json").read_text()))
+    if (results / "h200-sums.json").exists():
+        yield ""
+        yield from _sums(json.loads((results / "h200-sums.json").read_text()))
 
+
+def _sums(run: Mapping[str, Any]) -> Iterator[str]:
+    """The largest errors of every depth and kind of numbers."""
+    yield _line(["sums of float8", "depth", "fast", "at most", "not fast", "generated"])
+    yield "|---|---|---|---|---|---|"
+    for row in (row for row in run["rows"] if row["depth"] in DEPTHS):
+        errors = (row["fast"]["largest"], row["allowed"], row["other"]["largest"], row["generated"]["largest"])
+        yield _line([row["signs"], str(row["depth"]), *(f"{error:.1e}" for error in errors)])
+    same = min(share for row in run["rows"] for share in row["as modelled"])
+    yield ""
+    yield "`python -m benchmarks.cuda_sums`: the largest error relative to the magnitudes multiplied; `at most` is what"
+    yield f"a build reckons with. {same:.0%} of the fast results are those of the unit's model there, bit by bit."
 
 def _narrow(run: Mapping[str, Any]) -> Iterator[str]:
     yield _line(["network", "form", "ms", "items a second", "x fp16", "signal to noise dB"])
