@@ -209,13 +209,13 @@ Missing = Mapping[str, tuple[Work, list[Candidate]]]
 
 
 def _missing(lists: Lists, nodes: Nodes, cache: TimingCache) -> Missing:
-    """What nobody has timed yet, by signature."""
+    """What nobody has timed yet, by signature: what one work lacks another may have, as weights differ."""
     missing: dict[str, tuple[Work, list[Candidate]]] = {}
     for work, candidates in lists.items():
         key = nodes.key(work)
-        unknown = [c for c in candidates if candidate_key(c) not in cache.times.get(key, {})]
-        if unknown and key not in missing:
-            missing[key] = (work, unknown)
+        known = {*cache.times.get(key, {}), *(candidate_key(c) for c in missing.get(key, (work, []))[1])}
+        if unknown := [c for c in candidates if candidate_key(c) not in known]:
+            missing.setdefault(key, (work, []))[1].extend(unknown)
     return missing
 
 

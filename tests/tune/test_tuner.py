@@ -210,6 +210,23 @@ def test_the_last_candidate_is_found_behind_any_number_that_fail(monkeypatch: py
     assert [price(node, c) for c in choices] == [float("inf")] * 40 + [5.0]
 
 
+def test_equal_nodes_may_have_unequal_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def run(todo: list[trials.Trial], *_: object) -> Iterator[tuple[trials.Trial, list[trials.Outcome]]]:
+        for trial in todo:
+            tried.append([c.tactic["t"] for c in trial.candidates])
+            yield trial, [10.0 - c.tactic["t"] for c in trial.candidates]
+
+    monkeypatch.setattr(trials, "run", run)
+    x, y, z = (tensor(name, (64, 64, 64, 64)) for name in "xyz")
+    choices = [replace(candidate("k"), tactic={"t": t}) for t in range(4)]
+    nodes = [work("a", [x], [y], choices[:2]), work("b", [y], [z], choices)]
+    price = tuner.prices(module([x], [z], nodes), native_isa(), {}, ingot.BuildConfig(level=4), BuildLog())
+    assert tried == [[0, 1, 2, 3]]
+    assert [[price(node, c) for c in node.choices] for node in nodes] == [[10.0, 9.0], [10.0, 9.0, 8.0, 7.0]]
+
+
 def test_kernels_that_do_not_apply_to_the_typical_size_are_chosen_by_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     from ingot import kernels
 
