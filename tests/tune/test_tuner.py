@@ -19,6 +19,7 @@ import ingot
 from ingot.errors import BuildError
 from ingot.kernels import Candidate
 from ingot.kernels.cpu import workers
+from ingot.kernels.cpu.isa import AVX2
 from ingot.kernels.cpu.standalone import native_isa
 from ingot.report import BuildLog, last_log
 from ingot.tune import trials, tuner
@@ -205,7 +206,7 @@ def test_the_last_candidate_is_found_behind_any_number_that_fail(monkeypatch: py
     x, y = tensor("x", (64, 64, 64, 64)), tensor("y", (64, 64, 64, 64))
     choices = [replace(candidate("k"), tactic={"t": t}) for t in range(41)]
     node = work("w", [x], [y], choices)
-    price = tuner.prices(module([x], [y], [node]), native_isa(), {}, ingot.BuildConfig(level=2), log)
+    price = tuner.prices(module([x], [y], [node]), AVX2, {}, ingot.BuildConfig(level=2), log)
     assert list(map(len, tried)) == [2, 8, 31] and [t for more in tried for t in more] == list(range(41))
     assert [price(node, c) for c in choices] == [float("inf")] * 40 + [5.0]
 
@@ -222,7 +223,7 @@ def test_equal_nodes_may_have_unequal_candidates(monkeypatch: pytest.MonkeyPatch
     x, y, z = (tensor(name, (64, 64, 64, 64)) for name in "xyz")
     choices = [replace(candidate("k"), tactic={"t": t}) for t in range(4)]
     nodes = [work("a", [x], [y], choices[:2]), work("b", [y], [z], choices)]
-    price = tuner.prices(module([x], [z], nodes), native_isa(), {}, ingot.BuildConfig(level=4), BuildLog())
+    price = tuner.prices(module([x], [z], nodes), AVX2, {}, ingot.BuildConfig(level=4), BuildLog())
     assert tried == [[0, 1, 2, 3]]
     assert [[price(node, c) for c in node.choices] for node in nodes] == [[10.0, 9.0], [10.0, 9.0, 8.0, 7.0]]
 
