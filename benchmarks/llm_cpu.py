@@ -201,8 +201,8 @@ def bytes_of_matrices(kept: Format) -> float:
     total = 0.0
     for name, _, shape in checkpoint.shapes():
         if len(shape) == 2 and "embed" not in name:
-            narrow = name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
-            bits = kept.head_bits if "lm_head" in name else kept.projection_bits if narrow else kept.bits
+            keys = name.endswith(("k_proj.weight", "v_proj.weight"))
+            bits = kept.head_bits if "lm_head" in name else kept.key_bits if keys else kept.bits
             total += shape[0] * shape[1] * (bits / 8 + 2 / kept.group)
     return total
 

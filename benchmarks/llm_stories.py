@@ -1,9 +1,11 @@
 """stories260K, a trained model of llama2.c, through the whole of Ingot: converted, built in every precision, run.
 
-    python -m benchmarks.llm_stories FOLDER     # with stories260K.bin, tok512.bin and stories260K.md
+    python -m benchmarks.llm_stories FOLDER STORIES    # stories260K.bin, tok512.bin and stories260K.md; five stories
 
-Greedy text beside the one that llama2.c prints; the same in a batch, in chunks and after a prefix that is in the cache;
-the mean negative log-likelihood of a token of five stories drawn from the model, and of those in stories260K.md.
+STORIES is tests/fixtures/tinystories_sample.txt of stanford-cs336/assignment1-basics: five texts of TinyStories, each
+ended by <|endoftext|>. Greedy text beside the one that llama2.c prints; the same in a batch, in chunks and after a
+prefix that is in the cache; the mean negative log-likelihood of a token of the five stories, of five drawn from the
+model, and of those in stories260K.md.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ingot.llm.runner import EngineRunner
 
 Array = np.ndarray[Any, Any]
 STORIES, LONGEST, GREEDY = 5, 500, 256  # llama2.c stops after 256 tokens
+END = "<|endoftext|>"  # of a story
 CONVERT = Path(__file__).parent.parent / "examples" / "llama2c" / "convert.py"
 
 
@@ -35,15 +38,29 @@ def main() -> None:
     """Everything, as JSON and in lines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("folder", type=Path)
-    source = parser.parse_args().folder
+    parser.add_argument("stories", type=Path)
+    given = parser.parse_args()
+    source = given.folder
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         files = [source / "stories260K.bin", source / "tok512.bin", folder]
         subprocess.run([sys.executable, CONVERT, *files], check=True)
         known = texts_of((source / "stories260K.md").read_text(encoding="utf-8"))
-        result = measured(folder, known)
+        five = [text.strip() for text in given.stories.read_text(encoding="utf-8").split(END) if text.strip()]
+        result = measured(folder, known, five)
+    print(*claims(result["mean nll"]), sep="\n")
     rows = [{"precision": name, "mean nll": values} for name, values in result.pop("mean nll").items()]
     write_json(RESULTS / "llm_stories.json", "stories260K: greedy text, likelihood by precision", rows, **result)
+
+
+def claims(found: dict[str, dict[str, float]]) -> Iterator[str]:
+    """What must hold of the five stories, and whether it does."""
+    exact = found["fp32"]["five"]
+    for what, value, most in [
+        ("fp32 from 1.266", abs(exact - 1.266), 0.005),
+        *((f"{name} above fp32", found[name]["five"] - exact, most) for name, most in (("int8", 0.01), ("int4", 0.05))),
+    ]:
+        yield f"five stories: {what}: {value:.4f} (at most {most})  {'PASS' if value <= most else 'FAIL'}"
 
 
 def texts_of(page: str) -> list[str]:
@@ -51,24 +68,25 @@ def texts_of(page: str) -> list[str]:
     return [text.strip() for text in re.findall(r"\$ \./run [^\n]*\n(.*?)```", page, re.DOTALL)]
 
 
-def measured(folder: Path, known: list[str]) -> dict[str, Any]:
+def measured(folder: Path, known: list[str], five: list[str]) -> dict[str, Any]:
     """Every precision beside the first, float32."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     kept: list[tuple[str, str | None]] = [(name, None) for name in FORMATS if not name.startswith("fp8")]
-    kept += [(name, "int8") for name in ("fp32", "int8", "int4_fine")]
+    kept += [(name, "int8") for name in ("fp32", "int8", "int4")]
     runners = {f"{name}, kv {kv}" if kv else name: EngineRunner(build_llm(folder, options_of(name, kv)))
                for name, kv in kept}  # fmt: skip
     exact = runners["fp32"]
     greedy = answer(exact, [1], GREEDY)
     drawn = [story(exact, seed) for seed in range(STORIES)]
-    written = [tokenizer.encode(text).ids for text in known]
+    texts = {"five": [tokenizer.encode(text).ids for text in five], "drawn": drawn,
+             "written": [tokenizer.encode(text).ids for text in known]}  # fmt: skip
     result: dict[str, Any] = {
         "greedy text is llama2.c's": tokenizer.decode(greedy).strip() == known[0],
         "batched = single = chunked = after a cached prefix": alike(exact),
-        "tokens": {"drawn": sum(len(s) - 1 for s in drawn), "written": sum(len(s) - 1 for s in written)},
-        "mean nll": {name: {"drawn": likelihood(runner, drawn), "written": likelihood(runner, written)}
+        "tokens": {kind: sum(len(s) - 1 for s in stories) for kind, stories in texts.items()},
+        "mean nll": {name: {kind: likelihood(runner, stories) for kind, stories in texts.items()}
                      for name, runner in runners.items()},
     }  # fmt: skip
     print(*(f"{key}: {value}" for key, value in result.items()), sep="\n")

@@ -15,7 +15,7 @@ from benchmarks.timing import RESULTS
 ROOT = Path(__file__).parent.parent
 README, CPU, PRECISION = ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "precision.md"
 CALIBRATION, SERVER = ROOT / "docs" / "calibration.md", ROOT / "docs" / "server.md"
-LLM_CPU, CUDA = ROOT / "docs" / "llm_cpu.md", ROOT / "docs" / "cuda.md"
+LLM_CPU, LLM_BUILD, CUDA = ROOT / "docs" / "llm_cpu.md", ROOT / "docs" / "llm_build.md", ROOT / "docs" / "cuda.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 TITLES = {
     "resnet50": "ResNet-50",
@@ -173,10 +173,32 @@ def llm_cpu_table(results: Path) -> Iterator[str]:
     yield f"Medians of paired turns (load at the start: {measured['machine']['load']})."
 
 
+def stories_table(results: Path) -> Iterator[str]:
+    """Likelihoods by precision of a small model of language."""
+    path = results / "llm_stories.json"
+    if not path.exists():
+        yield "Nothing measured yet: `python -m benchmarks.llm_stories`."
+        return
+    measured = json.loads(path.read_text())
+    kinds = {"five": "five stories of TinyStories", "drawn": "five that it wrote itself", "written": "stories260K.md"}
+    counts = (f"{title} ({measured['tokens'][kind]} tokens)" for kind, title in kinds.items())
+    yield f"| precision | {' | '.join(counts)} |"
+    yield "|---" * (1 + len(kinds)) + "|"
+    exact = measured["rows"][0]["mean nll"]
+    for row in measured["rows"]:
+        found = row["mean nll"]
+        rises = [f"{found[kind]:.4f} ({found[kind] - exact[kind]:+.4f})" for kind in kinds]
+        yield f"| {row['precision']} | {' | '.join(rises)} |"
+    yield ""
+    yield "Mean negative log-likelihood of a token, and by how much it is more than float32's:"
+    yield "`python -m benchmarks.llm_stories`, which says whence the stories are."
+
+
 Table = Callable[[Path], Iterator[str]]
 TABLES: Mapping[Path, Table] = {
     README: latency_table, CPU: roofline_table, PRECISION: budget_table, CALIBRATION: formats_table,
-    SERVER: server_table, LLM_CPU: llm_cpu_table, CUDA: cuda_table,
+    SERVER: server_table, LLM_CPU: llm_cpu_table, LLM_BUILD: stories_table,
+    CUDA: cuda_table,
 }  # fmt: skip
 
 

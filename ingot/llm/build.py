@@ -19,7 +19,8 @@ from ingot.errors import BuildError, ConfigError
 from ingot.ir.graph import make_node
 from ingot.ir.ops_paged import line_of
 from ingot.llm import evidence
-from ingot.llm.decoder import Decoder
+from ingot.llm.calibration import drawn, lines_of, observed
+from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format, format_of, with_cache
 from ingot.llm.graph import BLOCK, GATHERED, graph_of
 from ingot.llm.models import decoder_of
@@ -43,7 +44,8 @@ class BuildOptions:
     context: tokens of prompt and answer together, None for the model's (at most 8192); token_budget, sequence_budget:
     most tokens and sequences of one step; typical: tokens of the step to tune for. verify: compare with the reference;
     text: file on which the mean negative log-likelihood of a token may rise by `max_rise`. kv: how keys and values are
-    kept, where not as the precision says. ranks: processes, each with a device of its own, that share the model."""
+    kept, where not as the precision says. calibration: what rounding to four bits goes by: "drawn" (a text of the
+    model's own), "none" or a file of text. ranks: processes, each with a device of its own, that share the model."""
 
     precision: str = "fp32"
     target: str = "cpu"
@@ -58,6 +60,7 @@ class BuildOptions:
     text: str | None = None
     max_rise: float = 0.05
     kv: str | None = None
+    calibration: str = "drawn"
     ranks: int = 1
 
     def __post_init__(self) -> None:
@@ -85,13 +88,24 @@ def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | 
         text = None
         if options.text is not None:
             text = evidence.tokens_of(Path(options.text), checkpoint.files(), decoder.vocabulary)
-    made = [_built(checkpoint, shard(decoder, n, options.ranks), kept, options, n, log) for n in range(options.ranks)]
+    known = decoder
+    if kept.compensates and options.calibration != "none":
+        with log.stage("calibrate"):
+            known = observed(decoder, _calibration(checkpoint, decoder, options))
+    made = [_built(checkpoint, shard(known, n, options.ranks), kept, options, n, log) for n in range(options.ranks)]
     kind = options.target.partition(":")[0]
     if not options.verify or not frozenset(made[0].variants[0].requires) <= features(kind):
         return made
     with log.stage("verify"):
         found = evidence.verified(made, decoder, kept, text, options.max_rise)
     return [replace(engine, details={**engine.details, "evidence": found}) for engine in made]
+
+
+def _calibration(checkpoint: Checkpoint, decoder: Decoder, options: BuildOptions) -> list[Array]:
+    if options.calibration == "drawn":
+        return drawn(decoder, _first(checkpoint.config.get("bos_token_id")))
+    text = evidence.tokens_of(Path(options.calibration), checkpoint.files(), decoder.vocabulary)
+    return lines_of(text, decoder.context)
 
 
 def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: BuildOptions, rank: int,

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", help="engine file to write (default: FOLDER.engine)")
     parser.add_argument("--precision", default="fp32", choices=sorted(FORMATS), help="how weights are kept")
     parser.add_argument("--kv", choices=sorted(CACHES), help="how keys and values are kept (default: as the precision)")
+    parser.add_argument("--calibration", default="drawn", metavar="FILE",
+                        help="a text that rounding to four bits goes by; drawn: by the model itself; none: by nothing")
     parser.add_argument("--target", default="cpu", help='"cpu", "cuda" (the GPU that is here) or "cuda:sm_90"')
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together (default: the model's)")
     parser.add_argument("--token-budget", type=int, default=512, help="most tokens in one step")
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.precision, arguments.target, arguments.context, arguments.token_budget, arguments.sequence_budget,
         level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
         verify=not arguments.no_verify, text=arguments.text, max_rise=arguments.max_rise, kv=arguments.kv,
-        ranks=arguments.tensor_parallel,
+        calibration=arguments.calibration, ranks=arguments.tensor_parallel,
     )  # fmt: skip
     with build_progress(arguments.quiet) as progress:
         engines = build_ranks(folder, options, progress)

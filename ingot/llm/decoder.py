@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -63,12 +64,14 @@ class Quantized:
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """y = x @ weightᵀ + bias, of one or more weights [out, in] side by side; transposed: they are [in, out]. Instead of
-    weights there may be quantized ones, of the same bits, groups and order."""
+    weights there may be quantized ones, of the same bits, groups and order. Where `inputs` is a list, the reference
+    appends what it multiplies."""
 
     weights: tuple[Array, ...]
     biases: tuple[Array, ...] = ()
     transposed: bool = False
     quantized: tuple[Quantized, ...] = ()
+    inputs: list[Array] | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -82,13 +85,21 @@ class Matrix:
         """Outputs of all."""
         return sum(self.widths)
 
-    def columns(self, start: int, stop: int) -> Matrix:
-        """The outputs from start to stop of a single matrix that is not transposed."""
-        return replace(
-            self, weights=tuple(weight[start:stop] for weight in self.weights),
-            biases=tuple(bias[start:stop] for bias in self.biases),
-            quantized=tuple(found.columns(start, stop) for found in self.quantized),
-        )  # fmt: skip
+    def picked(self, ranges: Sequence[tuple[int, int]]) -> Matrix:
+        """The outputs in some ranges, in that order."""
+        weights, biases, quantized = [], [], []
+        for part, (begin, end) in enumerate(pairwise(accumulate(self.widths, initial=0))):
+            for first, stop in ((max(a, begin) - begin, min(b, end) - begin) for a, b in ranges):
+                if first >= stop:
+                    continue
+                if self.quantized:
+                    quantized.append(self.quantized[part].columns(first, stop))
+                else:
+                    weight = self.weights[part]
+                    weights.append(weight[:, first:stop] if self.transposed else weight[first:stop])
+                if self.biases:
+                    biases.append(self.biases[part][first:stop])
+        return replace(self, weights=tuple(weights), biases=tuple(biases), quantized=tuple(quantized))
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ def _likely(runner: EngineRunner, decoder: Decoder, text: Array, most: float) ->
     if not after - before <= most:
         raise VerificationFailed(
             f"the mean negative log-likelihood of the text's tokens rises from {before:.4f} to {after:.4f}, more than "
-            f"--max-rise {most:g}; no engine was made. Keep more bits: --precision int4_fine, int8 or bf16"
+            f"--max-rise {most:g}; no engine was made. Keep more bits: --precision int8 or bf16"
         )
     return {"output": "nll", "tokens": len(text) - 1, "before": round(before, 4), "after": round(after, 4)}
 

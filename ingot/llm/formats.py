@@ -12,19 +12,20 @@ import numpy as np
 from ingot.dtypes import numpy_dtype
 from ingot.errors import ConfigError
 from ingot.llm.decoder import Array, Matrix, Quantized
+from ingot.llm.rounding import compensated, rounded, successors_of
 
 Weights = Mapping[str, Array | None]
-Role = Literal["plain", "projection", "head"]
+Role = Literal["plain", "keys", "head"]
 _LARGEST_EIGHTH = 448.0  # of float8_e4m3fn
 _ROWS = 128  # that are rounded at a time: they stay in a cache
-_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest magnitude, tried for four bits
+_TOGETHER = 1024  # with errors taken over: numpy is called for each column
 
 
 @dataclass(frozen=True)
 class Format:
     """`bits` of a weight (32: float32, 16: bfloat16); `group` weights along the input share a scale (8 and 4 bits).
-    head_bits, projection_bits: of the last product, and of those that make queries, keys and values, which suffer most
-    by rounding. within: how far logits may be from the reference, of their spread; grosser errors are faults.
+    head_bits, key_bits: of the last product, and of those that make keys and values, which suffer most by rounding and
+    are few. within: how far logits may be from the reference, of their spread; grosser errors are faults.
     table: type of embeddings and experts; cache: of keys and values. narrow_rows: a token's activations are rounded to
     eight bits too, with a scale for each token and product but the last, and one for each column of weights."""
 
@@ -32,15 +33,24 @@ class Format:
     bits: int
     group: int = 0
     head_bits: int = 0
-    projection_bits: int = 0
+    key_bits: int = 0
     within: float = 1e-3
     table: str = "bfloat16"
     cache: str = "bfloat16"
     narrow_rows: bool = False
 
+    @property
+    def compensates(self) -> bool:
+        """Whether weights are rounded by what they are multiplied with."""
+        return self.bits < 8
+
     def narrows(self, matrix: Matrix, role: Role) -> bool:
         """Whether what the matrix is multiplied with is rounded to eight bits."""
         return self.narrow_rows and role != "head" and not matrix.quantized
+
+    def parts_keys(self, matrix: Matrix) -> bool:
+        """Whether keys and values are made with more bits than queries."""
+        return self.key_bits > self.bits and not matrix.quantized
 
     def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
         """(operator, operands after x by name, attributes) of a product with the matrix. Integers of the checkpoint
@@ -56,7 +66,7 @@ class Format:
         if self.bits > 8:
             dtype = numpy_dtype("float32" if self.bits == 32 else "bfloat16")
             return "Linear", {"weight": joined(matrix, dtype)}, {}
-        bits = {"head": self.head_bits, "projection": self.projection_bits}.get(role, self.bits)
+        bits = {"head": self.head_bits, "keys": self.key_bits}.get(role, self.bits)
         weight_KN, scale_GN = integers(matrix, bits, self.group)
         operands = {"weight": weight_KN, "scale": scale_GN, "zero": None}
         return "QuantizedLinear", operands, {"bits": bits, "group": self.group}
@@ -77,8 +87,7 @@ FORMATS = {
     "fp8_cache": Format("fp8_cache", 8, within=0.5, cache="float8_e4m3fn"),
     "int8": Format("int8", 8, 128, 8, 8, 0.15),
     "w8a8": Format("w8a8", 8, 128, 8, 8, 0.2, narrow_rows=True),
-    "int4": Format("int4", 4, 32, 8, 4, 0.9),
-    "int4_fine": Format("int4_fine", 4, 16, 8, 8, 0.6),
+    "int4": Format("int4", 4, 32, 8, 8, 0.9),
 }
 
 
@@ -141,51 +150,23 @@ def eighths(matrix: Matrix) -> tuple[Array, Array]:
 
 
 def integers(matrix: Matrix, bits: int, group: int) -> tuple[Array, Array]:
-    """(weights [in, out] as int8, scales [groups, out]) of the weights side by side. A scale is exact in float16."""
+    """(weights [in, out] as int8, scales [groups, out]) of the weights side by side. A scale is exact in float16. With
+    few bits, where the matrix has inputs, columns take over each other's errors."""
     parts = [weight.T if matrix.transposed else weight for weight in matrix.weights]
     outputs, depth = sum(len(part) for part in parts), parts[0].shape[1]
     whole, scales = np.empty((outputs, depth), np.int8), np.empty((outputs, -(-depth // group)), np.float32)
     places = np.cumsum([0, *map(len, parts)])
-    jobs = [(part, start, min(start + _ROWS, len(part)), place)
-            for part, place in zip(parts, places, strict=False) for start in range(0, len(part), _ROWS)]  # fmt: skip
+    successors = successors_of(np.concatenate(matrix.inputs)) if bits < 8 and matrix.inputs else None
+    size = _ROWS if successors is None else _TOGETHER
+    jobs = [(part, start, min(start + size, len(part)), place)
+            for part, place in zip(parts, places, strict=False) for start in range(0, len(part), size)]  # fmt: skip
 
     def do(job: tuple[Array, int, int, int]) -> None:
         part, start, stop, place = job
-        found = rounded(np.asarray(part[start:stop], np.float32), bits, group)
+        rows = np.asarray(part[start:stop], np.float32)
+        found = rounded(rows, bits, group) if successors is None else compensated(rows, successors, bits, group)
         whole[place + start : place + stop], scales[place + start : place + stop] = found
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(do, jobs))
     return whole.T, scales.T
-
-
-def rounded(rows: Array, bits: int, group: int) -> tuple[Array, Array]:
-    """(integers, scales per group) of rows. With four bits the number of largest magnitude becomes the lowest integer,
-    which is one further from zero than the highest, or lies beyond it, where that errs less in the squares."""
-    count, depth = rows.shape
-    groups = -(-depth // group)
-    padded = np.zeros((count, groups * group), np.float32)
-    padded[:, :depth] = rows
-    blocks = padded.reshape(count, groups, group)
-    low = -(1 << (bits - 1))
-    place = np.abs(blocks).argmax(-1)[..., None]
-    extreme = np.take_along_axis(blocks, place, -1) / (low if bits < 8 else low + 1)
-    best = _half(extreme)
-    if bits < 8:
-        least = np.full(extreme.shape, np.inf, np.float32)
-        for share in _SHARES:
-            scale = _half(extreme * np.float32(share))
-            error = ((_to_integers(blocks, scale, low) * scale - blocks) ** 2).sum(-1, keepdims=True)
-            best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    whole = _to_integers(blocks, best, low).astype(np.int8)
-    return whole.reshape(count, -1)[:, :depth], best[..., 0]
-
-
-def _half(scale: Array) -> Array:
-    """The nearest float16 numbers, and 1 where that is 0."""
-    near = np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
-    return np.where(near == 0, np.float32(1), near)
-
-
-def _to_integers(blocks: Array, scale: Array, low: int) -> Array:
-    return np.clip(np.rint(blocks / scale), low, -low - 1)

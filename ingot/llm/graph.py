@@ -305,7 +305,7 @@ def _summed(writer: Writer, part: ir.Value) -> ir.Value:
 def _attention(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Value) -> ir.Value:
     decoder, name = writer.decoder, f"layers.{number}.attention"
     x = writer.norm(stream, layer.before_attention, f"{name}.norm")
-    projected = writer.linear(x, layer.projection, f"{name}.projection", role="projection")
+    projected = _projected(writer, x, layer.projection, f"{name}.projection")
     cosine, sine = step.angles[layer.rope] if decoder.rope else (None, None)
     scales = [None if s is None else writer.constant(s.weight.astype(np.float32) + np.float32(s.offset), f"{name}.{n}")
               for n, s in (("query_scale", layer.query_scale), ("key_scale", layer.key_scale))]  # fmt: skip
@@ -320,6 +320,16 @@ def _attention(writer: Writer, step: Step, layer: Layer, number: int, stream: ir
     )  # fmt: skip
     flat = writer.value("View", [seen], f"{name}.flat", shape=("T", decoder.heads * decoder.depth))
     return _joined(writer, flat, layer.output, layer.after_attention, stream, f"{name}.output")
+
+
+def _projected(writer: Writer, x: ir.Value, matrix: Matrix, name: str) -> ir.Value:
+    """Queries, keys and values side by side."""
+    if not writer.format.parts_keys(matrix):
+        return writer.linear(x, matrix, name, role="keys")
+    queries = writer.decoder.heads * writer.decoder.depth
+    parts = [writer.linear(x, matrix.picked([(0, queries)]), f"{name}.queries"),
+             writer.linear(x, matrix.picked([(queries, matrix.outputs)]), f"{name}.keys", role="keys")]  # fmt: skip
+    return writer.value("Concat", parts, name, axis=1)
 
 
 def _experts(writer: Writer, experts: Experts, x: ir.Value, stream: ir.Value, name: str) -> ir.Value:

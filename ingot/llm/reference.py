@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ingot.dtypes import numpy_dtype
 from ingot.ir.elementwise import erf
 from ingot.llm.decoder import Activation, Array, Decoder, Experts, Layer, Matrix, Scale
+
+_KEPT = numpy_dtype("bfloat16")  # of what matrices remember
 
 
 def logits_of(decoder: Decoder, tokens: Array) -> Array:
@@ -82,6 +85,8 @@ def _turned(x_THD: Array, cosine: Array, sine: Array) -> Array:
 
 
 def _product(x: Array, matrix: Matrix) -> Array:
+    if matrix.inputs is not None:
+        matrix.inputs.append(x.astype(_KEPT))
     parts = [x @ (_real(weight) if matrix.transposed else _real(weight).T) for weight in matrix.weights]
     parts += [x @ quantized.floats() for quantized in matrix.quantized]
     whole = np.concatenate(parts, axis=-1)

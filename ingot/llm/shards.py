@@ -6,9 +6,7 @@ matching rows of `output` and `down`. Norms, embeddings and routers are whole ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +48,7 @@ def _experts_of(layer: Layer) -> Experts:
 def _layer(decoder: Decoder, layer: Layer, rank: int, ranks: int) -> Layer:
     heads = _share(decoder.heads * decoder.depth, rank, ranks)
     return replace(
-        layer, projection=_outputs(layer.projection, _projected(decoder, rank, ranks)),
+        layer, projection=layer.projection.picked(_projected(decoder, rank, ranks)),
         output=_inputs(layer.output, heads, ranks), **_network(layer, rank, ranks),
     )  # fmt: skip
 
@@ -73,8 +71,8 @@ def _network(layer: Layer, rank: int, ranks: int) -> dict[str, Any]:
     assert layer.up is not None and layer.down is not None
     inner = _share(layer.up.outputs, rank, ranks)
     return {
-        "up": _outputs(layer.up, [inner]), "down": _inputs(layer.down, inner, ranks),
-        "gate": None if layer.gate is None else _outputs(layer.gate, [inner]),
+        "up": layer.up.picked([inner]), "down": _inputs(layer.down, inner, ranks),
+        "gate": None if layer.gate is None else layer.gate.picked([inner]),
     }  # fmt: skip
 
 
@@ -90,27 +88,9 @@ def _experts(experts: Experts, rank: int, ranks: int) -> Experts:
 
 def _head(decoder: Decoder, rank: int, ranks: int) -> Matrix:
     """A rank's tokens, or all where they cannot be shared evenly."""
-    return decoder.head if decoder.vocabulary % ranks else _outputs(
-        decoder.head, [_share(decoder.vocabulary, rank, ranks)]
+    return (
+        decoder.head if decoder.vocabulary % ranks else decoder.head.picked([_share(decoder.vocabulary, rank, ranks)])
     )
-
-
-def _outputs(matrix: Matrix, ranges: Sequence[Range]) -> Matrix:
-    """The outputs in some ranges, in that order, of a matrix of one or more parts side by side."""
-    weights, biases, quantized = [], [], []
-    places = np.cumsum([0, *matrix.widths])
-    for part, (begin, end) in enumerate(pairwise(places)):
-        for first, stop in ((max(a, begin) - begin, min(b, end) - begin) for a, b in ranges):
-            if first >= stop:
-                continue
-            if matrix.quantized:
-                quantized.append(matrix.quantized[part].columns(first, stop))
-            else:
-                weight = matrix.weights[part]
-                weights.append(weight[:, first:stop] if matrix.transposed else weight[first:stop])
-            if matrix.biases:
-                biases.append(matrix.biases[part][first:stop])
-    return replace(matrix, weights=tuple(weights), biases=tuple(biases), quantized=tuple(quantized))
 
 
 def _inputs(matrix: Matrix, inputs: Range, ranks: int) -> Matrix:
@@ -120,6 +100,7 @@ def _inputs(matrix: Matrix, inputs: Range, ranks: int) -> Matrix:
         matrix, biases=tuple(np.asarray(bias, np.float32) / np.float32(ranks) for bias in matrix.biases),
         weights=tuple(w[first:stop] if matrix.transposed else w[:, first:stop] for w in matrix.weights),
         quantized=tuple(_rows(found, first, stop) for found in matrix.quantized),
+        inputs=None if matrix.inputs is None else [seen[:, first:stop] for seen in matrix.inputs],
     )  # fmt: skip
 
 

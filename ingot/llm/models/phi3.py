@@ -21,8 +21,8 @@ def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Lay
         projection=matrix(checkpoint, sizes.hidden, (f"{at}.self_attn.qkv_proj", sizes.query + 2 * sizes.key)),
         output=matrix(checkpoint, sizes.query, (f"{at}.self_attn.o_proj", sizes.hidden)),
         before_network=scale(checkpoint, f"{at}.post_attention_layernorm", sizes.hidden),
-        gate=both.columns(0, sizes.inner),
-        up=both.columns(sizes.inner, 2 * sizes.inner),
+        gate=both.picked([(0, sizes.inner)]),
+        up=both.picked([(sizes.inner, 2 * sizes.inner)]),
         down=matrix(checkpoint, sizes.inner, (f"{at}.mlp.down_proj", sizes.hidden)),
         window=window,
     )
