@@ -63,6 +63,8 @@ def remembered(path: str | Path | None, model: ir.Model, calibrated: Callable[[]
     """What the file holds if there is one; else what `calibrated` finds, written there."""
     if path is not None and Path(path).exists():
         return load(path, model)
+    if path is not None and not Path(path).parent.is_dir():  # said before the samples have been gone through
+        raise ConfigError(f"cannot write {path}: there is no folder {Path(path).parent}")
     found = calibrated()
     if path is not None:
         save(path, found, model)

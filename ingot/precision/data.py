@@ -254,6 +254,10 @@ def _check_shape(array: Array, spec: TensorSpec, place: str, bound: dict[str, in
     if not fits:
         raise ConfigError(f"{place}: input {spec.name!r} has shape {list(array.shape)}, "
                           f"the model takes {list(spec.shape)}")  # fmt: skip
+    for given, wanted, low, high in zip(array.shape, spec.shape, spec.min or (), spec.max or (), strict=False):
+        if not low <= given <= high:
+            raise ConfigError(f"{place}: input {spec.name!r} has {wanted}={given}, the profile is for {low} to {high}: "
+                              "widen --shapes, or give samples of such shapes")  # fmt: skip
 
 
 def _check_values(array: Array, spec: TensorSpec, place: str) -> None:

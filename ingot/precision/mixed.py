@@ -59,8 +59,8 @@ def build_mixed(model: Any, config: BuildConfig, request: Request, progress: Pro
 
     BuildError when nodes that must be narrow break the budget; it says what could be had, and what stands in the way.
     """
-    bench = prepare(model, config, request, progress)
-    return bench.best(budgets.parse(request.budget, bench.trials.metric))
+    budget = budgets.parse(request.budget, metric.load(request.metric))  # what is wrong with it is said first
+    return prepare(model, config, request, progress).best(budget)
 
 
 def prepare(model: Any, config: BuildConfig, request: Request, progress: Progress | None = None) -> Bench:

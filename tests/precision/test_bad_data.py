@@ -103,3 +103,18 @@ def test_layers_that_cannot_be_meant_are_refused(name: str, said: str, capsys: p
     words = ["--precisionConstraints=obey", f"--layerPrecisions={name}", "--quiet"]
     assert main(["build", str(DIGITS), "--int8", "--data", str(DIGITS.parent / "samples.py"), *words]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--shapes=image:4x1x8x8"], "sample 0: input 'image' has N=1, the profile is for 4 to 4: widen --shapes, or give"),
+    (["--budget=-1%"], "budget '-1%' is not known; write 0.5%"),
+    (["--budget=1%", "--metric=nowhere.py"], "metric 'nowhere.py' is neither a Python file that exists"),
+    (["--calib=nowhere/ranges.txt"], "cannot write nowhere/ranges.txt: there is no folder nowhere"),
+])  # fmt: skip
+def test_what_cannot_work_is_said_before_samples_are_gone_through(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(DIGITS.parent / "samples.py")
+    assert main(["build", str(DIGITS), "--int8", "--data", data, "--level=0", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error and "calibrate" not in error
