@@ -17,15 +17,18 @@ def plan_memory(plan: Plan, bounds: Sequence[Mapping[str, int]]) -> Plan:
     return replace(plan, memory=tuple(planned))
 
 
-def in_lanes(plan: Plan, lanes: int, apart: bool) -> Plan:
-    """The plan with steps on a GPU in so many lanes. apart: no two storages share memory, as steps that do cannot run
-    side by side; such a plan takes more of it, and of caches."""
-    segments = tuple(replace(s, lanes=lanes) if isinstance(s, GraphSegment) else s for s in plan.segments)
-    if not apart:
-        return replace(plan, segments=segments)
+def in_lanes(plan: Plan, lanes: int, apart: int | None) -> Plan:
+    """The plan with steps on a GPU in so many lanes. apart: storages of up to so many bytes share memory with none, of
+    any size where it is None: steps whose storages share memory cannot run side by side, but what is not shared takes
+    more of caches."""
     end = sum(len(steps_of(segment)) for segment in plan.segments)
-    kept = tuple(replace(s, first=0, last=end) if s.place == "arena" else s for s in plan.storages)
+    kept = tuple(replace(s, first=0, last=end) if s.place == "arena" and _up_to(s, apart) else s for s in plan.storages)
+    segments = tuple(replace(s, lanes=lanes) if isinstance(s, GraphSegment) else s for s in plan.segments)
     return plan_memory(replace(plan, storages=kept, segments=segments), [m.bounds for m in plan.memory])
+
+
+def _up_to(storage: Storage, most: int | None) -> bool:
+    return most is None or (isinstance(storage.bytes, int) and storage.bytes <= most)
 
 
 def _all_known(plan: Plan, bounds: Mapping[str, int]) -> bool:

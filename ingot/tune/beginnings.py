@@ -34,7 +34,7 @@ from ingot.tune.turns import alone_on
 _FASTER = 0.997  # of a graph's time: less is noise
 _LONGEST = 3000.0  # microseconds of a graph in which these things matter
 _ROWS, _RUNS = 7, 10
-_LANES = ((2, False), (8, False), (8, True))  # how many, and whether their memory is apart
+_LANES = ((2, 1 << 18), (8, 1 << 20), (8, None))  # how many, and bytes up to which storages' memory is apart
 _MOST_MEMORY = 256 << 20
 _AS_BUILT = "as built"
 
@@ -53,7 +53,7 @@ def settled(variant: Variant, target: Target, symbols: Symbols, config: BuildCon
 
 def _laid(variant: Variant, symbols: Symbols, config: BuildConfig, cache: TimingCache) -> Variant:
     """In as many lanes as make its graphs fastest."""
-    plans = {f"{lanes} lanes{' apart' * apart}": in_lanes(variant.plan, lanes, apart) for lanes, apart in _LANES}
+    plans = {f"{lanes} lanes, {apart} apart": in_lanes(variant.plan, lanes, apart) for lanes, apart in _LANES}
     wide = {name: replace(variant, plan_json=plan_bytes(plan)) for name, plan in plans.items()
             if all(m.bytes <= _MOST_MEMORY for m in plan.memory)}  # fmt: skip
     if not wide:

@@ -71,8 +71,8 @@ def test_who_shares_memory_with_whom(ranges: list[tuple[int, int]]) -> None:
     assert sharing(ranges) == [{k for k, b in enumerate(ranges) if common(a, b)} for a in ranges]
 
 
-@pytest.mark.parametrize(("lanes", "apart"), [(2, False), (8, True)])
-def test_a_model_in_lanes(monkeypatch: pytest.MonkeyPatch, lanes: int, apart: bool) -> None:
+@pytest.mark.parametrize(("lanes", "apart"), [(2, 0), (8, None)])
+def test_a_model_in_lanes(monkeypatch: pytest.MonkeyPatch, lanes: int, apart: int | None) -> None:
     """What it computes is the same; its memory may be used twice, or not."""
     driver = FakeDriver()
     driven.use(monkeypatch, driver)
@@ -85,7 +85,19 @@ def test_a_model_in_lanes(monkeypatch: pytest.MonkeyPatch, lanes: int, apart: bo
         np.testing.assert_array_equal(session.run(feeds)["scores"], plain.run(feeds)["scores"])
     assert driver.calls["cuStreamCreate"] == 1 + lanes
     offsets = [o for o in plan.memory[0].offsets if o is not None]
-    assert (len(set(offsets)) == len(offsets)) is apart
+    assert (len(set(offsets)) == len(offsets)) is (apart is None)
+
+
+def test_small_storages_may_be_kept_apart() -> None:
+    plan = driven.build(driven.DIGITS, ingot.Profile(image=(2, 1, 8, 8))).variants[0].plan
+    sizes = [s.bytes for s in plan.storages]
+    most = sorted(s.bytes for s in plan.storages if s.place == "arena")[1]  # type: ignore[type-var]
+    assert isinstance(most, int)
+    made = in_lanes(plan, 2, most)
+    end = len(plan.segments[0].steps)  # type: ignore[union-attr]
+    for k, (before, after) in enumerate(zip(plan.storages, made.storages, strict=True)):
+        small = before.place == "arena" and sizes[k] <= most  # type: ignore[operator]
+        assert (after.first, after.last) == ((0, end) if small else (before.first, before.last))
 
 
 def test_each_step_of_a_plan_is_known_by_what_it_touches() -> None:

@@ -91,7 +91,7 @@ def test_steps_go_side_by_side_where_that_is_faster(
     variant: Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: tuple[float, ...], lanes: int
 ) -> None:
     left = iter(times)
-    monkeypatch.setattr(beginnings, "_LANES", ((2, False), (8, True)))
+    monkeypatch.setattr(beginnings, "_LANES", ((2, 0), (8, None)))
     monkeypatch.setattr(beginnings, "_measure", lambda *_: None)
     monkeypatch.setattr(beginnings, "_time", lambda frame: next(left))
     made = settle(variant, tmp_path / "times")
@@ -101,7 +101,7 @@ def test_steps_go_side_by_side_where_that_is_faster(
 
 
 def test_what_would_take_much_memory_is_not_tried(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beginnings, "_LANES", ((2, False), (8, True)))
+    monkeypatch.setattr(beginnings, "_LANES", ((2, 0), (8, None)))
     monkeypatch.setattr(beginnings, "_MOST_MEMORY", 100)
     monkeypatch.setattr(beginnings, "_measure", lambda *_: None)
     monkeypatch.setattr(beginnings, "_time", lambda frame: pytest.fail("timed"))
