@@ -59,7 +59,7 @@ class Calls:
             call.refuse(415)
         elif (method := self.methods.get(request.target)) is None:
             call.end("UNIMPLEMENTED", f"there is no method {request.target.decode('latin-1')}")
-        elif call.metadata.get(b"grpc-encoding", b"identity") not in _ENCODINGS:
+        elif b"grpc-encoding" in call.metadata and call.metadata[b"grpc-encoding"] not in _ENCODINGS:
             call.end("UNIMPLEMENTED", "messages are taken as they are, or compressed by gzip or deflate")
         else:
             method(call)
@@ -136,7 +136,7 @@ class Call:
 
     def end(self, status: str = "OK", message: str = "") -> None:
         """No more answers."""
-        trailers = self._trailers(status)
+        trailers = [*self._trailers(status)]
         if message:
             shown = message.encode()[:_LONGEST].decode(errors="ignore")
             trailers.append((b"grpc-message", urllib.parse.quote(shown, safe=_PLAIN).encode()))
@@ -150,7 +150,7 @@ class Call:
 
     def _trailers(self, status: str) -> list[Header]:
         identity = self.metadata.get(b"x-request-id")
-        return [*_STATUS[status], *([(b"x-request-id", identity)] if identity is not None else ())]
+        return [*_STATUS[status], (b"x-request-id", identity)] if identity is not None else _STATUS[status]
 
     def fail(self, error: Exception) -> None:
         """End with what an exception says."""

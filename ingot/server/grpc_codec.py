@@ -241,18 +241,19 @@ def _output(item: Any) -> RequestedOutput:
 
 def encode(request: Request, response: Response, regions: Regions) -> Sequence[Part]:
     """The response's message, in parts; tensors are not copied."""
-    plain = response.outputs and not response.parameters
-    if not plain or any(output.classification or output.placement for output in request.outputs):
+    outputs, parts, described = response.outputs, list[Part](), []
+    if response.parameters or not outputs or (request.outputs and any(map(_is_special, request.outputs))):
         return (as_message(request, response, regions).SerializeToString(),)
-    parts = list[Part]([InferResponse(id=response.id).SerializeToString()] if response.id else [])
-    raws = [to_bytes(tensor) for tensor in response.outputs]
-    described = [
-        (tensor.name, tensor.datatype, tensor.data.shape, len(raw))
-        for tensor, raw in zip(response.outputs, raws, strict=True)
-    ]
-    for head, raw in zip(_heads(response.model, response.version, *described), raws, strict=False):
-        parts += (head, raw)
-    return parts
+    for tensor in outputs:
+        raw = to_bytes(tensor)
+        parts += (b"", raw)
+        described.append((tensor.name, tensor.datatype, tensor.data.shape, len(raw)))
+    parts[::2] = _heads(response.model, response.version, *described)
+    return [InferResponse(id=response.id).SerializeToString(), *parts] if response.id else parts
+
+
+def _is_special(output: RequestedOutput) -> bool:
+    return bool(output.classification or output.placement)
 
 
 @lru_cache(1024)

@@ -119,7 +119,8 @@ class Stream:
         """Everything at once."""
         self.out.send_response(200, headers)
         self.unsent.extend(parts)
-        self.finish(trailers)
+        self.trailers = trailers
+        self._connection.advance(self)
 
     def full(self, full: bool) -> None:
         """Whether the receiver has as much as it can deal with for now: the client is to wait."""
@@ -128,7 +129,7 @@ class Stream:
     def refuse(self, status: int, headers: list[Header]) -> None:
         """Headers alone; the stream is over."""
         self.out.send_response(status, headers, True)
-        self._connection.over(self)
+        self._connection.refused(self)
 
 
 class Connection(asyncio.Protocol):
@@ -141,7 +142,7 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._blocked: dict[int, Stream] = {}  # have something to send, and no window or no reader for it
         self._full: dict[int, int] = {}  # have received more than they can deal with: bytes not yet asked for again
-        self._unheard: dict[int, Stream] = {}  # answered before the client has said everything, which it need not now
+        self._unheard: dict[int, Stream] = {}  # answered before the client has said everything: it may stop now
         self._new: list[Stream] = []  # streams whose headers were among what was read last
         self._opened = self._resets = self._last = 0
         self.progress, self._asked = time.monotonic(), False
@@ -242,13 +243,20 @@ class Connection(asyncio.Protocol):
             stream.receiver.data(event.data)
 
     def _on_end(self, event: zttp.EndOfMessage) -> None:
-        self._unheard.pop(event.stream_id, None)
         stream = self._streams.get(event.stream_id)
-        if stream is not None:
+        if stream is None:
+            self._heard(event.stream_id)
+        else:
             stream.heard_all = True
             stream.receiver.ended()
 
+    def _heard(self, number: int) -> None:
+        """All of a stream that was answered before."""
+        if self._unheard.pop(number, None) is not None:
+            self._full.pop(number, None)
+
     def _on_reset(self, event: zttp.RstStream) -> None:
+        self._heard(event.stream_id)
         self._resets += 1
         if self._resets >= _RESETS:
             self.close_when_idle()
@@ -275,8 +283,6 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Write what zttp has made; once, after everything that came together."""
         if not self._reading and not self._closed:
-            while self._unheard:
-                self._unheard.popitem()[1].out.reset(0)
             data = self._engine.data_to_send()
             if data:
                 self._transport.write(self._withholding(data) if self._full else data)
@@ -320,7 +326,7 @@ class Connection(asyncio.Protocol):
         if not stream.flows:
             self._blocked[stream.number] = stream
         elif stream.ended:
-            self.over(stream)
+            self._over(stream)
         elif self._blocked.pop(stream.number, None):
             stream.receiver.flowing()
         self.flush()
@@ -329,12 +335,18 @@ class Connection(asyncio.Protocol):
         for stream in tuple(self._blocked.values()):
             self.advance(stream)
 
-    def over(self, stream: Stream) -> None:
-        """A stream has been answered."""
+    def refused(self, stream: Stream) -> None:
+        """A stream has been answered by its headers alone."""
+        self._over(stream)
+        self.flush()
+
+    def _over(self, stream: Stream) -> None:
+        """A client that still speaks stops when it hears the answer. Until then its window is not widened: what is on
+        its way would be a mistake on a stream that we had ended, and many of those end the connection."""
+        self._forget(stream)
         if not stream.heard_all:
             self._unheard[stream.number] = stream
-        self._forget(stream)
-        self.flush()
+            self._full[stream.number] = 0
 
     def _forget(self, stream: Stream) -> None:
         self._streams.pop(stream.number, None)
@@ -368,6 +380,9 @@ class Connection(asyncio.Protocol):
         elif quiet > limits.ask_after and not self._asked:
             self._asked = True
             self._write(_frame(_PING, 0, bytes(8)))
+        for stream in [stream for stream in self._unheard.values() if now - stream.progress > limits.stalled]:
+            stream.out.reset(0)
+            self._heard(stream.number)
         for stream in tuple(self._streams.values()):
             stalls = stream.receiver.incomplete or stream.number in self._blocked
             if stalls and now - stream.progress > limits.stalled:

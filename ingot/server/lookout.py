@@ -33,7 +33,10 @@ class Habit:
 
     def looked(self, found: bool) -> None:
         """What came of it."""
-        self.trust = min(self.trust + 2, _TRUST) if found else max(self.trust - 1, 0)
+        if not found:
+            self.trust = max(self.trust - 1, 0)
+        elif self.trust < _TRUST:
+            self.trust = min(self.trust + 2, _TRUST)
 
 
 @dataclass

@@ -218,8 +218,9 @@ class Scheduler:
         if not isinstance(error, IngotError):
             log.error("model %s failed", self.ports.model, exc_info=error)
         failure = as_server_error(error)
-        with self.lock:
-            self._over(batch)
+        if self._states:
+            with self.lock:
+                self._over(batch)
         for entry in batch:
             self._statistics.failed(clock() - entry.arrived, failure.reason)
         self._answer(batch, [failure] * len(batch))
@@ -232,16 +233,16 @@ class Scheduler:
         rows = sum([entry.rows for entry in batch])
         with self.lock:
             self._latency.observe(batch[0].shape, rows, timing.answered - timing.start)
-            self._over(batch)
+            if self._states:
+                self._over(batch)
         self._statistics.executed([entry.arrived for entry in batch], rows, timing)
 
     def _over(self, batch: Sequence[Entry]) -> None:
-        """A batch has run; what follows in its sequences may be taken. Under the lock."""
-        if self._states:
-            self._queue.finished(batch, clock())
-            self._driver.wake()
-            if self.closing:
-                self.ready.notify_all()
+        """A batch with states has run; what follows in its sequences may be taken. Under the lock."""
+        self._queue.finished(batch, clock())
+        self._driver.wake()
+        if self.closing:
+            self.ready.notify_all()
 
     def _job(self, entry: Entry) -> _Job:
         return entry.token.inner if self._states else entry.token

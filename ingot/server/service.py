@@ -72,7 +72,8 @@ class Service:
         try:
             return (self.submit if request.caller else self._submit)(request, partial(self._done, done))
         except BaseException as error:
-            self._left()
+            with self._lock:
+                self.inflight -= 1
             if request.origin is not None:
                 self._ended(request, as_server_error(error) if isinstance(error, Exception) else invalid("ended"))
             raise
@@ -138,12 +139,9 @@ class Service:
             )  # fmt: skip
 
     def _done(self, done: Done, outcome: Outcome) -> None:
-        self._left()
-        done(outcome)
-
-    def _left(self) -> None:
         with self._lock:
             self.inflight -= 1
+        done(outcome)
 
     # -- health and metadata ------------------------------------------------------------------------------------------
     def ready(self) -> bool:

@@ -353,8 +353,25 @@ def test_malformed_calls_end_and_the_connection_lives(memory: Memory) -> None:
     assert memory.hear(frames.head(b"/e/Say") + frame(0, 1, frames.stream, b"\0\0\0\0\7abc")) == [1]  # cut short
     assert memory.hear(frames.head(b"/e/Say") + frame(0, 1, frames.stream, b"\0\0")) == [1]
     announced = struct.pack(">I", LIMIT + 1)
-    assert memory.hear(frames.head(b"/e/Say") + frame(0, 0, frames.stream, b"\0" + announced)) == [1, 3]
+    assert memory.hear(frames.head(b"/e/Say") + frame(0, 0, frames.stream, b"\0" + announced)) == [1]
     assert memory.hear(frames.call(b"/e/Say", b"x")) == [1, 0, 1]
+
+
+def test_what_follows_a_refused_message_harms_no_other_call(memory: Memory) -> None:
+    """As much as its windows allow is on its way when the client hears that a message is too long."""
+    memory.greeted()
+    frames, announced = memory.frames, struct.pack(">I", LIMIT + 1)
+    assert memory.hear(frames.head(b"/e/Say") + frame(0, 0, 1, b"\0" + announced)) == [1]
+    memory.hear(frame(0, 0, 1, bytes(16_000)) * 262)
+    assert memory.hear(frames.call(b"/e/Say", b"x")) == [1, 0, 1]
+    memory.connection.data_received(frame(0, 0, 1, bytes(16_000)) * 10)
+    assert struct.pack(">IBI", 4 << 8 | 8, 0, 1) not in memory.transport.written  # it is asked for no more
+    memory.transport.written.clear()
+    assert memory.hear(frame(0, 1, 1)) == [] and not memory.connection._full
+    assert memory.hear(frames.head(b"/e/Say") + frame(0, 0, frames.stream, b"\0" + announced)) == [1]
+    memory.connection.close_if_late(time.monotonic() + 31)
+    assert memory.transport.kinds() == [3] and not memory.connection._full  # who does not stop is stopped
+    assert memory.hear(frames.call(b"/e/Say", b"x")) == [1, 0, 1] and not memory.transport.closed
 
 
 def test_compressed_garbage_is_the_clients_mistake(host: Host) -> None:
