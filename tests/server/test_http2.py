@@ -20,7 +20,7 @@ from ingot.server import http2
 from ingot.server.app import new_loop
 from ingot.server.grpc_calls import Call, Calls, Message, unary
 from ingot.server.http2 import Connection
-from ingot.server.lookout import Habit, Lookout
+from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
 from ingot.server.request import Code, ServerError
 from ingot.server.wire import Front
@@ -486,21 +486,3 @@ def test_a_stream_that_gets_ahead_is_made_to_wait(memory: Memory) -> None:
     stubborn.connection.close_if_late(time.monotonic() + 31)  # what the end waits behind is not waited for much longer
     assert stubborn.transport.kinds() == [3]
     stubborn.pool.shutdown()
-
-
-# -- looking instead of sleeping ---------------------------------------------------------------------------------------
-def test_looking_is_a_habit_while_it_finds_something() -> None:
-    habit = Habit()
-    for _ in range(100):
-        assert habit.wanted()
-        habit.looked(True)
-    looks = 0
-    for _ in range(640):
-        if habit.wanted():
-            looks += 1
-            habit.looked(False)
-    assert 16 <= looks <= 16 + 640 // 64
-    while not habit.wanted():
-        pass
-    habit.looked(True)
-    assert habit.wanted()

@@ -1,9 +1,11 @@
-"""Resting until a few requests are there: where they come densely, and not where callers wait for their answers."""
+"""Resting until a few requests are there: where they come densely, and not where callers wait for their answers; and
+looking instead of sleeping.
+"""
 
 import random
 from collections import deque
 
-from ingot.server.lookout import Pace
+from ingot.server.lookout import Habit, Pace
 
 MICROSECOND = 1000
 LOOK, EACH = 30 * MICROSECOND, 45 * MICROSECOND  # what a batch costs, and every request of it
@@ -78,3 +80,20 @@ def test_after_an_idle_time_nothing_rests() -> None:
     for number in range(1, 20):
         pace.rest(1, number * 10**9)
     assert pace.rest(1, 20 * 10**9) == 0
+
+
+def test_looking_is_a_habit_while_it_finds_something() -> None:
+    habit = Habit()
+    for _ in range(100):
+        assert habit.wanted()
+        habit.looked(True)
+    looks = 0
+    for _ in range(640):
+        if habit.wanted():
+            looks += 1
+            habit.looked(False)
+    assert 16 <= looks <= 16 + 640 // 64
+    while not habit.wanted():
+        pass
+    habit.looked(True)
+    assert habit.wanted()
