@@ -44,6 +44,13 @@ def test_one_model_passes_through_every_room() -> None:
     assert [room for room in rooms if f"ingot/{room}/" not in text] == []
 
 
+def test_one_request_passes_through_every_room_of_the_server() -> None:
+    text = (ROOT / "docs" / "one_request.md").read_text()
+    rooms = """app wire http http_codec http2 grpc_calls grpc grpc_codec service repository model
+        scheduler batcher sequences drivers instances worker ports mailbox statistics metrics""".split()
+    assert [room for room in rooms if f"`ingot/server/{room}.py" not in text] == []
+
+
 def test_every_dependency_has_its_reason() -> None:
     """A row for each package that pyproject.toml names, and none for another."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
