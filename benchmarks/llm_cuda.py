@@ -151,9 +151,9 @@ def profiled(runner: EngineRunner, tokens: int, context: int, count: int = 1) ->
     feeds: dict[str, Any] = {}
     run = runner.session.run_wanted
 
-    def kept(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    def kept(given: Mapping[str, Any], *rest: Any) -> dict[str, Any]:
         feeds.update(given)
-        return run(given, names)
+        return run(given, *rest)
 
     runner.session.run_wanted = kept  # type: ignore[method-assign, assignment]
     sequences.step(np.ones((count, tokens), np.int32))

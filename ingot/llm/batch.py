@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,14 @@ class Batch:
     tables: Integers
     rows: Integers
     states: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A runner that has its caller do something else while a step is computed elsewhere: before it waits it calls
+    `meanwhile`."""
+
+    meanwhile: Callable[[], None]
 
 
 class Runner(Protocol):

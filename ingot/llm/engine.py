@@ -17,7 +17,7 @@ import numpy as np
 
 from ingot.errors import IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
-from ingot.llm.batch import Batch, Floats, Integers, Runner
+from ingot.llm.batch import Batch, Floats, Integers, Overlapping, Runner
 from ingot.llm.cache import BlockPool
 from ingot.llm.counters import Counters
 from ingot.llm.guided import Grammars, Matcher
@@ -61,6 +61,10 @@ class Engine:
         self.counters, self.fault = Counters(), ""
         self.longest = min(runner.context, runner.blocks * runner.block_size)
         self._choose: Callable[[Batch], Integers] | None = getattr(runner, "choose", None)
+        self._unsaid: list[tuple[Turn, Answer, float]] = []
+        self._overlaps = isinstance(runner, Overlapping)
+        if isinstance(runner, Overlapping):
+            runner.meanwhile = self._say
         self._speaker = Speaker()
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
         self._drafter: Drafter | None = None
@@ -212,7 +216,7 @@ class Engine:
         if self.scheduler.idle and step.shares:
             self.scheduler.check_integrity()
         if self.scheduler.idle or not step.shares:
-            self._speaker.release()
+            self._say()
         return not self.scheduler.idle
 
     def _obey(self) -> None:
@@ -254,7 +258,8 @@ class Engine:
         self._began = began = self.clock()
         for share in step.shares:
             self._entered(share, began)
-        self._speaker.release()
+        if not self._overlaps:
+            self._say()
         try:
             if step.copies:
                 self.runner.copy_blocks(step.copies)
@@ -336,6 +341,7 @@ class Engine:
                 turns += [Turn(share, voice, first) for voice in answer.ticket.later]
             else:
                 self.scheduler.advance(share, [], self.clock())
+        self._say()  # what the runner did not leave time for
         draw_all(turns, logits)
         self._go_on(turns)
 
@@ -365,12 +371,13 @@ class Engine:
         """Sequences get their tokens; those that begin with the first one's logits become sequences of their own."""
         now, leader = self.clock(), dict[Share, Tokens]()
         for turn in turns:
+            tokens = turn.tokens
             if turn.share not in leader:
                 leader[turn.share] = sequence = turn.share.sequence
-                self.scheduler.advance(turn.share, turn.tokens, now)
-                self._count_drafts(turn.share.drafts, len(turn.tokens) - 1)
-            elif turn.tokens:
-                sequence = self.scheduler.fork(leader[turn.share], next(self._numbers), turn.tokens[-1])
+                self.scheduler.advance(turn.share, tokens, now)
+                self._count_drafts(turn.share.drafts, len(tokens) - 1)
+            elif tokens:
+                sequence = self.scheduler.fork(leader[turn.share], next(self._numbers), tokens[-1])
                 turn.voice.ticket.later.remove(turn.voice)
                 self._answers[sequence] = Answer(turn.voice, sequence)
             else:
@@ -378,7 +385,7 @@ class Engine:
             turn.answer = self._answers[sequence]
         for turn in turns:
             if turn.answer is not None:
-                self._tell(turn, turn.answer, now)
+                self._settle(turn, turn.answer, now)
 
     def _count_drafts(self, proposed: int, accepted: int) -> None:
         if proposed and accepted >= 0:
@@ -386,18 +393,28 @@ class Engine:
             self.counters.proposed += proposed
             self.counters.accepted += accepted
 
-    def _tell(self, turn: Turn, answer: Answer, now: float) -> None:
-        self._time(answer, len(turn.tokens), now)
+    def _settle(self, turn: Turn, answer: Answer, now: float) -> None:
+        """What the next step depends on; the client is told while it is computed."""
         if turn.fault:
+            self._time(answer, len(turn.tokens), now)
             self._fail(answer, turn.fault)
             return
-        finish, stop = turn.end or (None, None)
-        logprobs = tuple(each.logprob for each in turn.drawn if each.logprob is not None)
-        if finish is not None:
-            self._close(answer, finish)
+        if turn.end is not None:
+            self._close(answer, turn.end[0])
         elif answer.voice.matcher is not None:
             answer.voice.matcher.prepare(self._masks)
-        self._speaker.say(Spoken(answer.voice, tuple(turn.tokens), logprobs, finish, stop))
+        self._unsaid.append((turn, answer, now))
+
+    def _say(self) -> None:
+        """Tell what was drawn, in its order."""
+        unsaid, self._unsaid = self._unsaid, []
+        for turn, answer, now in unsaid:
+            tokens = tuple(turn.tokens)
+            self._time(answer, len(tokens), now)
+            finish, stop = turn.end or (None, None)
+            logprobs = tuple(each.logprob for each in turn.drawn if each.logprob is not None)
+            self._speaker.say(Spoken(answer.voice, tokens, logprobs, finish, stop))
+        self._speaker.release()
 
     def _time(self, answer: Answer, tokens: int, now: float) -> None:
         ticket = answer.ticket
@@ -433,6 +450,7 @@ class Engine:
 
     def _finish(self, answer: Answer, finish: Finish, error: str = "") -> None:
         """End an answer before its end, and with the first one those that have not begun."""
+        self._say()
         self._close(answer, finish)
         self._speaker.say(Spoken(answer.voice, finish=finish, error=error))
         later, answer.ticket.later = answer.ticket.later, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class EngineRunner:
         self._check_memory()
         self._pools = self._made_pools()
         self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
+        self.meanwhile: Callable[[], None] = lambda: None  # what a caller does while a step is computed
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -113,7 +114,7 @@ class EngineRunner:
         }
         if self.hidden:
             feeds["states"] = _filled(batch.states, self._padded(max(len(batch.states), 1)), 0)
-        found = self.session.run_wanted(feeds, outputs)
+        found = self.session.run_wanted(feeds, outputs, self.meanwhile)
         return [found[output] for output in outputs]
 
     def _rows_of_tables(self, count: int) -> int:

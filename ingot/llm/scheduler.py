@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.llm.batch import Batch
+from ingot.llm.batch import Batch, Integers
 from ingot.llm.cache import BlockPool, block_keys
 from ingot.llm.pace import Pace
 
@@ -54,6 +54,21 @@ class Tokens:
     keys: list[bytes] = field(default_factory=list)
     place: Place = Place.WAITING
     last: float = -math.inf
+    _table: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
+    _written: int = 0  # of the blocks, those that the table has
+
+    def table(self) -> Integers:
+        """Its blocks as numbers of an array."""
+        count = len(self.blocks)
+        if count > len(self._table):
+            self._table, self._written = np.zeros(2 * count, np.int32), 0
+        self._table[self._written : count] = self.blocks[self._written :]
+        self._written = count
+        return self._table[:count]
+
+    def replaced(self) -> None:
+        """Blocks that it had before are others now."""
+        self._written = 0
 
     @property
     def rank(self) -> tuple[int, float, int]:
@@ -239,6 +254,7 @@ class Scheduler:
             return False
         if copied:
             old, sequence.blocks[first] = sequence.blocks[first], self.pool.allocate()
+            sequence.replaced()
             making.copies.append((old, sequence.blocks[first]))
             self.pool.release([old])
         sequence.blocks += [self.pool.allocate() for _ in range(fresh)]
@@ -277,6 +293,7 @@ class Scheduler:
         self.pool.asked += length
         self.pool.found += len(found) * size
         sequence.blocks = found + [self.pool.allocate() for _ in range(fresh)]
+        sequence.replaced()
         sequence.computed = len(found) * size
         sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
         self._slide(sequence)
@@ -305,6 +322,7 @@ class Scheduler:
     def _release(self, sequence: Tokens) -> None:
         self.pool.release(sequence.held)
         sequence.blocks, sequence.gone = [], 0
+        sequence.replaced()
 
     def _slide(self, sequence: Tokens) -> None:
         """Give back the blocks that no token to come sees; who has published one may find it again."""
@@ -361,9 +379,10 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     positions = (np.arange(starts[-1]) - starts[owner] + firsts[owner]).astype(np.int32)
     tables = np.zeros((len(shares), max(len(share.sequence.blocks) for share in shares)), np.int32)
     for row, share in enumerate(shares):
-        blocks, gone = share.sequence.blocks, share.sequence.gone
+        blocks, gone = share.sequence.table(), share.sequence.gone
         tables[row, : len(blocks)] = blocks
-        tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # a kernel that reads more than it sees reads its own
+        if gone:
+            tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
     tokens = [token for share in shares for token in _tokens_of(share)]
     rows, states = (
         [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)

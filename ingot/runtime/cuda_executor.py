@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
@@ -247,10 +247,11 @@ class CudaFrame(Frame):
         self._objects, self._borrowed = {}, {}
         return results
 
-    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int]) -> list[Any]:
-        """The same, with the outputs at some positions alone."""
+    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int], meanwhile: Callable[[], None]) -> list[Any]:
+        """The same, with the outputs at some positions alone; `meanwhile` is done while the GPU computes."""
         self._execute(inputs, {}, None)
         waiting = [(position, self._ask(position, None)) for position in positions]
+        meanwhile()
         self.wait("the run")
         results = [self._result_into(position, found, None) for position, found in waiting]
         self._objects, self._borrowed = {}, {}

@@ -322,8 +322,9 @@ class Frame:
         """Microseconds of each step of a graph; only a frame on a GPU has graphs."""
         raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
 
-    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int]) -> list[Any]:
-        """A run whose outputs at these positions are asked for."""
+    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int], meanwhile: Callable[[], None]) -> list[Any]:
+        """A run whose outputs at these positions are asked for; `meanwhile` is done before."""
+        meanwhile()
         results = self.run(inputs, None)
         return [results[position] for position in positions]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -164,13 +164,15 @@ class Session:
         self._executor.keep({self._names.index(name): address for name, (address, _) in places.items()})
         self._kept |= {name: Foreign(None, shape, 0) for name, (_, shape) in places.items()}
 
-    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-        """As `run`, with the named outputs alone: what else there is stays where it is."""
+    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str],
+                   meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
+        """As `run`, with the named outputs alone: what else there is stays where it is. `meanwhile` is done while a GPU
+        computes, or before."""
         executor = self._executor
         arrays, shapes = self._checked(feeds)
         frame = executor.take(shapes)
         try:
-            results = frame.run_wanted(arrays, [self._output_names.index(name) for name in names])
+            results = frame.run_wanted(arrays, [self._output_names.index(name) for name in names], meanwhile)
         finally:
             executor.give(frame)
         if not self._verified:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,9 @@ class InterpretedSession:
         self.weights = np.frombuffer(self.variant.weights, np.uint8).copy()
         self._counters: dict[int, Array] = {}
 
-    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str],
+                   meanwhile: Callable[[], None]) -> dict[str, Any]:  # fmt: skip
+        meanwhile()
         plan = self.plan
         order = [feeds[spec.name] for spec in self.engine.inputs]
         symbols = {extent: x.shape[axis] for index, x in zip(plan.inputs, order, strict=True)

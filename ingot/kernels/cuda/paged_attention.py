@@ -22,6 +22,8 @@ _LOG2E = math.log2(math.e)
 _FLOAT = 4
 _SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that share a token's keys
 _KEYS = 64  # a step
+_WARPS, _STAGES = 4, 2  # of a token that is alone
+_MOST_HALF = 65504.0
 _LINE = 128  # bytes that memory is asked for at a time
 _ROWS = 128  # queries and their heads in a tile of tokens that follow each other
 
@@ -91,7 +93,7 @@ def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
 
 def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int) -> None:
     """A block is a token, a group, and a part of the keys; the last of the parts adds them up."""
-    f = build.function(warps=4, stages=2, early=True)
+    f = build.function(warps=_WARPS, stages=_STAGES, early=True)
     p, rows, window = _pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
     f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")
     f.emit(f"rows = tl.arange(0, {rows})\ndepths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")
@@ -105,7 +107,7 @@ def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int
     with f.block("if mine:"):
         place = f"token * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
         f.emit(f"place = {place}\ninside = exists[:, None] & (depths < {sizes.depth})[None, :]")
-        f.emit(f"q = tl.load({p['query']} + place, inside, other=0.0)")
+        _load_queries(f, node, p["query"])
         _begin(f, rows, sizes)
         with f.block("for step in range(begin, end):"):
             _step(f, build, sizes, p, ("position", "exists[:, None]", "position"))
@@ -193,7 +195,7 @@ def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
     with f.block("if final >= 0:"):
         place = f"tokens[:, None] * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
         f.emit(f"place = {place}\ninside = valid[:, None] & (depths < {sizes.depth})[None, :]")
-        f.emit(f"q = tl.load({p['query']} + place, inside, other=0.0)")
+        _load_queries(f, node, p["query"])
         _begin(f, rows, sizes)
         with f.block("for owner in range(first, final + 1):"):
             f.emit("mine = valid & (owners == owner)\nlimit = tl.max(tl.where(mine, positions, -1))")
@@ -208,6 +210,20 @@ def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
 
 
 # both
+
+
+def _multiplied(node: Node) -> str:
+    """What queries, keys and values are multiplied as: of eight bits two at a time become float16."""
+    kept = node.input(1).dtype
+    return "float16" if kept in LARGEST else kept
+
+
+def _load_queries(f: FunctionBuilder, node: Node, query: str) -> None:
+    f.emit(f"q = tl.load({query} + place, inside, other=0.0)")
+    dtype = _multiplied(node)
+    if dtype == "float16" != node.dtype:
+        f.emit(f"q = tl.minimum(tl.maximum(q.to(tl.float32), -{_MOST_HALF}), {_MOST_HALF})")
+    f.emit(f"q = q.to({LANGUAGE[dtype]})")
 
 
 def _begin(f: FunctionBuilder, rows: int, sizes: Sizes) -> None:
@@ -233,11 +249,10 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
     aligned = min(depth & -depth, 16)
     there = f"(keys <= {most})[:, None]" + f" & {deep}[None, :]" * bool(deep)
     f.emit(f"v = tl.load({p['cache']} + tl.multiple_of({value}, [1, {aligned}]), {there}, other=0.0)")
-    kept = node.input(1).dtype
-    dtype = LANGUAGE[node.dtype if kept in LARGEST else kept]
-    cast = f".to({dtype})" if kept in LARGEST else ""
+    dtype = LANGUAGE[_multiplied(node)]
+    cast = f".to({dtype})" if node.input(1).dtype in LARGEST else ""
     precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
-    f.emit(f"scores = tl.dot(q.to({dtype}), k{cast}{precision}) * {float(node.attributes['scale'])!r}")
+    f.emit(f"scores = tl.dot(q, k{cast}{precision}) * {float(node.attributes['scale'])!r}")
     cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
     if cap:
         f.emit(f"scores = {cap!r} * libdevice.tanh(scores / {cap!r})")
