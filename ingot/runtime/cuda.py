@@ -24,6 +24,7 @@ _SHARED_ALLOWED = 48 << 10  # bytes a block may have without asking
 _OVERLAPPING_DRIVER = 12030  # from there on a graph keeps the attribute
 _OVERLAP = 6  # of CUlaunchAttributeID: programmatic stream serialization
 _RELAXED_CAPTURE, _NON_BLOCKING, _EXTERNAL_EVENT = 2, 1, 1
+_CAPTURING, _INSTEAD = 1, 1  # of CUstreamCaptureStatus; of the flags with which a capture's last nodes are set
 
 
 def _bindings() -> Any:
@@ -285,6 +286,16 @@ class Context:
         array: Array = np.ctypeslib.as_array(memory)
         weakref.finalize(memory, _free_host, self, address)
         return array
+
+    def separate(self, stream: Any, spare: int) -> None:
+        """What is put on the stream next begins when all before it has ended, even where a kernel before it and it
+        itself allow more: in a capture by an empty node between them, else by writing the byte at `spare`."""
+        status, _, graph, nodes, _, count = self.call("cuStreamGetCaptureInfo", stream)
+        if int(status) != _CAPTURING:
+            self.call("cuMemsetD8Async", spare, 0, 1, stream)
+            return
+        node = self.call("cuGraphAddEmptyNode", graph, nodes, count)
+        self.call("cuStreamUpdateCaptureDependencies", stream, [node], None, 1, _INSTEAD)
 
     def capture(self, stream: Any, record: Callable[[], None]) -> Any:
         """What `record` puts on the stream as an executable graph."""

@@ -188,6 +188,18 @@ class FakeDriver:
     def _cuStreamEndCapture(self, stream: int) -> list[Callable[[], None]]:
         return self.recordings.pop(threading.get_ident())
 
+    def _cuStreamGetCaptureInfo(self, stream: int) -> tuple[Any, ...]:
+        return int(self.recording is not None), 0, "graph", ["the last node"], None, 1
+
+    def _cuGraphAddEmptyNode(self, graph: str, nodes: list[str], count: int) -> str:
+        assert self.recording is not None and (graph, nodes, count) == ("graph", ["the last node"], 1)
+        return "an empty node"
+
+    def _cuStreamUpdateCaptureDependencies(
+        self, stream: int, nodes: list[str], edges: None, count: int, how: int
+    ) -> None:
+        assert self.recording is not None and (nodes, count, how) == (["an empty node"], 1, 1)
+
     def _cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any]:
         return (graph,)
 

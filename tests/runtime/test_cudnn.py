@@ -83,6 +83,22 @@ def test_silu(fake: FakeCudnn) -> None:
     np.testing.assert_allclose(alone(node, offered(node)[0], *inputs), expected.astype(np.float32), atol=2e-2)
 
 
+def test_what_is_compiled_is_kept_apart_from_what_is_before_it(fake: FakeCudnn) -> None:
+    """It may begin when a kernel says that the next one may: it then read what was not there yet."""
+    inputs = [drawn(2, 32, 6, 5), drawn(64, 32, 3, 3), drawn(64, 1, 1)]
+    for text, kept_apart in ((HALF, 0), (f"{SILU}; Cast $4 -> float16", 1)):
+        fake.driver.calls.clear()
+        node, _ = node_of("Conv", inputs, WINDOW, text, constants=(1, 2))
+        alone(node, offered(node)[0], *inputs)
+        names = ("cuGraphAddEmptyNode", "cuStreamUpdateCaptureDependencies")
+        assert [fake.driver.calls[name] for name in names] == [kept_apart] * 2
+
+
+def test_what_is_not_captured_is_kept_apart_by_a_write(fake: FakeCudnn) -> None:
+    cuda.context_of(cuda.select("cuda")).separate(7, fake.driver._cuMemAlloc(256))
+    assert fake.driver.calls["cuMemsetD8Async"] == 1 and not fake.driver.calls["cuGraphAddEmptyNode"]
+
+
 def attention(masked: bool, causal: int = 0, depth: int = 40) -> tuple[Any, list[Array], Array]:
     inputs = [drawn(2, 4, 12, depth), drawn(2, 2, 12, depth), drawn(2, 2, 12, 48), *[drawn(2, 1, 1, 12)] * masked]
     node, (expected,) = node_of("Attention", inputs, {"scale": 0.3, "causal": causal, "softcap": 0.0})
