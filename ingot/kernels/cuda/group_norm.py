@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from ingot.ir.expression import operands_of
 from ingot.kernels import Ports, kernel
 from ingot.kernels.cuda.architecture import Architecture
@@ -17,8 +15,7 @@ from ingot.kernels.work import bytes_of
 from ingot.plan.extent import Extent, ceil_div, product
 
 _LEAST_CHANNELS = 4  # of a group: fewer would be read in pieces too small
-_MOST_PARTS, _ELEMENTS, _COLUMNS = 64, 4096, 64  # of a group; of a tile
-_ACROSS, _HELD = 128, 16384  # channels and elements of a tile of several groups, which stays in registers
+_MOST_PARTS, _ELEMENTS, _COLUMNS = 16, 4096, 64  # of a tile
 _FLOAT = 4
 
 
@@ -35,81 +32,51 @@ def _layouts(node: Node, target: Architecture) -> list[Ports]:
     return [Ports((LAST, *("" for _ in node.inputs[1:MAIN]), *extras), (LAST,))]
 
 
-def _together(node: Node, target: Architecture) -> tuple[int, ...]:
-    """How many groups a block may sum up: those of a line of memory are read at once."""
-    most = max(_ACROSS // power_of_two(_inner(node)), 1)
-    several = max(n for n in (1, 2, 4, 8, 16, 32) if n <= most and node.attributes["groups"] % n == 0)
-    return (several, 1) if several > 1 else (1,)
+def _cost(node: Node, target: Architecture) -> float:
+    size = bytes_of(node)
+    return 2 * target.pace.step + (1.5 * size / target.pace.bytes if isinstance(size, int) else 0.0)
 
 
-def _inner(node: Node) -> int:
-    """Channels of a group."""
-    return int(node.input(0).shape[1]) // int(node.attributes["groups"])
-
-
-def _cost(node: Node, target: Architecture, together: int) -> float:
-    size, pieces = bytes_of(node), 1.0 if together > 1 else 1.5  # lines that are read in pieces
-    return 2 * target.pace.step + (pieces * size / target.pace.bytes if isinstance(size, int) else 0.0)
-
-
-def _parts(node: Node, target: Architecture, together: int) -> int:
-    """Into how many parts the positions of a group are divided, so that every processor has two, or one that sums up
-    several groups."""
+def _parts(node: Node, target: Architecture) -> int:
+    """Into how many parts the positions of a group are divided, so that every processor has two."""
     images = node.input(0).shape[0]
-    rows = node.attributes["groups"] // together * (images if isinstance(images, int) else 1)
-    wanted = (target.processors if together > 1 else 2 * target.processors) // rows
-    return max(min(1 << max(wanted.bit_length() - 1, 0), _MOST_PARTS), 1)
+    rows = node.attributes["groups"] * (images if isinstance(images, int) else 1)
+    return max(min(power_of_two(2 * target.processors // rows), _MOST_PARTS), 1)
 
 
-@kernel("Norm", on="cuda", when=_applies, layouts=_layouts, cost=_cost, space={"together": _together})
-def group_norm(build: CudaBuilder, node: Node, together: int) -> None:
+@kernel("Norm", on="cuda", when=_applies, layouts=_layouts, cost=_cost)
+def group_norm(build: CudaBuilder, node: Node) -> None:
     """epilogue((x - mean) / sqrt(variance + epsilon) * scale + bias) in two launches"""
-    x, parts = node.input(0), _parts(node, build.target, together)
+    x, parts = node.input(0), _parts(node, build.target)
     groups, positions = int(node.attributes["groups"]), product(x.shape[2:])
     figures = build.temporary(product((x.shape[0], groups, parts, 2, _FLOAT)), "float32")
-    _sum_parts(build, node, figures, parts, together)
+    _sum_parts(build, node, figures, (groups, parts), positions)
     _write(build, node, figures, (groups, parts), positions)
 
 
-def _sum_parts(build: CudaBuilder, node: Node, figures: Handle, parts: int, together: int) -> None:
+def _sum_parts(build: CudaBuilder, node: Node, figures: Handle, sizes: tuple[int, int], positions: Extent) -> None:
     """figures[image, group, part] = (sum, sum of squared distances from the part's mean)"""
-    x, groups, inner = node.input(0), int(node.attributes["groups"]), _inner(node)
-    positions, channels = product(x.shape[2:]), groups * inner
-    across, blocks = power_of_two(inner), groups // together
-    down = max((_HELD if together > 1 else _ELEMENTS) // (across * together), 1)
-    f = build.function(warps=8 if together > 1 else 4)
-    f.emit(f"number = tl.program_id(0)\npart = number % {parts}\nfirst = number // {parts} % {blocks} * {together}")
-    f.emit(f"image = number // {parts * blocks}\nplaces = tl.arange(0, {across * together})[None, :]")
-    f.emit(f"columns = (first + places // {across}) * {inner} + places % {across}\nheld = places % {across} < {inner}")
+    (groups, parts), channels = sizes, int(node.input(0).shape[1])
+    inner = channels // groups
+    across = power_of_two(inner)
+    down = max(_ELEMENTS // across, 1)
+    f = build.function(warps=4)
+    f.emit(f"number = tl.program_id(0)\npart = number % {parts}\ngroup = number // {parts} % {groups}")
+    f.emit(f"image = number // {parts * groups}\ncolumns = tl.arange(0, {across})[None, :]")
     _count(f, parts, positions)
-    base = f"{f.pointer(build.input(0))} + image * {f.extent(product((positions, channels)))} + columns"
-    f.emit(f"base = {base}\nsize = tl.maximum((end - begin) * {inner}, 1)")
-    f.emit(f"row = begin + tl.arange(0, {down})[:, None]\ninside = (row < end) & held")
-    held = isinstance(positions, int) and -(-positions // parts) <= down
-    if held:
-        f.emit(f"x = tl.load(base + row * {channels}, inside, other=0).to(tl.float32)")
-    sums = partial(_sums, f, (channels, down, across, together), held)
-    sums("x")
-    f.emit(f"total = sums\nmean = tl.reshape(tl.broadcast_to((sums / size)[:, None], ({together}, {across})), "
-           f"(1, {across * together}))")  # fmt: skip
-    sums("tl.where(inside, (x - mean) * (x - mean), 0.0)")
-    f.emit(f"mine = (image * {groups} + first + tl.arange(0, {together})) * {parts} + part")
-    f.emit(f"place = {f.pointer(figures)} + mine * 2")
-    f.emit("tl.store(place, total)\ntl.store(place + 1, sums)")
-    f.launch(product((x.shape[0], blocks * parts)))
-
-
-def _sums(f: FunctionBuilder, sizes: tuple[int, int, int, int], held: bool, added: str) -> None:
-    """`sums` of each group of the block over the positions of its part, which one tile `x` may hold."""
-    channels, down, across, together = sizes
-    if held:
-        f.emit(f"sums = {added}")
-    else:
-        f.emit(f"sums = tl.zeros(({down}, {across * together}), tl.float32)")
+    base = f"{f.pointer(build.input(0))} + image * {f.extent(product((positions, channels)))} + group * {inner}"
+    f.emit(f"base = {base} + columns\nsums = tl.zeros(({down}, {across}), tl.float32)")
+    load = f"x = tl.load(base + row * {channels}, inside, other=0).to(tl.float32)"
+    for line in ("sums += x", "sums += tl.where(inside, (x - mean) * (x - mean), 0.0)"):
         with f.block(f"for start in range(begin, end, {down}):"):
-            f.emit(f"row = start + tl.arange(0, {down})[:, None]\ninside = (row < end) & held")
-            f.emit(f"x = tl.load(base + row * {channels}, inside, other=0).to(tl.float32)\nsums += {added}")
-    f.emit(f"sums = tl.sum(tl.reshape(tl.sum(sums, 0), ({together}, {across})), 1)")
+            f.emit(f"row = start + tl.arange(0, {down})[:, None]\ninside = (row < end) & (columns < {inner})")
+            f.emit(f"{load}\n{line}")
+        if line == "sums += x":
+            f.emit("total = tl.sum(tl.sum(sums, 1), 0)")
+            f.emit(f"mean = total / tl.maximum((end - begin) * {inner}, 1)\nsums = tl.zeros_like(sums)")
+    f.emit(f"place = {f.pointer(figures)} + number * 2\ntl.store(place, total)")
+    f.emit("tl.store(place + 1, tl.sum(tl.sum(sums, 1), 0))")
+    f.launch(product((node.input(0).shape[0], groups * parts)))
 
 
 def _count(f: FunctionBuilder, parts: int, positions: Extent) -> None:

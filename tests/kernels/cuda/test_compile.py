@@ -34,7 +34,7 @@ CHOSEN = (
     "ScatterND add", "TopK of a vocabulary", "CumSum sum 01", "Range", "RNN gru", "RNN lstm all", "ConvTranspose U-Net",
     "ConvTranspose 4x4", "Conv bytes", "Linear bytes", "Resize cubic",
     "Norm groups and SiLU, of a U-Net", "Conv 80 channels", "LinearNorm BERT",
-    "GatedLinear U-Net", "Norm of 32 groups",
+    "GatedLinear U-Net",
 )  # fmt: skip
 _MORE_REGISTERS = 16  # than in the table, before it is a change that somebody should look at
 Resources = dict[str, list[int]]
