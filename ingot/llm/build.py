@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir
+from threadpoolctl import threadpool_limits
 
 from ingot import compiler
 from ingot.config import BuildConfig, Profile
@@ -19,7 +20,7 @@ from ingot.errors import BuildError, ConfigError
 from ingot.ir.graph import make_node
 from ingot.ir.ops_paged import line_of
 from ingot.llm import evidence
-from ingot.llm.calibration import drawn, lines_of, observed
+from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format, format_of, with_cache
 from ingot.llm.graph import BLOCK, GATHERED, graph_of
@@ -34,6 +35,7 @@ from ingot.runtime.session import features
 Progress = Callable[[str, float], None]
 FORM = 1  # of details["llm"]
 _ROWS_OF_TILES = 64  # tokens that kernels of bytes are chosen for: prompts gain more by it than answers lose
+_DRAWN_FREELY = 100_000_000  # weights of a model that writes its calibration's text within half a minute or so
 MOST_BLOCKS = 1 << 20  # of a pool, whose size is decided when the engine is run
 
 
@@ -44,8 +46,9 @@ class BuildOptions:
     context: tokens of prompt and answer together, None for the model's (at most 8192); token_budget, sequence_budget:
     most tokens and sequences of one step; typical: tokens of the step to tune for. verify: compare with the reference;
     text: file on which the mean negative log-likelihood of a token may rise by `max_rise`. kv: how keys and values are
-    kept, where not as the precision says. calibration: what rounding to four bits goes by: "drawn" (a text of the
-    model's own), "none" or a file of text. ranks: processes, each with a device of its own, that share the model."""
+    kept, where not as the precision says. calibration: what rounding to four bits goes by: a file of text, "drawn" (a
+    text of the model's own) or "none"; None: drawn where the model is small. ranks: processes, each with a device of
+    its own, that share the model."""
 
     precision: str = "fp32"
     target: str = "cpu"
@@ -60,7 +63,7 @@ class BuildOptions:
     text: str | None = None
     max_rise: float = 0.05
     kv: str | None = None
-    calibration: str = "drawn"
+    calibration: str | None = None
     ranks: int = 1
 
     def __post_init__(self) -> None:
@@ -79,6 +82,7 @@ def build_llm(folder: str | Path, options: BuildOptions | None = None, progress:
     return build_ranks(folder, options, progress)[0]
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # loaded cores: threads of a product wait for each other
 def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | None = None) -> list[Engine]:
     """An engine for each rank, to be opened together (parallel.py)."""
     log, kept = BuildLog(progress), with_cache(format_of(options.precision), options.kv)
@@ -88,10 +92,10 @@ def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | 
         text = None
         if options.text is not None:
             text = evidence.tokens_of(Path(options.text), checkpoint.files(), decoder.vocabulary)
-    known = decoder
-    if kept.compensates and options.calibration != "none":
+    calibration, known = _calibration_of(decoder, kept, options), decoder
+    if calibration != "none":
         with log.stage("calibrate"):
-            known = observed(decoder, _calibration(checkpoint, decoder, options))
+            known = observed(decoder, _texts(checkpoint, decoder, calibration))
     made = [_built(checkpoint, shard(known, n, options.ranks), kept, options, n, log) for n in range(options.ranks)]
     kind = options.target.partition(":")[0]
     if not options.verify or not frozenset(made[0].variants[0].requires) <= features(kind):
@@ -101,11 +105,18 @@ def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | 
     return [replace(engine, details={**engine.details, "evidence": found}) for engine in made]
 
 
-def _calibration(checkpoint: Checkpoint, decoder: Decoder, options: BuildOptions) -> list[Array]:
-    if options.calibration == "drawn":
+def _calibration_of(decoder: Decoder, kept: Format, options: BuildOptions) -> str:
+    """"none", "drawn" or a file."""
+    if not kept.compensates:
+        return "none"
+    small = sum(matrix.size for layer in decoder.layers for matrix in matrices_of(layer).values()) <= _DRAWN_FREELY
+    return options.calibration or ("drawn" if small else "none")
+
+
+def _texts(checkpoint: Checkpoint, decoder: Decoder, calibration: str) -> list[Array]:
+    if calibration == "drawn":
         return drawn(decoder, _first(checkpoint.config.get("bos_token_id")))
-    text = evidence.tokens_of(Path(options.calibration), checkpoint.files(), decoder.vocabulary)
-    return lines_of(text, decoder.context)
+    return lines_of(evidence.tokens_of(Path(calibration), checkpoint.files(), decoder.vocabulary), decoder.context)
 
 
 def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: BuildOptions, rank: int,

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", help="engine file to write (default: FOLDER.engine)")
     parser.add_argument("--precision", default="fp32", choices=sorted(FORMATS), help="how weights are kept")
     parser.add_argument("--kv", choices=sorted(CACHES), help="how keys and values are kept (default: as the precision)")
-    parser.add_argument("--calibration", default="drawn", metavar="FILE",
-                        help="a text that rounding to four bits goes by; drawn: by the model itself; none: by nothing")
+    parser.add_argument("--calibration", metavar="FILE", help="a text that rounding to four bits goes by; drawn: one "
+                        "that the model writes; none (default: drawn where that is quick)")
     parser.add_argument("--target", default="cpu", help='"cpu", "cuda" (the GPU that is here) or "cuda:sm_90"')
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together (default: the model's)")
     parser.add_argument("--token-budget", type=int, default=512, help="most tokens in one step")

@@ -85,6 +85,11 @@ class Matrix:
         """Outputs of all."""
         return sum(self.widths)
 
+    @property
+    def size(self) -> int:
+        """How many weights there are."""
+        return sum(w.size for w in self.weights) + sum(found.outputs * found.depth for found in self.quantized)
+
     def picked(self, ranges: Sequence[tuple[int, int]]) -> Matrix:
         """The outputs in some ranges, in that order."""
         weights, biases, quantized = [], [], []

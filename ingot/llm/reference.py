@@ -66,15 +66,16 @@ def _attention(decoder: Decoder, layer: Layer, x: Array) -> Array:
     )
     if decoder.rope:
         query, key = (_turned(part, *decoder.rope[layer.rope]) for part in (query, key))
-    key, value = (part.repeat(heads // groups, axis=1) for part in (key, value))
-    scores = _capped(np.einsum("shd,thd->hst", query, key) * np.float32(decoder.scale), decoder.softcap)
+    query, key, value = (part.transpose(1, 0, 2) for part in (query, key, value))
+    key, value = (part.repeat(heads // groups, axis=0) for part in (key, value))
+    scores = _capped(query @ key.transpose(0, 2, 1) * np.float32(decoder.scale), decoder.softcap)
     places = np.arange(count)
     visible = places[None] <= places[:, None]
     if layer.window:
         visible &= places[None] > places[:, None] - layer.window
     scores = np.where(visible, scores, -np.inf)
     powers = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hst,thd->shd", powers / powers.sum(-1, keepdims=True), value).reshape(count, -1)
+    return np.asarray((powers / powers.sum(-1, keepdims=True) @ value).transpose(1, 0, 2).reshape(count, -1))
 
 
 def _turned(x_THD: Array, cosine: Array, sine: Array) -> Array:
