@@ -1,6 +1,6 @@
 """Many requests at once on one GPU, by the engine that serves: prompts and answers of equal length, random weights.
 
-    python -m benchmarks.llm_cuda_engine --folder build/llm_cuda --precisions fp8_cache        # anywhere
+    python -m benchmarks.llm_cuda_engine --folder build/llm_cuda --precisions fp8_cache --context 2304  # anywhere
     python -m benchmarks.llm_cuda_offline --folder build/llm_cuda --precision fp8_cache [--out result.json]
 
 Output tokens a second are those of the whole run, from the first request to the last token. With --seconds the run is
@@ -134,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _warm(tokens: int, runner: EngineRunner) -> Batch:
     """One sequence's first tokens."""
-    count = min(tokens, runner.token_budget)
+    count = min(tokens, runner.token_budget, runner.context)
     places = np.arange(count, dtype=np.int32)
     table = np.arange(-(-count // runner.block_size), dtype=np.int32)[None]
     ends = np.array([0, count], np.int32)

@@ -22,7 +22,7 @@ _LOG2E = math.log2(math.e)
 _FLOAT = 4
 _SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that share a token's keys
 _KEYS = 64  # a step
-_WARPS, _STAGES = 4, 2  # of a token that is alone
+_USUAL, _EIGHTHS = (4, 2), (2, 3)  # warps and stages of a token that is alone; of many of eight bits
 _MOST_HALF = 65504.0
 _LINE = 128  # bytes that memory is asked for at a time
 _ROWS = 128  # queries and their heads in a tile of tokens that follow each other
@@ -93,7 +93,8 @@ def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
 
 def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int) -> None:
     """A block is a token, a group, and a part of the keys; the last of the parts adds them up."""
-    f = build.function(warps=_WARPS, stages=_STAGES, early=True)
+    warps, stages = _EIGHTHS if splits == 1 and node.input(1).dtype in LARGEST else _USUAL
+    f = build.function(warps=warps, stages=stages, early=True)
     p, rows, window = _pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
     f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")
     f.emit(f"rows = tl.arange(0, {rows})\ndepths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")

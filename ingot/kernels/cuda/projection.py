@@ -119,9 +119,8 @@ def rungs(work: Work, dtype: str) -> list[tuple[Rung, Tile]]:
         return [(Rung(2, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
     if dtype in LARGEST:
         return [
-            (Rung(2, 64), Tile(64, 32 if half else 64, 128, 4, 5)),
-            (Rung(65, 128), Tile(128, 32 if half else 64, 128, 4, 4)),
-            (Rung(129, 512), Tile(128, 64 if half else 128, 128, 8 if half else 4, 4)),
+            (Rung(2, 128), Tile(128, 32 if half else 64, 128, 4, 4)),
+            (Rung(129, 512), Tile(128, 128, 128, 8, 3 if half else 4)),
             (Rung(513), Tile(128, 128 if half else 256, 128, 8, 3)),
         ]
     return [
