@@ -1,6 +1,7 @@
 """Budgets kept: one network, several accuracies that may be lost, an engine for each.
 
     python -m benchmarks.precision_budget ../shared/assets [--json benchmarks/results/precision_budget.json]
+    python -m benchmarks.precision_budget ../shared/assets --keep build/budget --budget 0.1%    # a part at a time
 
 ResNet-56 on CIFAR-10 with 0.1, 0.5 and 2 points to lose. Every other batch of images is used to calibrate and to
 search, the rest to prove. PASS needs each engine within its budget on the held-out half and faster than the one before.
@@ -8,7 +9,9 @@ Exits 1 if not.
 """
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -23,7 +26,7 @@ import ingot
 from benchmarks import asset_data, timing
 from benchmarks.runtimes import Arrays
 from ingot.precision import budget as budgets
-from ingot.precision import metric, mixed
+from ingot.precision import mixed
 from ingot.precision.request import Request
 from ingot.precision.trials import FLOAT32
 
@@ -53,6 +56,20 @@ class Row:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search found for a budget, beside the engine."""
+
+    narrow: int
+    layers: int
+    points_lost_searching: float
+    points_lost: float
+    images: int
+    within: bool
+    notes: list[str]
+    trials: list[dict[str, Any]]
+
+
 def samples(assets: Path) -> Iterator[Arrays]:
     """Batches with their labels, in a fixed order that mixes the classes."""
     images, labels = asset_data.cifar(assets)
@@ -68,32 +85,47 @@ def accuracy(outputs: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, A
     return float(np.concatenate(right).mean())
 
 
-def prepared(assets: Path, level: int, calibrator: str) -> mixed.Bench:
+def prepared(assets: Path, options: argparse.Namespace) -> mixed.Bench:
     """Calibrated once for all budgets."""
-    config = ingot.BuildConfig(profiles=[ingot.Profile(**PROFILE)], level=level, threads=THREADS)
-    request = Request(("int8",), partial(samples, assets), accuracy, calibrator=calibrator)
+    config = ingot.BuildConfig(profiles=[ingot.Profile(**PROFILE)], level=options.level, threads=THREADS,
+                               timing_cache=options.keep / "times")  # fmt: skip
+    ranges = options.keep / f"{options.calibrator}.ranges"
+    request = Request(("int8",), partial(samples, assets), accuracy, calibrator=options.calibrator, cache=ranges)
     return mixed.prepare(assets / MODEL, config, request)
 
 
-def measured(bench: mixed.Bench, outcomes: Mapping[str, mixed.Outcome], assets: Path) -> dict[str, timing.Timing]:
-    """Float32 and the engine of each budget, in turns."""
+def search(bench: mixed.Bench, text: str, keep: Path) -> None:
+    """The budget's engine and what was found on the way, kept in files."""
+    budget = budgets.parse(text, bench.trials.metric)
+    outcome = bench.best(budget)
+    report = outcome.report
+    held, reference = report.heldout["score"], report.heldout_reference["score"]
+    found = Found(
+        len(report.chosen), len(report.candidates), round((report.reference - report.score) * 100, 3),
+        round((reference - held) * 100, 3), int(report.heldout["samples"]) * BATCH, budget.allows(held, reference),
+        list(report.notes), [asdict(trial) for trial in report.trials],
+    )  # fmt: skip
+    bench.trials.engine(FLOAT32).save(keep / "fp32.engine")
+    outcome.engine.save(keep / f"{text}.engine")
+    (keep / f"{text}.json").write_text(json.dumps(asdict(found)))
+
+
+def measured(names: Sequence[str], keep: Path, assets: Path) -> dict[str, timing.Timing]:
+    """The engines kept under these names, in turns."""
     batch = {"input": asset_data.cifar(assets)[0][:32]}
-    engines = {"fp32": bench.trials.engine(FLOAT32), **{budget: o.engine for budget, o in outcomes.items()}}
+    engines = {name: ingot.Engine.load(keep / f"{name}.engine") for name in names}
     with ExitStack() as stack:
         runs = {n: stack.enter_context(ingot.Session(engine, threads=THREADS)).run for n, engine in engines.items()}
         return timing.paired({name: partial(run, batch) for name, run in runs.items()}, ROUNDS)
 
 
-def row(budget: str, outcome: mixed.Outcome, mine: timing.Timing, wide: timing.Timing, before: timing.Timing) -> Row:
+def row(budget: str, found: Found, mine: timing.Timing, wide: timing.Timing, before: timing.Timing) -> Row:
     """Judged by the held-out half, and by the engine of the budget before."""
-    report = outcome.report
-    held, reference = report.heldout["score"], report.heldout_reference["score"]
-    allowed = budgets.parse(budget, metric.load(accuracy)).allows(held, reference)
     against = mine.ratio(before)
     return Row(
-        budget, len(report.chosen), len(report.candidates), round((report.reference - report.score) * 100, 3),
-        round((reference - held) * 100, 3), int(report.heldout["samples"]) * BATCH, round(mine.median, 4),
-        round(mine.ratio(wide), 2), round(against, 3), allowed and against > FASTER, report.notes,
+        budget, found.narrow, found.layers, found.points_lost_searching, found.points_lost, found.images,
+        round(mine.median, 4), round(mine.ratio(wide), 2), round(against, 3), found.within and against > FASTER,
+        tuple(found.notes),
     )  # fmt: skip
 
 
@@ -114,15 +146,28 @@ def main() -> int:
     )
     parser.add_argument("--calibrator", default="auto")
     parser.add_argument("--level", type=int, default=3, help="how long to tune, 0 to 5")
+    parser.add_argument("--keep", type=Path, help="what is found is kept here, and not searched for again")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
-    bench = prepared(options.assets, options.level, options.calibrator)
-    outcomes = {text: bench.best(budgets.parse(text, bench.trials.metric)) for text in options.budget or BUDGETS}
-    times = measured(bench, outcomes, options.assets)
-    rows = [row(name, outcomes[name], times[name], times["fp32"], times[before]) for before, name in pairwise(times)]
+    with tempfile.TemporaryDirectory() as folder:
+        options.keep = options.keep or Path(folder)
+        options.keep.mkdir(parents=True, exist_ok=True)
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    texts, keep = options.budget or BUDGETS, options.keep
+    missing = [text for text in texts if not (keep / f"{text}.json").exists()]
+    bench = prepared(options.assets, options) if missing else None
+    for text in missing:
+        assert bench is not None
+        search(bench, text, keep)
+    found = {text: Found(**json.loads((keep / f"{text}.json").read_text())) for text in texts}
+    times = measured(("fp32", *texts), keep, options.assets)
+    rows = [row(name, found[name], times[name], times["fp32"], times[before]) for before, name in pairwise(times)]
     print("\n".join(map(describe, rows)))
     if options.json:
-        fronts = {text: [asdict(trial) for trial in o.report.trials] for text, o in outcomes.items()}
+        fronts = {text: known.trials for text, known in found.items()}
         timing.write_json(options.json, "budgets kept", [asdict(row) for row in rows], model=MODEL, trials=fronts)
     print(f"precision_budget: {sum(row.passed for row in rows)} of {len(rows)} passed")
     return 0 if all(row.passed for row in rows) else 1
