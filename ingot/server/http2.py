@@ -152,11 +152,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """A client came."""
         self._transport = transport
-        if len(self.front.connections) >= self.front.limits.connections or self.front.closing:
+        if not self.front.admitted(self, transport):
             self._closed = True
-            transport.abort()
             return
-        self.front.connections.add(self)
         self._engine.initiate_connection()
         transport.write(self._engine.data_to_send() + _WIDER)
 

@@ -1,10 +1,21 @@
-"""Sockets that listen, at their end."""
+"""Sockets that listen: which port, and their end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+
+from ingot.errors import ConfigError
+
+_PORTS = 65536
+
+
+def usable(port: int) -> int:
+    """The port; ConfigError for one that there is not, which the system would take modulo the number of ports."""
+    if not 0 <= port < _PORTS:
+        raise ConfigError(f"there is no port {port}; ports are 1 to {_PORTS - 1}, 0 asks for one that is free")
+    return port
 
 
 def end_listening(handle: int) -> None:

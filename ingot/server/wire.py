@@ -18,7 +18,7 @@ from typing import Any
 import httptools
 
 from ingot.server.heads import LONGEST, Head, Headers, Heads, header_lines, status_line
-from ingot.server.listening import end_listening
+from ingot.server.listening import end_listening, usable
 from ingot.server.lookout import Lookout
 from ingot.server.mailbox import Mailbox
 
@@ -113,7 +113,7 @@ class Front:
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None, reuse: bool = False) -> int:
         """Listen; returns the port, chosen by the system if 0 was asked for."""
-        return await self._listen(host=host, port=port, ssl=tls, reuse_port=reuse or None)
+        return await self._listen(host=host, port=usable(port), ssl=tls, reuse_port=reuse or None)
 
     async def start_on(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
         """The same on a socket that exists, which several processes may share."""
@@ -125,6 +125,12 @@ class Front:
         self._server = await self._loop.create_server(lambda: self._protocol(self), backlog=1024, **where)
         self._sweep()
         return self._server.sockets[0].getsockname()[1]
+
+    def admitted(self, connection: Any, transport: Any) -> bool:
+        """Keep a connection that was just made; one too many is dropped."""
+        room = len(self.connections) < self.limits.connections and not self.closing
+        self.connections.add(connection) if room else transport.abort()
+        return room
 
     async def stop(self) -> None:
         """Stop listening, close idle connections; those in an exchange close after their answer."""
@@ -182,11 +188,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client came."""
         self._transport = transport
-        if len(self.front.connections) >= self.front.limits.connections or self.front.closing:
-            transport.abort()
-            self._closed = True
-            return
-        self.front.connections.add(self)
+        self._closed = not self.front.admitted(self, transport)
 
     @property
     def peer(self) -> Any:
