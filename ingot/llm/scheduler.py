@@ -375,8 +375,7 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     counts = np.array([share.count for share in shares], np.int32)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     firsts = np.array([share.start for share in shares], np.int32)
-    owner = np.repeat(np.arange(len(shares)), counts)
-    positions = (np.arange(starts[-1]) - starts[owner] + firsts[owner]).astype(np.int32)
+    owner, positions = np.repeat(np.arange(len(shares)), counts), _runs(firsts, counts)
     tables = np.zeros((len(shares), max(len(share.sequence.blocks) for share in shares)), np.int32)
     for row, share in enumerate(shares):
         blocks, gone = share.sequence.table(), share.sequence.gone
@@ -384,17 +383,24 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
         if gone:
             tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
     tokens = [token for share in shares for token in _tokens_of(share)]
-    rows, states = (
-        [np.arange(end - share.rows, end) for share, end in zip(shares, starts[1:], strict=True)
-         if share.sequence.silent == silent] for silent in (False, True)
-    )  # fmt: skip
+    wanted = np.array([share.rows for share in shares], np.int32)
+    silent = np.array([share.sequence.silent for share in shares], np.int32)
+    rows, states = (_runs(starts[1:] - each, each) for each in (wanted * (1 - silent), wanted * silent))
     return Batch(
         np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
-        firsts + counts, tables, *(np.concatenate([[], *parts]).astype(np.int32) for parts in (rows, states)),
+        firsts + counts, tables, rows, states,
     )  # fmt: skip
+
+
+def _runs(firsts: Integers, counts: Integers) -> Integers:
+    """firsts[0], firsts[0] + 1, … counts[0] of them, then the same of the next."""
+    before = np.cumsum(counts) - counts
+    return (np.arange(counts.sum()) + np.repeat(firsts - before, counts)).astype(np.int32)
 
 
 def _tokens_of(share: Share) -> list[int]:
     tokens, end = share.sequence.tokens, share.start + share.count
+    if end <= len(tokens):
+        return tokens[share.start : end]
     drafts = share.sequence.draft[max(share.start - len(tokens), 0) : max(end - len(tokens), 0)]
     return tokens[share.start : end] + drafts

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from ingot.plan.plan import GraphSegment, Plan
+from ingot.plan.plan import GraphSegment, Launch, LibraryCall, Plan
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def uses(plan: Plan, segment: GraphSegment, shared: Sequence[Set[int]]) -> list[
     written with it. What a step keeps for itself counts as written, weights do not count."""
     places = [storage.place for storage in plan.storages]
     touched: list[set[int]] = [set() for _ in segment.steps]
-    for call in (*segment.launches, *segment.libraries):
+    calls: list[Launch | LibraryCall] = [*segment.launches, *segment.libraries]
+    for call in calls:
         touched[call.step] |= {p for p in call.pointers if places[p] != "weight"}
     found = []
     for step, pointers in zip(segment.steps, touched, strict=True):
