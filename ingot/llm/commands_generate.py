@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end before this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the model's end")
-    parser.add_argument("--json-schema", type=Path, metavar="FILE", help="the answer must match")
+    parser.add_argument("--json-schema", metavar="FILE", help="a schema, or a file of one, that the answer must match")
     parser.add_argument("--regex", help="the answer must match")
     parser.add_argument("--choice", action="append", help="the answer must be one of these; repeatable")
     parser.add_argument("--json", action="store_true", help="answers as JSON lines, each whole")
@@ -75,7 +75,8 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 def _guide(arguments: argparse.Namespace) -> Guide | None:
     found = []
     if arguments.json_schema is not None:
-        found.append(Guide("json_schema", arguments.json_schema.read_text()))
+        given: str = arguments.json_schema
+        found.append(Guide("json_schema", given if given.lstrip()[:1] == "{" else Path(given).read_text()))
     if arguments.regex is not None:
         found.append(Guide("regex", arguments.regex))
     if arguments.choice:

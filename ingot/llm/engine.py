@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from ingot.errors import IngotError
+from ingot.errors import ConfigError, IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
 from ingot.llm.batch import Batch, Floats, Integers, Overlapping, Runner
 from ingot.llm.cache import BlockPool
@@ -45,6 +45,12 @@ class EngineOptions:
     interval: float = 0.05
     requests: int = 2048
     patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        least = {"drafts": self.drafts >= 0, "requests": self.requests >= 1, "interval": self.interval > 0,
+                 "patience": self.patience > 0}  # fmt: skip
+        for name in (name for name, holds in least.items() if not holds):
+            raise ConfigError(f"{name} of an engine cannot be {getattr(self, name)}")
 
 
 class Engine:

@@ -42,6 +42,8 @@ def test_an_answer_that_must_match(engine: Path, tmp_path: Path, capsys: pytest.
     asked = ["llm", "generate", str(engine), "--chat", "Describe a fox as JSON.", "--max-tokens", "100"]
     assert main([*asked, "--json-schema", str(schema), "--regex", "x"]) == 1
     assert "one of --json-schema, --regex and --choice" in capsys.readouterr().err
+    assert main([*asked, "--json-schema", schema.read_text()]) == 0
+    assert "legs" in json.loads(capsys.readouterr().out)
     assert main([*asked, "--choice", "four", "--choice", "six"]) == 0
     assert capsys.readouterr().out.strip() in ("four", "six")
 

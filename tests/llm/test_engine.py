@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ingot.errors import ConfigError
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Guide, Overloaded, Refused, Request, Sampling
 from ingot.llm.text import Text
@@ -309,6 +310,12 @@ def test_refusals(request_: Request, message: str) -> None:
     with pytest.raises(Refused, match=message):
         engine.submit(request_, lambda event: None)
     assert engine.open == 0
+
+
+@pytest.mark.parametrize("options", [{"drafts": -1}, {"requests": 0}, {"interval": 0.0}, {"patience": float("nan")}])
+def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(options))} of an engine cannot be"):
+        EngineOptions(**options)
 
 
 def test_too_many_requests() -> None:

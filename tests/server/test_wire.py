@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ingot.errors import ConfigError
 from ingot.server.app import new_loop
 from ingot.server.wire import Exchange, Front, Limits
 
@@ -236,3 +237,9 @@ def test_the_end_of_listening_is_one_for_a_child_that_has_the_socket_too(running
             socket.create_connection(("127.0.0.1", running.port), timeout=60)
     finally:
         os.close(held)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_there_is_not(port: int) -> None:
+    with pytest.raises(ConfigError, match=f"there is no port {port}"):
+        asyncio.run(Front(Echo()).start("127.0.0.1", port))
