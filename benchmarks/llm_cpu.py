@@ -11,8 +11,8 @@ llama.cpp is the one that llama-cpp-python builds from its source package, in an
 
 Without the flags GCC 12 leaves out what configures AMX's tiles, and the first product ends the process;
 --peer-libraries names a folder of libraries built otherwise. Both runtimes have the same weights: rounded to eight bits
-(Q8_0; Ingot int8), or to four with the last product in eight (Q4_0; Ingot int4). They take turns, and between turns the
-speed at which memory is read is measured.
+(Q8_0; Ingot int8), or to four with the last product in eight (Q4_0; Ingot int4, which makes keys and values in eight
+too). They take turns, and between turns the speed at which memory is read is measured.
 """
 
 from __future__ import annotations
