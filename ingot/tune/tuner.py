@@ -4,7 +4,7 @@ node. Where all of them are refused, more are: nothing that was not timed takes 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,10 +92,12 @@ class Nodes:
         """What the timing cache knows a work by."""
         return signature(self.estimates.bound(work), self.distant)
 
-    def able(self, work: Work, candidates: Iterable[Candidate]) -> list[Candidate]:
+    def able(self, work: Work, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those that can be timed: a kernel for any number of rows may not apply to the typical number."""
         node, target = self.estimates.bound(work), self.estimates.isa
-        return [c for c in candidates if c.kernel.when(node, target)]
+        kernels = {c.kernel.name: c.kernel for c in candidates}
+        applied = {name for name, kernel in kernels.items() if kernel.when(node, target)}
+        return [c for c in candidates if c.kernel.name in applied]
 
 
 def shortlists(module: Module, estimates: Estimates, level: Level) -> dict[Work, list[Candidate]]:
