@@ -71,6 +71,7 @@ def check(
 def _allowed(candidate: Candidate, expected: Array) -> float:
     """What a kernel says that it adds, relative to the largest result."""
     stated = candidate.kernel.tolerance
+    assert isinstance(stated, float), "a tolerance that depends on the node: ask the kernel's error(node)"
     return 2 * stated * float(np.abs(expected.astype(np.float64)).max(initial=1.0)) if stated else 0.0
 
 
