@@ -18,6 +18,7 @@ too). They take turns, and between turns the speed at which memory is read is me
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+import ingot
 from benchmarks import llm_cpu_checkpoint as checkpoint
 from benchmarks.peaks import reading
 from benchmarks.timing import PAUSE, RESULTS, available_threads, write_json
@@ -115,18 +117,28 @@ def open_peer(options: argparse.Namespace, kind: str) -> Peer:
 
 
 def prepare(precisions: Sequence[str], python: Path, level: int) -> None:
-    """Checkpoint, GGUF files and engines, where they are not there yet."""
+    """Checkpoint, GGUF files and engines, where they are not there yet; an engine of other sources is built anew."""
+    sources = _sources()
     if not (FOLDER / "model.safetensors").exists():
         checkpoint.write_checkpoint(FOLDER)
     for precision in precisions:
-        kind, engine = KINDS[precision], FOLDER / f"{precision}.engine"
+        kind, engine, made = KINDS[precision], FOLDER / f"{precision}.engine", FOLDER / f"{precision}.sources"
         if not (FOLDER / f"{kind}.gguf").exists():
             subprocess.run([str(python), str(Path(checkpoint.__file__)), str(FOLDER), kind], check=True)
-        if not engine.exists():
+        if not engine.exists() or not made.exists() or made.read_text() != sources:
             start = time.perf_counter()
             options = BuildOptions(precision, context=1024, token_budget=PROMPT, sequence_budget=1, level=level)
             build_llm(FOLDER, options).save(engine)
+            made.write_text(sources)
             print(f"{engine}: built in {time.perf_counter() - start:.0f} s, {engine.stat().st_size / 1e6:.0f} MB")
+
+
+def _sources() -> str:
+    """Digest of everything that makes an engine."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(ingot.__file__).parent.rglob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
 
 
 @dataclass
