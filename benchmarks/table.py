@@ -4,7 +4,7 @@ python -m benchmarks.table          rewrites README.md and the documents in TABL
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,18 @@ def describe_machine(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['threads']} threads available, Python {machine['python']}; {versions}."
 
 
+def header(titles: Sequence[str]) -> Iterator[str]:
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+
+
 def milliseconds(row: dict[str, Any], runtime: str) -> str:
     return f"{row['milliseconds'][runtime]:.3g}" if runtime in row["milliseconds"] else "–"
 
 
 def latency_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
     titles = ("batch 1", "precision", "threads", "Ingot ms", "onnxruntime ms", "OpenVINO ms", "against the fastest")
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
+    yield from header(titles)
     for row in rows:
         times = " | ".join(milliseconds(row, runtime) for runtime in ("ingot", *PEERS))
         name = TITLES.get(row["model"], row["model"])
@@ -50,13 +54,8 @@ def latency_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {name} | {row['precision']} | {row['threads']} | {times} | {best} |"
 
 
-def latency_table(results: Path) -> Iterator[str]:
-    """The comparison with other CPU runtimes; a line saying so where nothing has been measured."""
-    path = results / "cpu_peers.json"
-    if not path.exists():
-        yield "Nothing measured yet: `./scripts/bench cpu_peers --json benchmarks/results/cpu_peers.json`."
-        return
-    measured = json.loads(path.read_text())
+def latency_lines(measured: dict[str, Any]) -> Iterator[str]:
+    """The comparison with other CPU runtimes."""
     yield from latency_rows(measured["rows"])
     yield ""
     yield from (f"{line}." for line in measured["summary"])
@@ -82,8 +81,7 @@ def roofline_rows(name: str, measured: dict[str, Any]) -> Iterator[str]:
     titles = ("layer", "kernel", "µs", "GFLOP/s", "GB/s", "limit", "share of it")
     yield f"### {name}"
     yield ""
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
+    yield from header(titles)
     for row in measured["rows"]:
         time, layer = row["microseconds"], row["nodes"].split(", ")[-1]
         speeds = f"{row['operations'] / time / 1e3:.0f} | {row['bytes'] / time / 1e3:.1f}"
@@ -110,16 +108,10 @@ def roofline_table(results: Path) -> Iterator[str]:
         yield from roofline_rows(name, figures)
 
 
-def budget_table(results: Path) -> Iterator[str]:
+def budget_lines(measured: dict[str, Any]) -> Iterator[str]:
     """What each budget bought."""
-    path = results / "precision_budget.json"
-    if not path.exists():
-        yield "Nothing measured yet: `./scripts/bench precision_budget FOLDER --json …/precision_budget.json`."
-        return
-    measured = json.loads(path.read_text())
     titles = ("ResNet-56, budget", "layers in int8", "points lost, held out", "ms, 32 images", "of float32's speed")
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
+    yield from header(titles)
     for row in measured["rows"]:
         layers, lost = f"{row['narrow']} of {row['layers']}", f"{row['points_lost']:+.2f}"
         yield f"| {row['budget']} | {layers} | {lost} | {row['milliseconds']:.2f} | {row['speedup']:.2f}x |"
@@ -129,16 +121,10 @@ def budget_table(results: Path) -> Iterator[str]:
     yield f"{measured['rows'][0]['images']:,} images of CIFAR-10 proved it; paired runs (load {load})."
 
 
-def formats_table(results: Path) -> Iterator[str]:
+def formats_lines(measured: dict[str, Any]) -> Iterator[str]:
     """Narrow formats of whole models beside float32."""
-    path = results / "precision.json"
-    if not path.exists():
-        yield "Nothing measured yet: `./scripts/bench precision FOLDER --json …/precision.json`."
-        return
-    measured = json.loads(path.read_text())
     titles = ("model", "format", "against float32", "float32 ms", "narrow ms", "speed-up")
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
+    yield from header(titles)
     for row in measured["rows"]:
         times = " | ".join(f"{value:.3g}" for value in row["milliseconds"].values())
         yield f"| {row['model']} | {row['format']} | {row['outcome']} | {times} | {row['faster']:.2f}x |"
@@ -149,17 +135,11 @@ def formats_table(results: Path) -> Iterator[str]:
     yield f"Samples that were calibrated on are not judged; medians of paired runs ({busy})."
 
 
-def llm_cpu_table(results: Path) -> Iterator[str]:
+def llm_cpu_lines(measured: dict[str, Any]) -> Iterator[str]:
     """Decoding and prefill beside llama.cpp."""
-    path = results / "llm_cpu.json"
-    if not path.exists():
-        yield "Nothing measured yet: `./scripts/bench llm_cpu`."
-        return
-    measured = json.loads(path.read_text())
     titles = ("weights", "decode tokens/s", "llama.cpp", "times", "GB/s of weights", "of GB/s read", "prefill tokens/s",
               "llama.cpp", "times", "cosine of logits")  # fmt: skip
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
+    yield from header(titles)
     for row in measured["rows"]:
         decode = f"{row['decode tokens/s']:.1f} | {row['llama.cpp decode']:.1f} | {row['decode times']:.2f}"
         memory = f"{row['GB/s read']} | {row['GB/s measured']} ({row['share of bandwidth']:.0%})"
@@ -173,17 +153,10 @@ def llm_cpu_table(results: Path) -> Iterator[str]:
     yield f"Medians of paired turns (load at the start: {measured['machine']['load']})."
 
 
-def stories_table(results: Path) -> Iterator[str]:
+def stories_lines(measured: dict[str, Any]) -> Iterator[str]:
     """Likelihoods by precision of a small model of language."""
-    path = results / "llm_stories.json"
-    if not path.exists():
-        yield "Nothing measured yet: `python -m benchmarks.llm_stories`."
-        return
-    measured = json.loads(path.read_text())
     kinds = {"five": "five stories of TinyStories", "drawn": "five that it wrote itself", "written": "stories260K.md"}
-    counts = (f"{title} ({measured['tokens'][kind]} tokens)" for kind, title in kinds.items())
-    yield f"| precision | {' | '.join(counts)} |"
-    yield "|---" * (1 + len(kinds)) + "|"
+    yield from header(["precision", *(f"{title} ({measured['tokens'][kind]} tokens)" for kind, title in kinds.items())])
     exact = measured["rows"][0]["mean nll"]
     for row in measured["rows"]:
         found = row["mean nll"]
@@ -195,9 +168,33 @@ def stories_table(results: Path) -> Iterator[str]:
 
 
 Table = Callable[[Path], Iterator[str]]
+
+
+def table_of(name: str, command: str, lines: Callable[[dict[str, Any]], Iterator[str]]) -> Table:
+    """The table of one result file; a line saying how to make that where nothing has been measured."""
+
+    def table(results: Path) -> Iterator[str]:
+        path = results / name
+        if path.exists():
+            yield from lines(json.loads(path.read_text()))
+        else:
+            yield f"Nothing measured yet: `{command}`."
+
+    return table
+
+
+latency_table = table_of(
+    "cpu_peers.json", "./scripts/bench cpu_peers --json benchmarks/results/cpu_peers.json", latency_lines
+)
 TABLES: Mapping[Path, Table] = {
-    README: latency_table, CPU: roofline_table, PRECISION: budget_table, CALIBRATION: formats_table,
-    SERVER: server_table, LLM_CPU: llm_cpu_table, LLM_BUILD: stories_table,
+    README: latency_table,
+    CPU: roofline_table,
+    PRECISION: table_of("precision_budget.json",
+                        "./scripts/bench precision_budget FOLDER --json …/precision_budget.json", budget_lines),
+    CALIBRATION: table_of("precision.json", "./scripts/bench precision FOLDER --json …/precision.json", formats_lines),
+    SERVER: server_table,
+    LLM_CPU: table_of("llm_cpu.json", "./scripts/bench llm_cpu", llm_cpu_lines),
+    LLM_BUILD: table_of("llm_stories.json", "python -m benchmarks.llm_stories", stories_lines),
     CUDA: cuda_table,
 }  # fmt: skip
 

@@ -73,7 +73,8 @@ class CudaExecutor(Executor):
     def __init__(self, plan: Plan, loaded: Loaded, group: Group | None = None) -> None:
         self.loaded = loaded
         self.marks = nvtx.Marks()
-        self.eager = bool(plan.derived) or os.environ.get("INGOT_CUDA_SYNC") == "1" or self.marks.wanted
+        self.synchronous = os.environ.get("INGOT_CUDA_SYNC") == "1"  # each step is waited for, and named if it fails
+        self.eager = bool(plan.derived) or self.synchronous or self.marks.wanted
         self.resident: dict[int, int] = {}  # storage -> address
         exchanging = group is not None and any(isinstance(s, CollectiveSegment) for s in plan.segments)
         self.ranks = nccl.connect(loaded.context, group) if group is not None and exchanging else None

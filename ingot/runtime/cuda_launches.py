@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -68,7 +67,6 @@ class Launches:
 
     def _put_all(self, number: int, segment: GraphSegment, between: Callable[[int], None]) -> None:
         frame, replaced, latest = self._frame, self._replaced(number, segment), -1
-        synchronous = os.environ.get("INGOT_CUDA_SYNC") == "1"
         for launch in segment.launches:
             if latest == launch.step and latest in replaced:
                 continue
@@ -78,21 +76,22 @@ class Launches:
             step = segment.steps[launch.step]
             with frame.executor.marks.step(step):
                 self._put(launch, replaced.get(launch.step))
-            if synchronous:
+            if frame.executor.synchronous:
                 frame.wait(f"step {step.name!r} ({step.kernel}, nodes {', '.join(step.nodes)})")
 
     def _put_in_lanes(self, number: int, segment: GraphSegment) -> None:
         frame, streams = self._frame, [self._frame.stream, *self._beside]
+        replaced = self._replaced(number, segment)
         turns = lanes.arranged(lanes.uses(frame.plan, segment, self._shared()), segment.lanes)
         _destroy(frame.context, (), self._events)
         fork = _Fork(frame.context, streams, self._events)
-        for number_of_step, launches in groupby(segment.launches, lambda launch: launch.step):
-            turn, instead = turns[number_of_step], self._replaced(number, segment).get(number_of_step)
+        for step, launches in groupby(segment.launches, lambda launch: launch.step):
+            turn, instead = turns[step], replaced.get(step)
             late = fork.wait(turn)
             for launch in launches if instead is None else [next(launches)]:
                 self._put(launch, instead, streams[turn.lane], late)
                 late = False
-            fork.tell(number_of_step, turn)
+            fork.tell(step, turn)
         fork.join()
 
     def _shared(self) -> list[frozenset[int]]:
@@ -128,9 +127,8 @@ class Launches:
         addresses = int(frame.pointers[values[source].storage]), int(frame.pointers[values[target].storage])
         count = frame.elements(values[source])
         ranks.put(segment.operation, addresses, count, values[source].dtype, frame.stream)
-        if os.environ.get("INGOT_CUDA_SYNC") == "1":
+        if frame.executor.synchronous:
             frame.wait(f"step {step.name!r} ({segment.operation})")
-
 
 
 class _Fork:

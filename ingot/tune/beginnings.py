@@ -64,7 +64,7 @@ def _laid(variant: Variant, symbols: Symbols, config: BuildConfig, cache: Timing
             for name, made in {_AS_BUILT: variant, **wide}.items():
                 cache.put(key, name, _time(_frame(made, symbols)))
         cache.save()
-    times = {name: time for name in wide if (time := cache.get(key, name)) is not None}
+    times = cache.passed(key, wide)
     best, known = min(times, key=lambda name: times[name], default=""), cache.get(key, _AS_BUILT)
     return wide[best] if best and known is not None and times[best] < _FASTER * known else variant
 

@@ -13,7 +13,7 @@ from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import CudaBuilder, Handle
 from ingot.kernels.cuda.gemm import Site, Tile, cost, emit_product
 from ingot.kernels.cuda.linear import linear_problem, linear_sides, linear_tiles
-from ingot.kernels.cuda.render import can_render, converted, render
+from ingot.kernels.cuda.render import NARROW, can_render, converted, render
 from ingot.kernels.node import Node
 
 _SUMS = ("float32", "float32")
@@ -21,7 +21,7 @@ _SUMS = ("float32", "float32")
 
 def _applies(node: Node, target: Any) -> bool:
     weight = node.input(1).constant
-    types = node.dtype == node.input(1).dtype and node.dtype in ("float16", "bfloat16", "float32")
+    types = node.dtype == node.input(1).dtype and node.dtype in (*NARROW, "float32")
     return weight is not None and types and can_render(parse(node.attributes["after"]), _SUMS)
 
 
