@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ class FakeNccl:
     groups: list[SharedGroup]
     NCCLError: type[Exception] = ValueError
     failing: str = ""
+    refused: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
     calls: Counter[str] = field(default_factory=Counter)
 
     def get_version(self) -> int:
@@ -66,6 +68,7 @@ class FakeNccl:
     def _put(self, name: str, source: int, target: int, count: int, kind: int, handle: int) -> None:
         self.calls[name] += 1
         if self.failing == name:
+            self.refused.wait(30.0)  # a rank that has failed leaves, which the other would be told of instead
             raise ValueError("invalid usage")
         size = count * _TYPES[kind].itemsize
 
