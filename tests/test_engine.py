@@ -1,5 +1,6 @@
 """The engine file: round trip, determinism, damage, atomic writing. Engines here are built on the host target."""
 
+import json
 import random
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ingot
 from ingot.errors import EngineError
-from ingot.plan.plan import from_json, to_json
+from ingot.plan.plan import GraphSegment, decode, from_json, to_json
 
 
 def small_model() -> onnx.ModelProto:
@@ -53,6 +54,20 @@ def test_plan_json_round_trip(engine: ingot.Engine) -> None:
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(EngineError):
         from_json(text)
+
+
+def test_a_plan_that_lacks_any_field_is_refused(engine: ingot.Engine) -> None:
+    whole = json.loads(to_json(engine.variants[0].plan))
+    for name in whole:
+        with pytest.raises(EngineError, match=name):
+            from_json(json.dumps({k: v for k, v in whole.items() if k != name}))
+
+
+def test_a_graph_from_before_lanes_has_one() -> None:
+    segment = {"kind": "graph", "steps": [], "launches": [], "libraries": []}
+    assert decode(GraphSegment, segment).lanes == 1
+    with pytest.raises(KeyError, match="libraries"):
+        decode(GraphSegment, {k: v for k, v in segment.items() if k != "libraries"})
 
 
 def test_every_flipped_bit_is_noticed(engine: ingot.Engine, tmp_path: Path) -> None:

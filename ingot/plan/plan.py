@@ -116,7 +116,7 @@ class GraphSegment:
     steps: tuple[Step, ...]
     launches: tuple[Launch, ...]
     libraries: tuple[LibraryCall, ...] = ()
-    lanes: int = 1
+    lanes: int = field(default=1, metadata={"newer": True})  # files from before lanes lack it
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,10 @@ _SEGMENTS: dict[str, type] = {
 
 
 @cache
-def _fields(kind: type) -> dict[str, Any]:
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Annotated type of each field, and whether older files lack it."""
     hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+    return {f.name: (hints[f.name], "newer" in f.metadata) for f in dataclasses.fields(kind) if f.init}
 
 
 def decode(kind: Any, data: Any) -> Any:
@@ -232,7 +233,8 @@ def decode(kind: Any, data: Any) -> Any:
     if kind == Segment:
         return decode(_SEGMENTS[data["kind"]], data)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return kind(**{name: decode(hint, data[name]) for name, hint in _fields(kind).items() if name in data})
+        fields = _fields(kind).items()
+        return kind(**{name: decode(hint, data[name]) for name, (hint, newer) in fields if name in data or not newer})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return _decode_tuple(arguments, data)
