@@ -1,8 +1,8 @@
 """Networks on one GPU beside PyTorch: eager, eager in a CUDA graph, torch.compile (max-autotune, frozen).
 
-    python -m benchmarks.cuda_peers ours  --out DIR [--known ours.json]  [--only "resnet50 b1"] [--level 3]
-    python -m benchmarks.cuda_peers peers --out DIR [--known peers.json] [--only …] [--peers eager,graph,compile]
-    python -m benchmarks.cuda_peers merge ours.json peers.json [--name h200-peers]
+    python -m benchmarks.cuda_peers ours  --out DIR [--only "resnet50 b1"] [--level 3]
+    python -m benchmarks.cuda_peers peers --out DIR [--only …] [--peers eager,graph,compile]
+    python -m benchmarks.cuda_peers merge DIR/ours.json DIR/peers.json … [--name h200-peers]
 
 Both sides have the same modules (benchmarks/torch_models.py): PyTorch runs them in fp16, channels last; Ingot builds
 their export with inputs and outputs in fp16 as PyTorch's are. Both record the same matmul and copy, so that their runs
@@ -12,9 +12,10 @@ can be set side by side. All weights are what the module has. Three times are ta
   call ms    the same by the clock of who calls and waits, tensors on the device on both sides
 Rows of one item are held against torch.compile `alone` where both were measured so, larger ones in a row.
 
-Every row is measured in a child and written at once to DIR/ours.json or DIR/peers.json; with --known what an earlier
-run measured is not measured again, so that both commands can be stopped and continued. No child outlives --budget
-seconds. `merge` writes benchmarks/results/<name>.json and prints which thresholds hold.
+Every row is measured in a child and written at once to DIR/ours.json or DIR/peers.json; what lies there is not measured
+again, so that both commands can be stopped and continued. No child outlives --budget seconds. Commands with folders of
+their own may run side by side: builds and times take turns on the GPU. `merge` goes on from the committed
+benchmarks/results/<name>.json (rows that no file holds stay) and prints which thresholds hold.
 """
 
 import argparse
@@ -26,20 +27,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import cuda_check
+from benchmarks import cuda_check, cuda_merge
+from benchmarks.cuda_merge import PEERS
 from benchmarks.cuda_peer_torch import ALONE, peer
 from benchmarks.cuda_rows import CACHE, ROWS, Row, difference, export, feeds_of, folder, ratio_to_noise, row_of
 from benchmarks.timing import RESULTS
+from ingot.runtime import cuda
+from ingot.tune.turns import alone_on
 
 ROOT = Path(__file__).parent.parent
-PEERS = ("eager", "graph", "compile", "library")
-TOLERANCE = 3e-2  # of the largest magnitude, against float32
-NARROW_TOLERANCE = 0.2  # of int8, every layer of it: what may stay narrow is another question (docs/precision.md)
 LEAST = {"eager": 30.0, "graph": 30.0, "compile": 120.0, "library": 60.0}  # seconds that must be left to begin
 
 
@@ -56,17 +58,16 @@ def ours(row: Row, level: int, cache: Path) -> dict[str, Any]:
     engine = ingot.build(folder(row) / "model.onnx", target="cuda", precision="fp16", verify=False, level=level,
                          timing_cache=cache, input_types=("float16",), output_types=("float16",))  # fmt: skip
     built, log = time.perf_counter() - start, last_log()
+    engine.save(folder(row) / "model.engine")
     feeds = feeds_of(row, engine.inputs)
-    with ingot.Session(engine, device="cuda") as session:
+    with ingot.Session(engine, device="cuda") as session, alone_on(cuda.select("cuda")):
         (mine,) = session.run(feeds).values()
         frame = session._executor.take(tuple(x.shape for x in feeds.values()))
         assert isinstance(frame, CudaFrame)
-        times = {**cuda_check._times(frame, session, feeds), **_one_at_a_time(frame, session, feeds)}
-        launch = _launch_cost(frame)
-    engine.save(folder(row) / "model.engine")
+        times = {**cuda_check._times(frame, session, feeds), **_one_at_a_time(frame, session, feeds),
+                 **_launch_cost(frame), **_first_result(row)}  # fmt: skip
     return {"build s": built, "stages": dict(log.seconds), "difference": difference(row, mine),
-            "SNR dB": ratio_to_noise(row, mine), "launch us": launch,
-            "torch imported": "torch" in sys.modules, **times, **_first_result(row),
+            "SNR dB": ratio_to_noise(row, mine), "torch imported": "torch" in sys.modules, **times,
             "notices": [str(n) for n in log.notices if n.kind != "not fused"]}  # fmt: skip
 
 
@@ -105,17 +106,24 @@ def _graph_number(frame: Any) -> int:
     return next(i for i, s in enumerate(frame.plan.segments) if type(s).__name__ == "GraphSegment")
 
 
-def _launch_cost(frame: Any, runs: int = 100) -> float:
-    """Microseconds of Python for putting one inference on the stream."""
+def _launch_cost(frame: Any) -> dict[str, float]:
+    """Microseconds of putting one inference on the stream, and how many of them are Python's, not the driver's."""
     number = _graph_number(frame)
-    spent = 0.0
-    for _ in range(runs):  # one at a time: a full queue of launches would make the next one wait
+    whole, put = _enqueued(frame, lambda: frame.launch(number)), frame.context.driver.raw("cuGraphLaunch")
+    graph = frame._graphs[(number,), frame._addresses]
+    return {"launch us": whole, "python us": whole - _enqueued(frame, lambda: put(graph, frame.stream))}
+
+
+def _enqueued(frame: Any, call: Callable[[], object]) -> float:
+    """Microseconds until the call is back: it waits for no work, as one is done before the next is asked for."""
+    spent = []
+    for _ in range(100):
         frame.wait("timing")
         start = time.perf_counter()
-        frame.launch(number)
-        spent += time.perf_counter() - start
+        call()
+        spent.append(time.perf_counter() - start)
     frame.wait("timing")
-    return spent / runs * 1e6
+    return statistics.median(spent) * 1e6
 
 
 def _first_result(row: Row) -> dict[str, Any]:
@@ -156,7 +164,7 @@ class Run:
         if result is None:
             print(f"{key}: not done in the {left:.0f} s that were left", flush=True)
             return
-        self.found["rows"][key] = result
+        self.found["rows"][key] = {**result, "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
         self.path.write_text(json.dumps(self.found, indent=1, default=str))
         print(f"{key}: {_brief(result)}", flush=True)
 
@@ -182,7 +190,7 @@ def _brief(result: Mapping[str, Any]) -> str:
     if "failed" in result:
         return f"FAILED {result['failed'].splitlines()[-1][:300]}"
     shown = ("graph ms", "alone ms", "call ms", "run ms", "ms", "difference", "build s", "launches", "host steps",
-             "first result s", "launch us", "prepared s")  # fmt: skip
+             "first result s", "launch us", "python us", "prepared s")  # fmt: skip
     kept = {k: v for k, v in result.items() if k in shown}
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in kept.items())
 
@@ -190,11 +198,12 @@ def _brief(result: Mapping[str, Any]) -> str:
 def opened(arguments: argparse.Namespace, kind: str) -> Run:
     """The run's file with what is known, and with the machine it goes on."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    known = json.loads(arguments.known.read_text()) if arguments.known and arguments.known.exists() else {}
+    path = arguments.out / f"{kind}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
     rows = {k: v for k, v in known.get("rows", {}).items() if "failed" not in v}
-    machine = cuda_check.place(arguments)
-    runs = [*known.get("machines", []), machine]
-    return Run(arguments.out / f"{kind}.json", arguments.deadline, {"machines": runs, "rows": rows})
+    with alone_on(cuda.select("cuda")):
+        machines = [*known.get("machines", []), cuda_check.place(arguments)]
+    return Run(path, arguments.deadline, {"machines": machines, "rows": rows})
 
 
 def measure_ours(arguments: argparse.Namespace) -> int:
@@ -233,67 +242,11 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     return [row_of(name.strip()) for name in names]
 
 
-# both together
-
-
 def merge(arguments: argparse.Namespace) -> int:
-    """The result file and the table; 1 when a threshold does not hold."""
-    mine, theirs = (json.loads(path.read_text()) for path in arguments.files)
-    rows = [_merged(row, mine["rows"], theirs["rows"]) for row in ROWS]
-    claim = "networks in fp16 (and int8) on one GPU beside PyTorch, by model and batch"
-    passed = [row["passed"] for row in rows]
-    whole = {"claim": claim, "ours on": mine["machines"], "peers on": theirs["machines"],
-             "passed": sum(p is True for p in passed), "failed": sum(p is False for p in passed), "rows": rows}
-    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
-    for cells in (["row", "ours ms", *PEERS, "x compile", "verdict"], *map(_cells, rows)):
-        print(f"{cells[0]:20}" + "".join(f"{cell:>11}" for cell in cells[1:-1]) + f"   {cells[-1]}")
-    return int(any(p is False for p in passed))
-
-
-def _merged(row: Row, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    own = mine.get(row.name, {})
-    ms, alone = own.get("graph ms"), own.get("alone ms")
-    rows = {which: theirs.get(f"{row.name} {which}", {}) for which in PEERS}
-    peers, singly = ({which: _best(found, kind) for which, found in rows.items()} for kind in ("ms", "alone ms"))
-    held = "library" if row.library else "compile"
-    in_row, one = _ratio(peers[held], ms), _ratio(singly[held], alone)
-    ratio = one if row.batch == 1 and one else in_row
-    most = NARROW_TOLERANCE if row.form else TOLERANCE
-    checks: dict[str, bool | None] = {"as float32": None if ms is None else own["difference"] <= most}
-    if row.ratio is not None:
-        checks[f"at least {row.ratio} x torch.compile"] = None if ratio is None else ratio >= row.ratio
-    if row.faster is not None:
-        wide = mine.get(row.wide.name, {}).get("graph ms")
-        checks[f"at least {row.faster} x fp16"] = None if ms is None or wide is None else wide / ms >= row.faster
-    if row.most is not None:
-        checks[f"at most {row.most:.3g} ms"] = None if ms is None else ms <= row.most
-    passed = None if None in checks.values() else all(checks.values())
-    kept = {k: own.get(k) for k in ("run ms", "launch us", "build s", "first result s", "difference", "launches",
-                                    "host steps", "earlier ms", "measured", "torch imported")}  # fmt: skip
-    calls = {"ours": own.get("call ms"), **{which: found.get("call ms") for which, found in rows.items()}}
-    return {"row": row.name, "ours ms": ms, "peers ms": peers, "ours alone ms": alone, "peers alone ms": singly,
-            "call ms": calls, "ratio in a row": in_row, "ratio alone": one, "ratio": ratio, "checks": checks,
-            "passed": passed, **kept}  # fmt: skip
-
-
-def _best(found: Mapping[str, Any], kind: str) -> float | None:
-    """A peer's time: the best of its runs, as some hosts are slow enough to show in it."""
-    return min([found[kind], *found.get(f"earlier {kind}", [])]) if kind in found else None
-
-
-def _ratio(theirs: float | None, ours: float | None) -> float | None:
-    return theirs / ours if ours and theirs else None
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    def number(value: float | None, form: str = ".3f") -> str:
-        return "-" if value is None else format(value, form)
-
-    failed = [what for what, held in row["checks"].items() if held is False]
-    verdict = "not measured" if row["passed"] is None and not failed else "passed" if row["passed"] else "FAILED"
-    peers = [number(row["peers ms"][which]) for which in PEERS]
-    return [row["row"], number(row["ours ms"]), *peers, number(row["ratio"], ".2f"),
-            f"{verdict} {'; '.join(failed)}".strip()]  # fmt: skip
+    """The result file gone on from, and its table; 1 when a threshold does not hold."""
+    whole = cuda_merge.write(RESULTS / f"{arguments.name}.json", arguments.files)
+    print(*cuda_merge.lines(whole), sep="\n")
+    return int(whole["failed"] > 0)
 
 
 CHILDREN: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -310,7 +263,6 @@ def main() -> int:
     parser.add_argument("command", choices=[*COMMANDS, *CHILDREN])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build"))
-    parser.add_argument("--known", type=Path)
     parser.add_argument("--only", default="", help="rows, separated by commas")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--level", type=int, default=3)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cuda_rows import ROWS
 from benchmarks.timing import RESULTS
 
 PEERS = ("eager", "graph", "compile")
@@ -17,12 +18,12 @@ def cuda_table(results: Path = RESULTS) -> Iterator[str]:
     if not all((results / f"h200-{name}.json").exists() for name in ("peers", "limits")):
         yield "Nothing measured yet: `python -m benchmarks.cuda_peers` and `…cuda_limits`, on a GPU."
         return
-    yield from _networks(json.loads((results / "h200-peers.json").read_text()))
+    peers = json.loads((results / "h200-peers.json").read_text())
+    yield from _networks(peers)
     yield ""
     yield from _limits(json.loads((results / "h200-limits.json").read_text()))
-    if (results / "h200-precision.json").exists():
-        yield ""
-        yield from _narrow(json.loads((results / "h200-precision.json").read_text()))
+    yield ""
+    yield from _narrow(peers)
     if (results / "h200-sums.json").exists():
         yield ""
         yield from _sums(json.loads((results / "h200-sums.json").read_text()))
@@ -40,15 +41,20 @@ def _sums(run: Mapping[str, Any]) -> Iterator[str]:
     yield "`python -m benchmarks.cuda_sums`: the largest error relative to the magnitudes multiplied; `at most` is what"
     yield f"a build reckons with. {same:.0%} of the fast results are those of the unit's model there, bit by bit."
 
+
 def _narrow(run: Mapping[str, Any]) -> Iterator[str]:
+    """Networks whose layers are narrow where they can be, beside the same in fp16."""
     yield _line(["network", "form", "ms", "items a second", "x fp16", "signal to noise dB"])
     yield "|---|---|---|---|---|---|"
-    for row in run["rows"]:
-        cells = [f"{row['ms']:.2f}", f"{row['items a second']:,.0f}", f"{row['x fp16']:.2f}", f"{row['SNR dB']:.0f}"]
-        yield _line([row["row"], row["form"], *cells])
+    measured = {row["row"]: row for row in run["rows"]}
+    wide = dict.fromkeys(row.wide.name for row in ROWS if row.form)
+    for row in (row for name in wide for row in ROWS if row.wide.name == name):
+        ms, noise = measured[row.name]["ours ms"], measured[row.name]["SNR dB"]
+        cells = [f"{ms:.2f}", f"{1e3 * row.batch / ms:,.0f}", f"{measured[row.wide.name]['ours ms'] / ms:.2f}"]
+        yield _line([row.wide.name, row.form or "fp16", *cells, _number(noise, ".0f")])
     yield ""
-    yield "`python -m benchmarks.cuda_precision`: every layer narrow that can be. Rows are the newest of several runs,"
-    speeds = sorted(machine["fp16 matmul TFLOP/s"] for machine in run["machines"])
+    yield "Of the same rows (`python -m benchmarks.cuda_peers`), with every layer narrow that can be: the newest of several,"
+    speeds = sorted(machine["fp16 matmul TFLOP/s"] for machine in run["ours on"])
     yield f"on H200s whose matmul reached {speeds[0]:.0f} to {speeds[-1]:.0f} TFLOP/s."
 
 
