@@ -53,7 +53,7 @@ def _narrow(run: Mapping[str, Any]) -> Iterator[str]:
         cells = [f"{ms:.2f}", f"{1e3 * row.batch / ms:,.0f}", f"{measured[row.wide.name]['ours ms'] / ms:.2f}"]
         yield _line([row.wide.name, row.form or "fp16", *cells, _number(noise, ".0f")])
     yield ""
-    yield "Of the same rows (`python -m benchmarks.cuda_peers`), with every layer narrow that can be: the newest of several,"
+    yield "Of the same rows (`python -m benchmarks.cuda_peers`), with every layer narrow that can be; the newest runs,"
     speeds = sorted(machine["fp16 matmul TFLOP/s"] for machine in run["ours on"])
     yield f"on H200s whose matmul reached {speeds[0]:.0f} to {speeds[-1]:.0f} TFLOP/s."
 
