@@ -20,6 +20,7 @@ from ingot.ir import (
     ops_reduce,
     ops_resize,
     ops_rnn,
+    ops_sample,
     ops_search,
 )
 from ingot.ir.ops_table import (
@@ -39,7 +40,7 @@ from ingot.ir.ops_table import (
 DOMAIN = "ingot"
 FAMILIES = (
     ops_attention, ops_control, ops_convolution, ops_experts, ops_group, ops_linear, ops_move, ops_narrow, ops_paged,
-    ops_parallel, ops_projection, ops_reduce, ops_resize, ops_rnn, ops_search,
+    ops_parallel, ops_projection, ops_reduce, ops_resize, ops_rnn, ops_sample, ops_search,
 )  # fmt: skip
 
 __all__ = [

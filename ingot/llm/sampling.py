@@ -1,5 +1,5 @@
 """From logits to tokens. What a request draws depends on its own logits, its seed and the place in its answer alone:
-never on what else is in the batch, on chunks or on drafts.
+never on what else is in the batch, on chunks or on drafts, and not on where it is drawn (ingot/ir/ops_sample.py).
 
 Order: bias, penalties, mask and min_tokens, temperature, top_k, top_p, min_p. Log-probabilities are from before that.
 """
@@ -12,23 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.llm.batch import Array, Floats
+from ingot.ir.ops_sample import DRAW, Draw, at_places, draw_of, sampled, start_of
+from ingot.llm.batch import Array, Floats, Integers
 from ingot.llm.request import Sampling, TokenLogprob
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def uniform(seed: int, place: int) -> float:
-    """A number in [0, 1) for a place of an answer: SplitMix64 (Steele, Lea, Flood 2014): any can be drawn alone."""
-    with np.errstate(over="ignore"):
-        mixed = _mixed(np.uint64(seed & (1 << 64) - 1)) + np.uint64(place + 1) * _GOLDEN
-        return float(_mixed(mixed) >> np.uint64(11)) * 2.0**-53
-
-
-def _mixed(value: np.uint64) -> np.uint64:
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 @dataclass(slots=True)
@@ -41,6 +27,11 @@ class Drawing:
     ends: frozenset[int] = frozenset()
     drawn: Counter[int] = field(default_factory=Counter)
     count: int = 0
+    _row: Integers = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        asked = self.sampling
+        self._row = draw_of(start_of(self.seed), asked.temperature, asked.top_k, asked.top_p, asked.min_p).packed()
 
     def accept(self, token: int) -> None:
         """The answer goes on with this token."""
@@ -64,12 +55,6 @@ class Drawing:
         """Whether the likeliest token is all that is wanted."""
         return self.sampling.temperature == 0 and self.sampling.logprobs is None and not self.adjusted
 
-    @property
-    def truncated(self) -> bool:
-        """Whether only some tokens may be drawn."""
-        asked = self.sampling
-        return asked.top_k is not None or asked.top_p < 1 or asked.min_p > 0
-
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -79,40 +64,34 @@ class Drawn:
     logprob: TokenLogprob | None = None
 
 
+def draws_of(drawings: Sequence[Drawing], places: Sequence[int] | None = None) -> Integers:
+    """How rows are drawn, [R, DRAW] of the operator Sample: at some places of their answers, or the next ones."""
+    if not drawings:
+        return np.zeros((0, DRAW), np.int32)
+    rows = np.stack([drawing._row for drawing in drawings])
+    counts = np.array([drawing.count for drawing in drawings] if places is None else places, np.uint64)
+    return at_places(rows, counts)
+
+
 def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> list[Drawn]:
     """One token for each row of logits; beside each row's drawing a bit mask of the allowed tokens, or None."""
-    if not rows:
-        return []
-    best = logits_RV.argmax(axis=1)  # the place of a NaN, if there is one
-    usable = np.isfinite(logits_RV[np.arange(len(rows)), best])
-    tokens = [
-        None if not fine else int(first) if _plain(*row) else _careful(logits, *row)
-        for fine, first, row, logits in zip(usable, best, rows, logits_RV, strict=True)
-    ]
+    draws_RD = draws_of([drawing for drawing, _ in rows])
+    tokens = [_token(*row) for row in zip(logits_RV, draws_RD, rows, strict=True)]
     return [
         Drawn(token, _logprob(logits_RV[index], token, drawing.sampling.logprobs) if token is not None else None)
         for index, (token, (drawing, _)) in enumerate(zip(tokens, rows, strict=True))
     ]
 
 
-def _plain(drawing: Drawing, mask: Array | None) -> bool:
-    return drawing.sampling.temperature == 0 and mask is None and not drawing.adjusted
-
-
-def _careful(logits_V: Floats, drawing: Drawing, mask: Array | None) -> int | None:
-    """A token of one row; None if nothing is allowed."""
+def _token(logits_V: Floats, draw_D: Integers, row: tuple[Drawing, Array | None]) -> int | None:
+    """Of one row; None where logits are no numbers, or nothing is allowed."""
+    drawing, mask = row
     if mask is not None or drawing.adjusted:
-        logits_V = _adjusted(logits_V, drawing, mask)
-        if logits_V.max() == -np.inf:
+        if not np.isfinite(logits_V.max()):
             return None
-    asked = drawing.sampling
-    if asked.temperature == 0:
-        return int(logits_V.argmax())
-    number = uniform(drawing.seed, drawing.count)
-    if not drawing.truncated:
-        return _inverse(_weights(logits_V, float(logits_V.max()), asked.temperature), number)
-    candidates, weights = _candidates(logits_V, asked)
-    return int(candidates[_inverse(weights, number)])
+        logits_V = _adjusted(logits_V, drawing, mask)
+    token = sampled(logits_V, Draw.read(draw_D))
+    return token if token >= 0 else None
 
 
 def _adjusted(logits_V: Floats, drawing: Drawing, mask: Array | None) -> Floats:
@@ -134,38 +113,6 @@ def _adjusted(logits_V: Floats, drawing: Drawing, mask: Array | None) -> Floats:
         changed[: len(allowed)][allowed == 0] = -np.inf
         changed[len(allowed) :] = -np.inf
     return changed
-
-
-def _weights(logits: Floats, best: float, temperature: float) -> Array:
-    """Probabilities up to a factor; however small the temperature, the best has 1."""
-    return np.exp((logits.astype(np.float64) - best) / temperature)
-
-
-def _inverse(weights: Array, number: float) -> int:
-    """The place where the running sum passes `number` of the whole."""
-    sums = np.cumsum(weights)
-    place = int(np.searchsorted(sums, number * sums[-1], side="right"))
-    return place if place < len(sums) else int(np.flatnonzero(weights)[-1])
-
-
-def _candidates(logits_V: Floats, asked: Sampling) -> tuple[Array, Array]:
-    """The tokens that top_k, top_p and min_p leave, in their own order, and their weights."""
-    best, highest = float(logits_V.max()), logits_V
-    if asked.top_k is not None and asked.top_k < len(logits_V):
-        highest = np.partition(logits_V, -asked.top_k)[-asked.top_k :]
-    values = np.sort(highest)[::-1]  # values alone: numpy sorts them with the processor's vectors
-    count = _kept(_weights(values, best, asked.temperature), asked)
-    found = np.flatnonzero(logits_V >= values[count - 1])
-    if len(found) > count:  # of equal ones the first
-        equal = logits_V[found] == values[count - 1]
-        found = np.delete(found, np.flatnonzero(equal)[count - len(found) :])
-    return found, _weights(logits_V[found], best, asked.temperature)
-
-
-def _kept(weights: Array, asked: Sampling) -> int:
-    """How many of these, from the likeliest on, top_p and min_p leave: always one."""
-    before = np.cumsum(weights) - weights
-    return max(int(((before < asked.top_p * weights.sum()) & (weights >= asked.min_p)).sum()), 1)
 
 
 def _best(logits_V: Floats, count: int) -> Array:

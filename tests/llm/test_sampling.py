@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingot.errors import InputError
 from ingot.llm.request import Sampling
-from ingot.llm.sampling import Drawing, draw, logprob_of, uniform
+from ingot.llm.sampling import Drawing, draw, logprob_of
 
 LOGITS = np.array([0.0, 3.0, 1.0, 2.0, -1.0], np.float32)
 PROBABILITIES = np.exp(LOGITS - 3.0) / np.exp(LOGITS - 3.0).sum()
@@ -120,13 +120,6 @@ def test_candidates_are_those_of_a_full_sort(top_k: int, top_p: float, min_p: fl
     for number in range(20):
         found = token(logits, drawing(seed + number, top_k=top_k, top_p=top_p, min_p=min_p))
         assert found in order[kept]
-
-
-def test_uniform_numbers() -> None:
-    numbers = np.array([uniform(seed, place) for seed in range(60) for place in range(60)])
-    assert (numbers >= 0).all() and (numbers < 1).all() and len(set(numbers)) == len(numbers)
-    assert abs(numbers.mean() - 0.5) < 0.02 and abs(np.histogram(numbers, 10)[0] - 360).max() < 90
-    assert uniform(-1, 0) == uniform((1 << 64) - 1, 0)
 
 
 @pytest.mark.parametrize(

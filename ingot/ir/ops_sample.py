@@ -1,0 +1,197 @@
+"""Sample: a token for each row of logits, drawn in whole numbers, so that the same logits give the same token anywhere.
+
+How far a token is from its row's likeliest, in halvings of its probability, is a fixed-point number (`distances`), from
+which its weight follows in integers alone (`weights`): sums are exact, in whatever order they are added. The numbers
+that decide come from a counter (`number`). All of it is repeated bit by bit by ingot/kernels/cuda/cores/sample.py.
+
+A row's draw (`DRAW`, six int32): the state of its counter in two words, the pace (float32) of its distances, 0 for the
+likeliest token, then how many tokens top_k leaves, how much of the whole top_p leaves (in 2^-32), 0 for all, and the
+distance at which min_p ends.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from ingot.errors import GraphError
+from ingot.ir.elementwise import Array, wide
+from ingot.ir.ops_table import TensorType, op
+
+DRAW = 6  # words
+LANES = 2048  # token t is in lane t % LANES, and drawn in the order of lanes
+UNIT = 1 << 24  # of distance: one halving
+REACH = 40 * UNIT  # tokens 2^40 times less likely than the first are not drawn
+# 2^g for 0 <= g < 1 as sum of c_n g^n, in 2^-30: relative error 8e-8 (weighted least squares, reweighted by Lawson).
+POWERS = (2016019, 9652218, 59943112, 257862938, 744267456, 1073741743)
+LARGEST_PACE, ALL_64 = 1e30, (1 << 64) - 1
+_AT_ONCE = 1 << 14  # elements that stay in the cache
+_GOLDEN, _TURN = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+def mixed(value: int) -> int:
+    """SplitMix64's finisher (Steele, Lea, Flood 2014), of 64 bits."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & ALL_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & ALL_64
+    return value ^ (value >> 31)
+
+
+def start_of(seed: int) -> int:
+    """Where a request's counter begins."""
+    return mixed(seed & ALL_64)
+
+
+def state_of(start: int, place: int) -> int:
+    """The counter at a place of an answer, which can be had alone."""
+    return (start + (place + 1) * _GOLDEN) & ALL_64
+
+
+def at_places(rows_RD: Array, places_R: Array) -> Array:
+    """Draws of some places: those given have their requests' starts in the place of states."""
+    rows_RD = rows_RD.copy()
+    starts = np.ascontiguousarray(rows_RD[:, :2]).view(np.uint64)[:, 0]
+    states = starts + (places_R.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    rows_RD[:, :2] = states[:, None].view(np.int32)
+    return rows_RD
+
+
+def number(state: int, turn: int) -> int:
+    """64 random bits: those of a draw's attempt number `turn`."""
+    return mixed((state + turn * _TURN) & ALL_64)
+
+
+# -- draws ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How a row's token is drawn, in the numbers that decide. top_k, top_p 0: all; least: as DRAW's last."""
+
+    state: int
+    pace: float
+    top_k: int = 0
+    top_p: int = 0
+    least: int = REACH - 1
+
+    def packed(self) -> Array:
+        """As a row of int32 [DRAW]."""
+        row = np.zeros(DRAW, np.int32)
+        row[:2] = np.array([self.state], np.uint64).view(np.int32)
+        row[2:3] = np.array([self.pace], np.float32).view(np.int32)
+        row[3:] = self.top_k, np.array(self.top_p, np.uint32).view(np.int32), self.least
+        return row
+
+    @staticmethod
+    def read(row: Array) -> Draw:
+        """Of a row of int32."""
+        row = np.ascontiguousarray(row)
+        state, pace = int(row[:2].view(np.uint64)[0]), float(row[2:3].view(np.float32)[0])
+        return Draw(state, pace, int(row[3]), int(row[4:5].view(np.uint32)[0]), int(row[5]))
+
+
+def draw_of(state: int, temperature: float, top_k: int | None, top_p: float, min_p: float) -> Draw:
+    """Of a request's parameters. One token left by top_k is the likeliest."""
+    if temperature == 0 or top_k == 1:
+        return Draw(state, 0.0)
+    pace = min(UNIT / math.log(2) / temperature, LARGEST_PACE)
+    share = min(max(round(top_p * 2**32), 1), 2**32) % 2**32
+    least = min(int(-math.log2(min_p) * UNIT), REACH - 1) if min_p > 0 else REACH - 1
+    return Draw(state, float(np.float32(pace)), min(top_k or 0, 2**31 - 1), share, least)
+
+
+# -- one row ----------------------------------------------------------------------------------------------------------
+def distances(logits: Array, best: np.float32, pace: np.float32) -> Array:
+    """How far each is from the best, int32 in UNITs of which pace makes a logit; at most REACH."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = (best - logits) * pace
+    return np.minimum(far, np.float32(REACH), out=far).astype(np.int32)
+
+
+def weights(distance: Array) -> Array:
+    """2^(40 - distance) as whole numbers, uint64, 0 from REACH on."""
+    whole = np.empty(len(distance), np.uint64)
+    for start in range(0, len(distance), _AT_ONCE):
+        part = distance[start : start + _AT_ONCE]
+        whole[start : start + _AT_ONCE] = _powers(part) >> (part >> 24).astype(np.uint64)
+    return whole
+
+
+def _powers(distance: Array) -> Array:
+    """2^(40 - the distance's fraction)"""
+    part = (~distance & (UNIT - 1)).astype(np.uint64)
+    part <<= np.uint64(8)
+    power = part * np.uint64(POWERS[0])
+    for following in POWERS[1:-1]:
+        power >>= np.uint64(32)
+        power += np.uint64(following)
+        power *= part
+    power >>= np.uint64(32)
+    power += np.uint64(POWERS[-1])
+    power <<= np.uint64(9)
+    return power
+
+
+def sampled(logits_V: Array, draw: Draw) -> int:
+    """The token of one row of float32; -1 where the best is no number or infinite.
+
+    top_k keeps the first k and those that are as likely as the last of them; of these top_p keeps those before which
+    less than its share lies; of these min_p those not too far from the best. A token is drawn of what top_k left, and
+    again, of those before it, while it is one that the other two do not keep.
+    """
+    first = int(logits_V.argmax())  # the place of a NaN, if there is one
+    best = logits_V[first]
+    if not np.isfinite(best):
+        return -1
+    if draw.pace == 0:
+        return first
+    distance = distances(logits_V, best, np.float32(draw.pace))
+    limit = REACH if draw.top_p else draw.least + 1  # which of two thresholds is the nearer one matters to top_p alone
+    if 0 < draw.top_k < len(distance):
+        limit = min(int(np.partition(distance, draw.top_k - 1)[draw.top_k - 1]) + 1, limit)
+    return _drawn(*_near(distance, limit), draw)
+
+
+def _near(distance: Array, limit: int) -> tuple[int, Array | None, Array]:
+    """(tokens of a lane, places in the order of lanes that are nearer than the limit or None for all, distances)"""
+    rows = -(-len(distance) // LANES)
+    padded = np.full(rows * LANES, REACH, np.int32)
+    padded[: len(distance)] = distance
+    ordered = padded.reshape(rows, LANES).T.reshape(-1)
+    if limit == REACH:
+        return rows, None, ordered
+    places = np.flatnonzero(ordered < limit)
+    return rows, places, ordered[places]
+
+
+def _drawn(rows: int, places: Array | None, distance: Array, draw: Draw) -> int:
+    """The token of one of these places."""
+    weight = weights(distance)
+    total = int(weight.sum())
+    enough = max(total * draw.top_p >> 32, 1) if draw.top_p else total
+    for turn in count():
+        sums = np.cumsum(weight)
+        target = number(draw.state, turn) * int(sums[-1]) >> 64
+        found = int(np.searchsorted(sums, np.uint64(target), side="right"))
+        far = int(distance[found])
+        if far <= draw.least and (far == 0 or not draw.top_p):
+            break
+        weight = weight * (distance < min(far, draw.least + 1))
+        if far <= draw.least and int(weight.sum()) < enough:
+            break
+    lane, row = divmod(int(places[found]) if places is not None else found, rows)
+    return row * LANES + lane
+
+
+def _sample_type(logits: TensorType, draws: TensorType) -> TensorType:
+    if draws.dtype != "int32" or draws.shape[1:] != (DRAW,):
+        raise GraphError(f"Sample: a row's draw is {DRAW} int32, draws are {draws.dtype} {draws.shape}")
+    return TensorType("int32", logits.shape[:1])
+
+
+@op("Sample", "logits draws", _sample_type)
+def sample(logits_RV: Array, draws_RD: Array) -> Array:
+    """A token [R] of each row, int32, as its draw says: the likeliest or a random one; -1 where that is no number"""
+    rows = zip(wide(logits_RV), draws_RD, strict=True)
+    return np.array([sampled(logits, Draw.read(draw)) for logits, draw in rows], np.int32)

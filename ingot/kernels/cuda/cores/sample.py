@@ -1,0 +1,232 @@
+"""Drawing tokens, bit by bit as ingot/ir/ops_sample.py says.
+
+A row is drawn in three steps, each by some blocks of its own that have their share of its lanes: `peaks` (the highest
+logits of lanes), `weigh` (sums of lanes, the first attempt), `judge` (whether the attempt is kept; others). The last
+block of a row that is done with a step goes on alone. What it finds is in `info` [R, 4]: the best logit's bits, the
+distance at which what may be drawn ends, 0 once the token is there, then the attempt's distance and place.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+LANES = tl.constexpr(2048)
+REACH = tl.constexpr(40 * (1 << 24))
+FAR = tl.constexpr(2147483647)
+BINS = tl.constexpr(1024)  # of the three steps in which 30 bits are searched
+DRAW = tl.constexpr(6)
+INFO = tl.constexpr(4)
+
+
+# -- what ops_sample.py has too ---------------------------------------------------------------------------------------
+@triton.jit
+def distances(x, best, pace):
+    """How far each is from the best; neither step can be joined with another."""
+    return tl.minimum((best - x) * pace, 671088640.0).to(tl.int32)
+
+
+@triton.jit
+def _powers(part, c0: tl.constexpr, c1: tl.constexpr):
+    return tl.umulhi(part, tl.full(part.shape, c0, tl.uint32)) + tl.full(part.shape, c1, tl.uint32)
+
+
+@triton.jit
+def weights(distance, limit):
+    """2^(40 - distance) where that is below the limit, else 0; int64."""
+    part = ((~distance & 0xFFFFFF) << 8).to(tl.uint32, bitcast=True)
+    power = _powers(part, 2016019, 9652218)
+    power = tl.umulhi(part, power) + tl.full(part.shape, 59943112, tl.uint32)
+    power = tl.umulhi(part, power) + tl.full(part.shape, 257862938, tl.uint32)
+    power = tl.umulhi(part, power) + tl.full(part.shape, 744267456, tl.uint32)
+    power = tl.umulhi(part, power) + tl.full(part.shape, 1073741743, tl.uint32)
+    whole = (power.to(tl.int64) << 9) >> (distance >> 24).to(tl.int64)
+    return tl.where(distance < limit, whole, 0)
+
+
+@triton.jit
+def _mixed(value):
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB
+    return value ^ (value >> 31)
+
+
+@triton.jit
+def number(draw, turn):
+    """64 random bits for an attempt."""
+    low, high = tl.load(draw).to(tl.uint32, bitcast=True), tl.load(draw + 1).to(tl.uint32, bitcast=True)
+    state = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
+    return _mixed(state + turn.to(tl.uint64) * 0xD1342543DE82EF95)
+
+
+@triton.jit
+def pace_of(draw):
+    """The pace of its distances."""
+    return tl.load(draw + 2).to(tl.float32, bitcast=True)
+
+
+# -- peaks ------------------------------------------------------------------------------------------------------------
+@triton.jit
+def peaks(logits, high, places, row, first, WIDTH: tl.constexpr, MINE: tl.constexpr, DEEP: tl.constexpr):
+    """The highest logit of each of MINE lanes from `first` on, and where it is; NaN counts as infinite."""
+    lane, deep = first + tl.arange(0, MINE), tl.arange(0, DEEP)
+    best = tl.full((DEEP, MINE), float("-inf"), tl.float32)
+    at = tl.full((DEEP, MINE), FAR, tl.int32)
+    for start in range(0, tl.cdiv(WIDTH, LANES), DEEP):
+        token = (start + deep)[:, None] * LANES + lane[None, :]
+        x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+        x = tl.where(x == x, x, float("inf"))
+        at = tl.where(x > best, token, at)
+        best = tl.maximum(best, x)
+    peak = tl.max(best, 0)
+    place = tl.min(tl.where(best == peak[None, :], at, FAR), 0)
+    tl.store(high + row * LANES + lane, peak)
+    tl.store(places + row * LANES + lane, place)
+
+
+@triton.jit
+def settle(logits, draws, tokens, high, places, info, row, WIDTH: tl.constexpr, SOME: tl.constexpr,
+           HIGH: tl.constexpr):  # fmt: skip
+    """From the peaks of all lanes: the token where the likeliest is wanted, else where what may be drawn ends."""
+    lane = tl.arange(0, LANES)
+    peak = tl.load(high + row * LANES + lane, cache_modifier=".cg")
+    best = tl.max(peak, 0)
+    draw = draws + row * DRAW
+    pace = pace_of(draw)
+    known = tl.abs(best) < float("inf")
+    limit = 0
+    if (pace == 0) | (known == 0):
+        place = tl.load(places + row * LANES + lane, cache_modifier=".cg")
+        place = tl.min(tl.where(peak == best, place, FAR), 0)
+        tl.store(tokens + row, tl.where(known, place, -1))
+    else:
+        wanted, share = tl.load(draw + 3), tl.load(draw + 4)
+        limit = tl.where(share == 0, tl.load(draw + 5) + 1, REACH)
+        if (wanted > 0) & (wanted < WIDTH):
+            last = _last(logits, places, row, distances(peak, best, pace), best, pace, wanted, WIDTH, SOME, HIGH)
+            limit = tl.minimum(last + 1, limit)
+    tl.store(info + row * INFO, best.to(tl.int32, bitcast=True))
+    tl.store(info + row * INFO + 1, limit)
+
+
+@triton.jit
+def _last(logits, list, row, nearest, best, pace, wanted, WIDTH: tl.constexpr, SOME: tl.constexpr, HIGH: tl.constexpr):
+    """Distance of the token number `wanted`, by distance: it is in a lane whose nearest is among the nearest `wanted`.
+
+    list [R, LANES]: memory for the numbers of those lanes, which are looked at SOME at a time.
+    """
+    rest = tl.minimum(wanted, LANES)
+    found = 0
+    for step in range(3):
+        counts = tl.histogram((nearest >> (20 - 10 * step)) & 1023, BINS, mask=(nearest >> (30 - 10 * step)) == found)
+        found, rest = _bin(counts, found, rest)
+    lane = tl.arange(0, LANES)
+    among = nearest <= found
+    tl.debug_barrier()
+    tl.store(list + row * LANES + tl.cumsum(among.to(tl.int32), 0) - 1, lane, among)
+    tl.debug_barrier()
+    count = tl.sum(among.to(tl.int32), 0)
+    rest = wanted
+    found = 0
+    for step in range(3):
+        counts = tl.zeros((BINS,), tl.int32)
+        for start in range(0, count, SOME):
+            far = _column(logits, list, row, start, count, best, pace, WIDTH, SOME, HIGH)
+            inside = (far >= 0) & ((far >> (30 - 10 * step)) == found)
+            counts += tl.histogram((far >> (20 - 10 * step)) & 1023, BINS, mask=inside)
+        found, rest = _bin(counts, found, rest)
+    return found
+
+
+@triton.jit
+def _bin(counts, found, rest):
+    """(found and ten bits more, how many are wanted of that bin), where `rest` are wanted of all."""
+    sums = tl.cumsum(counts, 0)
+    place = tl.sum((sums < rest).to(tl.int32), 0)
+    before = tl.max(tl.where(sums < rest, sums, 0), 0)
+    return found * BINS + place, rest - before
+
+
+@triton.jit
+def _column(logits, list, row, start, count, best, pace, WIDTH: tl.constexpr, SOME: tl.constexpr, HIGH: tl.constexpr):
+    """Distances of all tokens of SOME listed lanes, -1 where there is none."""
+    number, deep = start + tl.arange(0, SOME), tl.arange(0, HIGH)
+    lane = tl.load(list + row * LANES + number, number < count, other=0, cache_modifier=".cg")
+    token = deep[:, None] * LANES + lane[None, :]
+    inside = (token < WIDTH) & (number < count)[None, :]
+    x = tl.load(logits + row * WIDTH + token, inside, other=float("-inf")).to(tl.float32)
+    return tl.reshape(tl.where(inside, distances(x, best, pace), -1), (SOME * HIGH,))
+
+
+# -- weigh ------------------------------------------------------------------------------------------------------------
+@triton.jit
+def summed(logits, row, first, best, pace, limit, WIDTH: tl.constexpr, MINE: tl.constexpr, DEEP: tl.constexpr):
+    """Weights below the limit, added up by lanes: MINE from `first` on."""
+    lane, deep = first + tl.arange(0, MINE), tl.arange(0, DEEP)
+    sums = tl.zeros((DEEP, MINE), tl.int64)
+    for start in range(0, tl.cdiv(WIDTH, LANES), DEEP):
+        token = (start + deep)[:, None] * LANES + lane[None, :]
+        x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+        sums += weights(distances(x, best, pace), limit)
+    return tl.sum(sums, 0)
+
+
+@triton.jit
+def drawn(logits, row, sums, limit, best, pace, bits, WIDTH: tl.constexpr, HIGH: tl.constexpr):
+    """(token, its distance) that random bits find among weights below the limit, whose sums by lanes these are."""
+    total = tl.sum(sums, 0)
+    target = tl.umulhi(bits, total.to(tl.uint64)).to(tl.int64)
+    running = tl.cumsum(sums, 0)
+    lane = tl.sum((running <= target).to(tl.int32), 0)
+    target -= tl.max(tl.where(running <= target, running, 0), 0)
+    token = tl.arange(0, HIGH) * LANES + lane
+    x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+    far = distances(x, best, pace)
+    running = tl.cumsum(weights(far, limit), 0)
+    deep = tl.sum((running <= target).to(tl.int32), 0)
+    return deep * LANES + lane, tl.sum(tl.where(tl.arange(0, HIGH) == deep, far, 0), 0)
+
+
+@triton.jit
+def begin(logits, draws, tokens, info, enough, sums, row, WIDTH: tl.constexpr, HIGH: tl.constexpr):
+    """The first attempt, which is the token where nothing can be against it."""
+    draw = draws + row * DRAW
+    best, limit = tl.load(info + row * INFO).to(tl.float32, bitcast=True), tl.load(info + row * INFO + 1)
+    share = tl.load(draw + 4).to(tl.uint32, bitcast=True).to(tl.uint64)
+    least = tl.load(draw + 5)
+    total = tl.sum(sums, 0)
+    token, far = drawn(logits, row, sums, limit, best, pace_of(draw), number(draw, share * 0), WIDTH, HIGH)
+    tl.store(tokens + row, token)
+    part = tl.umulhi(total.to(tl.uint64), share << 32).to(tl.int64)
+    tl.store(enough + row, tl.where(share == 0, total, tl.maximum(part, 1)))
+    fine = (far <= least) & ((share == 0) | (far == 0))
+    tl.store(info + row * INFO + 1, tl.where(fine, 0, limit))
+    tl.store(info + row * INFO + 2, far)
+
+
+# -- judge ------------------------------------------------------------------------------------------------------------
+@triton.jit
+def nearer(info, draws, row):
+    """Below which distance there is what lies before the attempt."""
+    return tl.minimum(tl.load(info + row * INFO + 2), tl.load(draws + row * DRAW + 5) + 1)
+
+
+@triton.jit
+def finish(logits, draws, tokens, info, enough, sums, row, WIDTH: tl.constexpr, DEEP: tl.constexpr,
+           HIGH: tl.constexpr):  # fmt: skip
+    """Attempts until one is kept; sums: by lanes, of what lies before the first."""
+    draw = draws + row * DRAW
+    best, pace = tl.load(info + row * INFO).to(tl.float32, bitcast=True), pace_of(draw)
+    far, least, share = tl.load(info + row * INFO + 2), tl.load(draw + 5), tl.load(draw + 4)
+    below = tl.load(enough + row)
+    limit = tl.minimum(far, least + 1)
+    going = (far > least) | (tl.sum(sums, 0) >= below)
+    turn = 1
+    while going:
+        token, far = drawn(logits, row, sums, limit, best, pace, number(draw, turn), WIDTH, HIGH)
+        tl.store(tokens + row, token)
+        turn += 1
+        going = (far > least) | ((share != 0) & (far > 0))
+        if going:
+            limit = tl.minimum(far, least + 1)
+            sums = summed(logits, row, 0, best, pace, limit, WIDTH, LANES, DEEP)
+            going = (far > least) | (tl.sum(sums, 0) >= below)

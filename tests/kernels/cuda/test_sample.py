@@ -1,0 +1,50 @@
+"""Sample in Triton's interpreter draws the very tokens that its meaning draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingot.ir.ops_sample import draw_of, start_of, state_of
+from tests.kernels.cuda.test_paged import checked
+
+Array = np.ndarray[Any, Any]
+draws = st.tuples(
+    st.sampled_from([0.0, 1e-9, 0.3, 0.7, 1.0, 5.0]), st.none() | st.integers(1, 3000),
+    st.sampled_from([1e-9, 0.1, 0.5, 0.9, 1.0]), st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+)  # fmt: skip
+
+
+def rows_of(parameters: list[Any], seed: int) -> Array:
+    return np.stack([draw_of(state_of(start_of(seed), n), *each).packed() for n, each in enumerate(parameters)])
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.lists(draws, min_size=1, max_size=5), st.sampled_from([5, 300, 2048, 5000]), st.sampled_from([0.1, 1.0, 6.0]),
+       st.integers(0, 1 << 30))  # fmt: skip
+def test_the_meaning_s_tokens(parameters: list[Any], width: int, spread: float, seed: int) -> None:
+    logits = (np.random.default_rng(seed).standard_normal((len(parameters), width)) * spread).astype(np.float32)
+    if seed % 2:
+        logits = np.round(logits)  # equal ones
+    if seed % 3 == 0:
+        logits[:, width // 2 :] = -np.inf
+    checked("Sample", [logits, rows_of(parameters, seed)], {}, {0: "T", 1: "T"}, within=0)
+
+
+@pytest.mark.parametrize("rows", [3, 130])
+def test_rows_that_are_no_numbers(rows: int) -> None:
+    logits = np.random.default_rng(rows).integers(-40, 40, (rows, 300)).astype(np.float32)
+    logits[0, 7], logits[1, 5], logits[2] = np.nan, np.inf, -np.inf
+    parameters = [(0.7, 40, 0.9, 0.0) if n % 2 else (0.0, None, 1.0, 0.0) for n in range(rows)]
+    checked("Sample", [logits, rows_of(parameters, rows)], {}, {0: "T", 1: "T"}, within=0)
+
+
+def test_a_vocabulary() -> None:
+    """Many tokens of a lane; top_k in lanes that are looked at some at a time; several attempts."""
+    logits = np.random.default_rng(5).standard_normal((2, 70000)).astype(np.float32)
+    rows = rows_of([(1.0, 900, 0.3, 0.0), (1.0, None, 0.2, 0.01)], 5)
+    checked("Sample", [logits, rows], {}, {0: "T", 1: "T"}, within=0)
