@@ -1,12 +1,20 @@
 """Every instruction of the expression table, in vector code, against its numpy meaning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ingot.dtypes import numpy_dtype
 from ingot.ir.elementwise import INSTRUCTIONS
 from ingot.ir.expression import parse
+from ingot.kernels import Candidate, candidates
+from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.llvm import Value
+from ingot.kernels.cpu.math import exp2_below
 from ingot.kernels.cpu.render import MEMORY, can_render, renderers
+from ingot.kernels.cpu.standalone import Standalone
+from ingot.kernels.node import Node
 from tests.kernels.harness import Array, check, isas, node_of
 
 COUNT = 77
@@ -226,3 +234,28 @@ def test_literals_take_the_type_of_their_place() -> None:
 
 def test_both_instruction_sets_are_tried() -> None:
     assert isas()[-1].name == "avx2"
+
+
+def test_powers_of_two_below_one() -> None:
+    """What attention in tiles takes for its exponential."""
+    x = np.concatenate([-np.random.default_rng(0).uniform(0, 126, 300), [0, -0.5, -126, -1e30, -np.inf, np.nan, -1e-9]])
+    x = np.resize(x.astype(np.float32), 320)
+    node, _ = node_of("Pointwise", [x], {}, "Abs %0 -> float32")
+
+    def generate(build: KernelBuilder, node: Node) -> None:
+        def body(f: PhaseFunction, begin: Value, end: Value) -> None:
+            source, target = f.pointer(build.input(0)), f.pointer(build.output())
+
+            def some(i: Value) -> None:
+                f.store(exp2_below(f, f.load("<8 x float>", source, i * 4)), target, i * 4)
+
+            f.loop(0, x.size, some, step=8)
+
+        build.phase(1, body)
+
+    for isa in isas():
+        kernel = replace(next(candidates(node, "cpu", isa)).kernel, generate=generate, name="powers")
+        (found,) = Standalone(node, Candidate(kernel), isa, level=1)(x)
+        expected = np.where(x < -126, 0, np.exp2(x.astype(np.float64)))
+        assert np.allclose(found, expected, rtol=2.4e-7, atol=0, equal_nan=True)
+        assert found[x == 0].tolist() == [1.0] * int((x == 0).sum())

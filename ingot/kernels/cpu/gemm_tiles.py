@@ -32,12 +32,14 @@ _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 
 @dataclass(frozen=True)
 class TileDot:
-    """`instruction` adds products of `group` values of K to each sum; `parts` bfloat16 numbers stand for one value."""
+    """`instruction` adds products of `group` values of K to each sum; `parts` bfloat16 numbers stand for one value, one
+    alone for a weight where these are `exact`."""
 
     instruction: str
     group: int
     parts: int = 1
     source: int = 1  # bytes of x for each byte of a part
+    exact: bool = False
 
     @property
     def depth(self) -> int:
@@ -45,19 +47,27 @@ class TileDot:
         return ROWS * self.group
 
     @property
+    def right_parts(self) -> int:
+        """Numbers that stand for a weight."""
+        return 1 if self.exact else self.parts
+
+    @property
     def right_bytes(self) -> int:
         """Bytes of a step of packed weights for 16 columns."""
-        return TILE_BYTES * self.parts
+        return TILE_BYTES * self.right_parts
 
     @property
     def products(self) -> tuple[tuple[int, int], ...]:
         """(part of the rows, part of the weights) in the order that reloads least."""
-        return ((0, 0),) if self.parts == 1 else ((0, 1), (0, 0), (1, 0))
+        if self.parts == 1:
+            return ((0, 0),)
+        return ((0, 0), (1, 0)) if self.exact else ((0, 1), (0, 0), (1, 0))
 
 
 BFLOAT16 = TileDot("tdpbf16ps", 2)
 SPLIT = TileDot("tdpbf16ps", 2, parts=2, source=2)
 ROUNDED = TileDot("tdpbf16ps", 2, source=2)
+HALVED = TileDot("tdpbf16ps", 2, parts=2, source=2, exact=True)  # rows of float32, weights that are bfloat16
 BYTES = TileDot("tdpbusd", 4)
 
 

@@ -13,18 +13,25 @@ from collections.abc import Callable
 from ingot.kernels import kernel
 from ingot.kernels.cpu import math
 from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.llvm import Index, Value, vector
-from ingot.kernels.cpu.paged_plan import WAYS, Paged, Tile, applies, paged_of
+from ingot.kernels.cpu.paged_plan import WAYS, Lanes, Tile, applies, lanes_of
+from ingot.kernels.cpu.paged_tiles_plan import tiled
 from ingot.kernels.cpu.reduce_kinds import across
 from ingot.kernels.cpu.render import load, store
 from ingot.kernels.node import Node
 from ingot.plan.extent import ceil_div, product
 
 
-@kernel("PagedAttention", on="cpu", when=applies)
+def _applies(node: Node, isa: Isa) -> bool:
+    """Where tile registers take the node, they do: one engine has one arithmetic for a token, whatever its company."""
+    return applies(node, isa) and not tiled(node, isa)
+
+
+@kernel("PagedAttention", on="cpu", when=_applies)
 def paged_attention(build: KernelBuilder, node: Node) -> None:
     """Tokens of a tile that follow each other in one sequence share what is read of the pool."""
-    job = paged_of(build, node)
+    job = lanes_of(build, node)
     tokens = node.input(0).shape[0]
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
@@ -37,7 +44,7 @@ def paged_attention(build: KernelBuilder, node: Node) -> None:
     build.phase(product((ceil_div(tokens, job.tokens), job.groups)), body)
 
 
-def _tile(f: PhaseFunction, job: Paged, first: Value, tokens: Value, group: Value) -> None:
+def _tile(f: PhaseFunction, job: Lanes, first: Value, tokens: Value, group: Value) -> None:
     count = f.index(f.minimum(tokens - first, job.tokens))
 
     def one_by_one() -> None:
@@ -54,7 +61,7 @@ def _tile(f: PhaseFunction, job: Paged, first: Value, tokens: Value, group: Valu
     f.when(f.binary("and", alike, whole), lambda: _rows(f, job, Tile(first, group, job.tokens)), one_by_one)
 
 
-def _rows(f: PhaseFunction, job: Paged, tile: Tile) -> None:
+def _rows(f: PhaseFunction, job: Lanes, tile: Tile) -> None:
     """All rows of a tile, chunk by chunk of the blocks they see."""
     context = job.position(f, tile.first + (tile.tokens - 1)) + 1
     blocks = f.index(f.divide(f.index(f.maximum(context, 0)) + (job.pool.block - 1), job.pool.block))
@@ -62,7 +69,7 @@ def _rows(f: PhaseFunction, job: Paged, tile: Tile) -> None:
     if job.window:
         oldest = f.index(f.maximum(job.position(f, tile.first) + (1 - job.window), 0))
         start = f.index(f.divide(oldest, job.pool.block * job.chunk)) * job.chunk
-    table = f.at(f.pointer(job.tables), job.owner(f, tile.first) * f.extent(job.width) * 4)
+    table = job.table(f, tile.first)
     _begin(f, job, tile)
 
     def chunk(block: Value) -> None:
@@ -75,7 +82,7 @@ def _rows(f: PhaseFunction, job: Paged, tile: Tile) -> None:
     _finish(f, job, tile)
 
 
-def _each_row(f: PhaseFunction, job: Paged, tile: Tile, row: Callable[[Value, Value, Value], None]) -> None:
+def _each_row(f: PhaseFunction, job: Lanes, tile: Tile, row: Callable[[Value, Value, Value], None]) -> None:
     """row(number, byte offset of its head in queries and results, token) for every row of the tile."""
 
     def token(k: Value) -> None:
@@ -89,13 +96,13 @@ def _each_row(f: PhaseFunction, job: Paged, tile: Tile, row: Callable[[Value, Va
     f.loop(0, tile.tokens, token)
 
 
-def _vectors(f: PhaseFunction, job: Paged, emit: Callable[[int, Value | None], None]) -> None:
+def _vectors(f: PhaseFunction, job: Lanes, emit: Callable[[int, Value | None], None]) -> None:
     """emit(first element, mask of those that are there) for every vector of a head."""
     for place in range(0, job.depth, job.lanes):
         emit(place, job.mask(f, place))
 
 
-def _begin(f: PhaseFunction, job: Paged, tile: Tile) -> None:
+def _begin(f: PhaseFunction, job: Lanes, tile: Tile) -> None:
     """Scaled queries in scratch, sums at 0, maxima at -inf, limits from positions."""
     zero = f.constant(vector("float", job.lanes), 0.0)
 
@@ -125,7 +132,7 @@ def _row_tiles(f: PhaseFunction, rows: int, height: int, emit: Callable[[Value, 
         emit(f.index(whole), rows - whole)
 
 
-def _score(f: PhaseFunction, job: Paged, tile: Tile, table: Value, block: Value, count: Value) -> None:
+def _score(f: PhaseFunction, job: Lanes, tile: Tile, table: Value, block: Value, count: Value) -> None:
     """Scores of a chunk; keys that a row does not see have -inf."""
 
     def one(j: Value) -> None:
@@ -137,7 +144,7 @@ def _score(f: PhaseFunction, job: Paged, tile: Tile, table: Value, block: Value,
     f.loop(0, count, one)
 
 
-def _score_rows(f: PhaseFunction, job: Paged, keys: Value, row: Value, height: int, first: Value,
+def _score_rows(f: PhaseFunction, job: Lanes, keys: Value, row: Value, height: int, first: Value,
                 place: Value) -> None:  # fmt: skip
     parts, step = job.pool.block // job.lanes, WAYS if job.depth % WAYS == 0 else 1
     size, queries = job.pool_bytes, job.line(f, job.query_at, row)
@@ -168,7 +175,7 @@ def _score_rows(f: PhaseFunction, job: Paged, keys: Value, row: Value, height: i
             f.store(score, job.scores(f, row + r), (place + p * job.lanes) * 4)
 
 
-def _seen(f: PhaseFunction, job: Paged, score: Value, limit: Value, first: Value) -> Value:
+def _seen(f: PhaseFunction, job: Lanes, score: Value, limit: Value, first: Value) -> Value:
     """The scores of the keys [first, first + lanes) where the row sees them, else -inf."""
     if job.softcap:
         score = math.tanh(f, score * (1 / job.softcap)) * job.softcap
@@ -178,7 +185,7 @@ def _seen(f: PhaseFunction, job: Paged, score: Value, limit: Value, first: Value
     return f.select(f.first_lanes(limit - job.window - first, job.lanes), -numbers.inf, score)
 
 
-def _weigh(f: PhaseFunction, job: Paged, tile: Tile, count: Value) -> None:
+def _weigh(f: PhaseFunction, job: Lanes, tile: Tile, count: Value) -> None:
     """Scores of a chunk become weights relative to the running maximum; sums so far are to be scaled by a factor."""
     type_, stop = vector("float", job.lanes), count * job.pool.block
 
@@ -210,7 +217,7 @@ def _weigh(f: PhaseFunction, job: Paged, tile: Tile, count: Value) -> None:
     f.loop(0, tile.tokens * job.shared, one)
 
 
-def _accumulate(f: PhaseFunction, job: Paged, tile: Tile, table: Value, block: Value, count: Value,
+def _accumulate(f: PhaseFunction, job: Lanes, tile: Tile, table: Value, block: Value, count: Value,
                 context: Value) -> None:  # fmt: skip
     """sums = sums * factor + weights * values of a chunk."""
     for begin in range(0, job.depth, job.lanes * job.sum_vectors):
@@ -219,7 +226,7 @@ def _accumulate(f: PhaseFunction, job: Paged, tile: Tile, table: Value, block: V
                    lambda r, height, p=places: _sum_rows(f, job, tile, r, height, p, table, block, count, context))  # type: ignore[misc]  # fmt: skip
 
 
-def _sum_rows(f: PhaseFunction, job: Paged, tile: Tile, row: Value, height: int, places: range, table: Value,
+def _sum_rows(f: PhaseFunction, job: Lanes, tile: Tile, row: Value, height: int, places: range, table: Value,
               block: Value, count: Value, context: Value) -> None:  # fmt: skip
     type_, sums = vector("float", job.lanes), job.line(f, job.sums_at, row)
     start: list[Value] = []
@@ -252,7 +259,7 @@ def _sum_rows(f: PhaseFunction, job: Paged, tile: Tile, row: Value, height: int,
             f.store(totals[r * len(places) + v], sums, r * job.line_bytes + place * 4)
 
 
-def _finish(f: PhaseFunction, job: Paged, tile: Tile) -> None:
+def _finish(f: PhaseFunction, job: Lanes, tile: Tile) -> None:
     """Sums over their weights' total; a row that saw nothing gives 0."""
 
     def row(number: Value, offset: Value, token: Value) -> None:

@@ -34,18 +34,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Paged:
-    """One kernel. `shared` query heads use a group's keys; places are offsets into scratch."""
+    """What every kernel knows: `shared` query heads use a group's keys."""
 
     pool: Pool
     heads: int
     shared: int
     depth: int
     dtype: str
-    tokens: int
     lanes: int
-    score_rows: int
-    sum_rows: int
-    sum_vectors: int
     scale: float
     window: int
     softcap: float
@@ -55,14 +51,6 @@ class Paged:
     owners: Handle
     tables: Handle
     result: Handle
-    query_at: int
-    sums_at: int
-    scores_at: int
-    peaks_at: int
-    totals_at: int
-    factors_at: int
-    limits_at: int
-    chunk: int = CHUNK
 
     @property
     def groups(self) -> int:
@@ -84,6 +72,45 @@ class Paged:
         """Of a head of queries and results."""
         return self.depth * self.element_bytes
 
+    def position(self, f: PhaseFunction, token: Value) -> Value:
+        """positions[token]"""
+        return f.cast("sext", f.load("i32", f.pointer(self.positions), token * 4), "i64")
+
+    def owner(self, f: PhaseFunction, token: Value) -> Value:
+        """owners[token]"""
+        return f.cast("sext", f.load("i32", f.pointer(self.owners), token * 4), "i64")
+
+    def block_number(self, f: PhaseFunction, table: Value, place: Value) -> Value:
+        """The block at a place of a sequence's table."""
+        return f.cast("sext", f.load("i32", table, place * 4), "i64")
+
+    def mask(self, f: PhaseFunction, place: int) -> Value | None:
+        """Of the elements of a head from `place` on, where they do not fill a vector."""
+        left = self.depth - place
+        return f.first_lanes(left, self.lanes) if left < self.lanes else None
+
+    def table(self, f: PhaseFunction, token: Value) -> Value:
+        """The table of a token's sequence."""
+        return f.at(f.pointer(self.tables), self.owner(f, token) * f.extent(self.width) * 4)
+
+
+@dataclass(frozen=True)
+class Lanes(Paged):
+    """The kernel of vectors: places are offsets into scratch."""
+
+    tokens: int
+    score_rows: int
+    sum_rows: int
+    sum_vectors: int
+    query_at: int
+    sums_at: int
+    scores_at: int
+    peaks_at: int
+    totals_at: int
+    factors_at: int
+    limits_at: int
+    chunk: int = CHUNK
+
     @property
     def line_bytes(self) -> int:
         """Of a row's query or sums in scratch: whole vectors."""
@@ -102,23 +129,6 @@ class Paged:
         """A row's scores of the chunk."""
         return f.at(f.scratch, f.index(row) * self.score_bytes + self.scores_at)
 
-    def position(self, f: PhaseFunction, token: Value) -> Value:
-        """positions[token]"""
-        return f.cast("sext", f.load("i32", f.pointer(self.positions), token * 4), "i64")
-
-    def owner(self, f: PhaseFunction, token: Value) -> Value:
-        """owners[token]"""
-        return f.cast("sext", f.load("i32", f.pointer(self.owners), token * 4), "i64")
-
-    def block_number(self, f: PhaseFunction, table: Value, place: Value) -> Value:
-        """The block at a place of a sequence's table."""
-        return f.cast("sext", f.load("i32", table, place * 4), "i64")
-
-    def mask(self, f: PhaseFunction, place: int) -> Value | None:
-        """Of the elements of a head from `place` on, where they do not fill a vector."""
-        left = self.depth - place
-        return f.first_lanes(left, self.lanes) if left < self.lanes else None
-
 
 def applies(node: Node, isa: Isa) -> bool:
     """Whether blocks are whole vectors, tails can be masked and types read."""
@@ -136,24 +146,33 @@ def applies(node: Node, isa: Isa) -> bool:
 
 
 def paged_of(build: KernelBuilder, node: Node) -> Paged:
-    """Claim operands and scratch for a node."""
-    (_, heads, depth), isa = node.input(0).shape, build.isa
+    """Claim operands for a node."""
+    (_, heads, depth), attributes = node.input(0).shape, node.attributes
     assert isinstance(heads, int) and isinstance(depth, int)
     pool = pool_of(build, node.input(1), build.input(1), depth)
-    shared = heads // pool.groups
-    tokens = max(ROWS // shared, 1)
-    rows, line = tokens * shared, -(-depth // isa.lanes) * isa.lanes * 4
-    attributes = node.attributes
     return Paged(
-        pool, heads, shared, depth, node.dtype, tokens, isa.lanes, _SCORE_ROWS[isa.registers],
-        _SUM_ROWS[isa.registers], _SUM_VECTORS, float(attributes["scale"]), int(attributes.get("window", 0)),
-        float(attributes.get("softcap", 0.0)), node.input(4).shape[1], build.input(0), build.input(2), build.input(3),
-        build.input(4), build.output(),
+        pool, heads, heads // pool.groups, depth, node.dtype, build.isa.lanes, float(attributes["scale"]),
+        int(attributes.get("window", 0)), float(attributes.get("softcap", 0.0)), node.input(4).shape[1], build.input(0),
+        build.input(2), build.input(3), build.input(4), build.output(),
+    )  # fmt: skip
+
+
+def lanes_of(build: KernelBuilder, node: Node) -> Lanes:
+    """Claim operands and scratch for a node."""
+    given, isa = paged_of(build, node), build.isa
+    tokens = max(ROWS // given.shared, 1)
+    rows, line = tokens * given.shared, -(-given.depth // isa.lanes) * isa.lanes * 4
+    return Lanes(
+        **vars(given),
+        tokens=tokens,
+        score_rows=_SCORE_ROWS[isa.registers],
+        sum_rows=_SUM_ROWS[isa.registers],
+        sum_vectors=_SUM_VECTORS,
         query_at=build.scratch(rows * line),
         sums_at=build.scratch(rows * line),
-        scores_at=build.scratch(rows * CHUNK * pool.block * 4),
+        scores_at=build.scratch(rows * CHUNK * given.pool.block * 4),
         peaks_at=build.scratch(rows * 4),
         totals_at=build.scratch(rows * 4),
         factors_at=build.scratch(rows * 4),
         limits_at=build.scratch(rows * 8),
-    )  # fmt: skip
+    )

@@ -16,7 +16,9 @@ from ingot.plan.extent import Extent, ceil_div, product
 
 _LANES = 16
 _FLOATS, _WORDS, _BITS = (vector(t, _LANES) for t in ("float", "i16", "i32"))
+_HALVES = vector("i16", 2 * _LANES)
 _GRAIN_BYTES = 16384
+INTERLEAVED = [half for i in range(_LANES) for half in (i, _LANES + i)]
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,21 @@ def rounded_parts(f: Function, dot: TileDot, x: Value) -> list[Value]:
     """16 numbers as the bfloat16 parts that stand for them."""
     high = _rounded(f, x)
     return [high] if dot.parts == 1 else [high, _rounded(f, x - _widened(f, high))]
+
+
+def interleaved(f: Function, parts: int, first: Value, second: Value) -> list[Value]:
+    """Two vectors of floats, lane by lane side by side, as bfloat16, or as the two parts whose sum they nearly are."""
+    high = _side_by_side(f, first, second)
+    if parts == 1:
+        return [high]
+    bits = f.bitcast(high, _BITS)
+    lower = f.bitcast(f.binary("shl", bits, 16), _FLOATS)
+    upper = f.bitcast(f.binary("and", bits, -0x10000), _FLOATS)
+    return [high, _side_by_side(f, first - lower, second - upper)]
+
+
+def _side_by_side(f: Function, first: Value, second: Value) -> Value:
+    return f.shuffle(f.bitcast(_rounded_pair(f, first, second), _HALVES), None, INTERLEAVED)
 
 
 def loaded(f: Function, type_: str, pointer: Value, offset: Index, there: int, lanes: int,

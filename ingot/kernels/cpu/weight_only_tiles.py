@@ -31,7 +31,7 @@ from ingot.kernels.cpu.gemm_tiles import (
 )
 from ingot.kernels.cpu.llvm import Function, Index, Value
 from ingot.kernels.cpu.render import load
-from ingot.kernels.cpu.tile_rows import TileRows
+from ingot.kernels.cpu.tile_rows import TileRows, interleaved
 from ingot.kernels.cpu.weight_only_pack import Digits, Weights
 from ingot.kernels.cpu.weight_only_product import PackedWeights
 from ingot.plan.extent import Extent, ceil_div, product
@@ -43,7 +43,6 @@ _MOST_PANELS = 8  # that share the reading of x
 _FEWEST_BUNDLES = 16  # where there are as many panels: threads take whole ones, so that weights are unpacked once
 _MANTISSA, _BIAS = 23, 127
 _AHEAD_BYTES = 2048
-_INTERLEAVED = [half for i in range(16) for half in (i, 16 + i)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +218,7 @@ def _pairs(f: Function, job: _Job, word: Value, scale: _Scale, target: Value, ro
     dot, wide = job.gemm.dot, job.gemm.wide
     for pair in range(job.digits.count // 2):
         first, second = (_number(f, job.digits, word, 2 * pair + k, scale) for k in range(2))
-        for part, value in enumerate(_parts(f, dot, first, second)):
+        for part, value in enumerate(interleaved(f, dot.right_parts, first, second)):
             f.store(value, target, (part * wide + vector) * TILE_BYTES + (row + pair) * ROW_BYTES)
 
 
@@ -230,20 +229,3 @@ def _number(f: Function, digits: Digits, word: Value, k: int, scale: _Scale) -> 
     mask = ((1 << digits.bits) - 1) << (_MANTISSA - digits.bits)
     bits = f.binary("or", f.binary("and", moved, mask), (_BIAS + digits.bits) << _MANTISSA)
     return f.fma(f.bitcast(bits, _FLOATS), scale.factor, scale.shift)
-
-
-def _parts(f: Function, dot: TileDot, first: Value, second: Value) -> list[Value]:
-    """Pairs as bfloat16, or as the two parts whose sum they nearly are."""
-    high = _rounded(f, first, second)
-    if dot.parts == 1:
-        return [high]
-    bits = f.bitcast(high, _BITS)
-    lower = f.bitcast(f.binary("shl", bits, 16), _FLOATS)
-    upper = f.bitcast(f.binary("and", bits, -0x10000), _FLOATS)
-    return [high, _rounded(f, first - lower, second - upper)]
-
-
-def _rounded(f: Function, first: Value, second: Value) -> Value:
-    """The nearest bfloat16 numbers of two vectors, lane by lane side by side."""
-    both = f.intrinsic("llvm.x86.avx512bf16.cvtne2ps2bf16.512", "<32 x bfloat>", second, first)
-    return f.shuffle(f.bitcast(both, "<32 x i16>"), None, _INTERLEAVED)
