@@ -127,7 +127,8 @@ def _aligned(node: Node, port: Port, x: Port) -> tuple[Extent, ...]:
     return tuple(0 if axis in axes else next(rest) for axis in range(len(x.shape)))
 
 
-def _start(kind: Kind, dtype: str) -> str:
+def start_of(kind: Kind, dtype: str) -> str:
+    """The text of what a reduction of that dtype begins with."""
     low, high = _LIMITS.get(dtype, ('float("-inf")', 'float("inf")'))
     return {"low": str(low), "high": str(high)}.get(kind.start, kind.start)
 
@@ -144,7 +145,7 @@ def _sums(build: CudaBuilder, node: Node, tile: Tile) -> str:
 
 def _reduced(build: CudaBuilder, tile: Tile, kind: Kind, type: str) -> str:
     """Text of the row's reduction, with one column."""
-    f, start = tile.f, _start(kind, build.node.dtype)
+    f, start = tile.f, start_of(kind, build.node.dtype)
     sums = f.name("sums")
     f.emit(f"{sums} = tl.full(({tile.shape.rows}, {tile.shape.columns}), {start}, {LANGUAGE[type]})")
     with tile.columns():
@@ -160,7 +161,7 @@ def _extreme_index(build: CudaBuilder, node: Node, tile: Tile) -> str:
     f, largest = tile.f, node.attributes["kind"] == "argmax"
     type, last = accumulator(node.dtype), bool(node.attributes["select_last_index"])
     whole = f"({tile.shape.rows}, {tile.shape.columns})"
-    f.emit(f"best = tl.full({whole}, {_start(KINDS['max' if largest else 'min'], node.dtype)}, {LANGUAGE[type]})")
+    f.emit(f"best = tl.full({whole}, {start_of(KINDS['max' if largest else 'min'], node.dtype)}, {LANGUAGE[type]})")
     f.emit(f"place = tl.full({whole}, {-1 if last else 2**31 - 1}, tl.int32)")
     with tile.columns():
         x = tile.load(build.input(0), 0, other="0")

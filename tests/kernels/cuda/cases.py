@@ -260,6 +260,13 @@ def _elements() -> Iterator[Case]:
         yield Case(
             f"Pool {kind}", "Pool", [(2, 6, 10, 11)], {"kind": kind, "count_include_pad": 0, **pool}, dtype="float16"
         )
+    for dtype in ("float32", "bfloat16"):
+        yield Case(f"Pool max {dtype}", "Pool", [(2, 6, 10, 11)], {"kind": "max", "count_include_pad": 0, **pool},
+                   dtype=dtype)  # fmt: skip
+    apart = {"kind": "max", "count_include_pad": 0, **pool, "pads": (3, 1, 0, 2), "dilations": (1, 2)}
+    yield Case("Pool max, windows with nothing inside", "Pool", [(2, 6, 10, 11)], apart, dtype="float16")
+    yield Case("Pool max of what is no number", "Pool", [(2, 6, 10, 11)], apart, dtype="float16",
+               draw=lambda rng, index, shape: np.where(rng.random(shape) < 0.1, np.nan, rng.random(shape)))  # fmt: skip
 
 
 CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES)
