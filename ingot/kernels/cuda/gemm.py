@@ -100,12 +100,12 @@ def _number(extent: Extent, assumed: int = 128) -> int:
     return extent if isinstance(extent, int) else assumed
 
 
-def tiles_for(problem: Problem, target: Architecture) -> tuple[str, ...]:
-    """Tiles that fit the processor and are not mostly empty."""
+def tiles_for(problem: Problem, target: Architecture, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Tiles, `more` among them, that fit the processor and are not mostly empty."""
     rows, columns = _number(problem.rows), _number(problem.columns)
     element = size_of(problem.dtype)
     usable = [
-        t for t in (*TILES, *(BYTE_TILES if element == 1 else ()))
+        t for t in (*TILES, *(BYTE_TILES if element == 1 else ()), *map(Tile.parse, more))
         if t.shared(element) <= target.shared
         and t.rows <= max(2 * rows - 1, 16) and t.columns <= max(2 * columns - 1, 32)
         and (problem.depth is None or t.depth <= max(2 * problem.depth - 1, 32))
@@ -143,7 +143,7 @@ def cost(problem: Problem, tile: Tile, split: int, target: Architecture, join: b
     size = tile.rows * tile.columns
     compute = 2 * size * tile.depth * steps / (speed * _EFFICIENCY.get(size, 0.05)) * together
     feed = (tile.rows + tile.columns) * tile.depth * steps * element * together / 45_000
-    latency = 0.9 + steps * max(0.6 / (tile.stages - 1), 0.1)
+    latency = 0.9 + steps * max(0.6 / max(tile.stages - 1, 1), 0.1)
     traffic = ((rows + columns) * depth + rows * columns) * element * _number(problem.batch, 1) + problem.extra_bytes
     time = max(waves * max(compute, feed, latency) + 0.6 * waves, traffic / (target.bandwidth * 800))
     if join:
