@@ -30,6 +30,7 @@ from ingot.llm.batch import Batch
 from ingot.llm.runner import EngineRunner
 from ingot.runtime import cuda
 from ingot.runtime.cubins import Code
+from ingot.runtime.session import Begun
 
 BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_cache": 1.0}
 WANTED = {"decode": 0.8, "prefill": 0.5}
@@ -149,15 +150,15 @@ def profiled(runner: EngineRunner, tokens: int, context: int, count: int = 1) ->
     sequences.length = context
     found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     feeds: dict[str, Any] = {}
-    run = runner.session.run_wanted
+    begin = runner.session.begin
 
-    def kept(given: Mapping[str, Any], *rest: Any) -> dict[str, Any]:
+    def kept(given: Mapping[str, Any], *rest: Any) -> Begun:
         feeds.update(given)
-        return run(given, *rest)
+        return begin(given, *rest)
 
-    runner.session.run_wanted = kept  # type: ignore[method-assign, assignment]
+    runner.session.begin = kept  # type: ignore[method-assign, assignment]
     sequences.step(np.ones((count, tokens), np.int32))
-    runner.session.run_wanted = run  # type: ignore[method-assign]
+    runner.session.begin = begin  # type: ignore[method-assign]
     for step in runner.session.profile(feeds):
         entry = found[re.sub(r"layers\.\d+\.", "", step.name)]
         entry[0] += step.microseconds

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Wanted = Literal["logits", "chosen", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Batch:
     slots: block * block_size + offset, where a token's key and value are written. starts [S+1]: the tokens
     starts[s]..starts[s+1] belong to sequence s. lengths [S]: context of s, these tokens included. tables
     [S, any]: its blocks in order. rows [R]: the tokens whose logits are wanted; states [E]: those whose hidden states
-    are, behind the last norm. All int32.
+    are, behind the last norm. carried [C, 2]: in the place of token_ids[c, 0] the step takes what the step that was
+    begun just before it chose after its row c, 1, which nobody has seen yet. All int32.
     """
 
     token_ids: Integers
@@ -31,14 +33,17 @@ class Batch:
     tables: Integers
     rows: Integers
     states: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
+    carried: Integers = field(default_factory=lambda: np.zeros((0, 2), np.int32))
 
 
-@runtime_checkable
-class Overlapping(Protocol):
-    """A runner that has its caller do something else while a step is computed elsewhere: before it waits it calls
-    `meanwhile`."""
+class Begun(Protocol):
+    """A step that was begun."""
 
-    meanwhile: Callable[[], None]
+    def result(self) -> Mapping[str, Any]:
+        """What was wanted of it, when it is there: "logits" [R, vocabulary] of the batch's rows, float32; "chosen" [R],
+        the likeliest token after each of them, int32, -1 where logits are no numbers; "hidden" [E, hidden] of its
+        `states`, float32. Raises what went wrong. To be called once, in the order in which steps were begun."""
+        ...
 
 
 class Runner(Protocol):
@@ -65,19 +70,20 @@ class Runner(Protocol):
         ...
     @property
     def hidden(self) -> int:
-        """Extent of a hidden state; 0: `step_states` is not there."""
+        """Extent of a hidden state; 0: "hidden" is not there."""
         ...
 
-    def step(self, batch: Batch) -> Floats:
-        """Logits [R, vocabulary] of the batch's rows."""
+    @property
+    def ahead(self) -> bool:
+        """Whether one step may be begun while the one before is under way; the device computes them in their order."""
         ...
 
-    def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
-        """Logits of the batch's rows, and the hidden states [E, hidden] of its `states`."""
+    def begin(self, batch: Batch, *wanted: Wanted) -> Begun:
+        """Begin a step. A runner that computes here may do so when its result is asked for."""
         ...
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the keys and values of block a into block b, for every (a, b)."""
+        """Copy the keys and values of block a into block b, for every (a, b), after all steps that were begun."""
         ...
 
     def close(self) -> None:

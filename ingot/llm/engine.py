@@ -1,4 +1,5 @@
-"""The loop: many requests share a runner's steps. A step is: schedule, compute, record. What fails, fails alone."""
+"""The loop: many requests share a runner's steps. A step is: schedule, begin, record the one before. What fails, fails
+alone."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ import numpy as np
 
 from ingot.errors import ConfigError, IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
-from ingot.llm.batch import Batch, Floats, Integers, Overlapping, Runner
+from ingot.llm.batch import Runner
 from ingot.llm.cache import BlockPool
 from ingot.llm.counters import Counters
+from ingot.llm.flight import Flight, Landed, Spoiled, begin, joined, one_by_one
 from ingot.llm.guided import Grammars, Matcher
 from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, check
 from ingot.llm.sampling import Drawing, logprob_of
-from ingot.llm.scheduler import Limits, Scheduler, Share, Step, Tokens, batch_of
+from ingot.llm.scheduler import Limits, Place, Scheduler, Share, Step, Tokens
 from ingot.llm.speculation import Drafter, DraftModel, Gain, Ngrams
 from ingot.llm.text import Growing, Stops, Text
 from ingot.llm.turns import Turn, draw_all
@@ -66,11 +68,9 @@ class Engine:
         self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size), window)
         self.counters, self.fault = Counters(), ""
         self.longest = min(runner.context, runner.blocks * runner.block_size)
-        self._choose: Callable[[Batch], Integers] | None = getattr(runner, "choose", None)
         self._unsaid: list[tuple[Turn, Answer, float]] = []
-        self._overlaps = isinstance(runner, Overlapping)
-        if isinstance(runner, Overlapping):
-            runner.meanwhile = self._say
+        self._flight: Flight | None = None  # the step under way, where the next one may begin before its end
+        self._landed = 0.0  # when a step ended last
         self._speaker = Speaker()
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
         self._drafter: Drafter | None = None
@@ -200,6 +200,7 @@ class Engine:
             thread.join(self.options.patience)
         if not self._threads:
             self._obey()
+            self._land(None)
         self._speaker.close()
         self._masks.shutdown(wait=False)
         self.runner.close()
@@ -211,19 +212,24 @@ class Engine:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     def step(self) -> bool:
-        """Schedule, compute, record; False if nothing is to be done."""
+        """Schedule, begin, record the step before; False if nothing is to be done. A step that the next one depends on
+        is recorded at once."""
         self._obey()
         self._propose()
-        step = self.scheduler.schedule(self.clock())
-        if step.shares:
-            self._record(*self._compute(step))
-        elif not self.scheduler.idle and not step.preempted:
+        step, before = self.scheduler.schedule(self._ready()), self._flight
+        flight = self._begin(step) if step.shares else None
+        if flight is None and before is None and not self.scheduler.idle and not step.preempted:
             raise IngotError("requests wait that no empty cache can hold")
-        if self.scheduler.idle and step.shares:
+        self._say()
+        self._land(flight)
+        if flight is not None and not self._leads(flight):
+            self._land(None)
+        if self._flight is not None or not self.scheduler.idle:
+            return True
+        self._say()
+        if step.shares or before is not None:
             self.scheduler.check_integrity()
-        if self.scheduler.idle or not step.shares:
-            self._say()
-        return not self.scheduler.idle
+        return False
 
     def _obey(self) -> None:
         while self._posted:
@@ -242,6 +248,8 @@ class Engine:
                 voice.matcher.prepare(self._masks)
         pooled = Pooled() if sequence.silent else None
         self._answers[sequence] = Answer(ticket.voices[0], sequence, pooled=pooled)
+        if not sequence.silent:
+            sequence.most = sequence.prompt + ticket.limit
         self.scheduler.add(sequence, self.clock())
 
     def _propose(self) -> None:
@@ -259,68 +267,79 @@ class Engine:
             if answer.voice.matcher is not None:
                 answer.sequence.draft = answer.voice.matcher.allowed(answer.sequence.draft)
 
-    def _compute(self, step: Step) -> tuple[list[Share], Floats | Integers]:
-        """The shares that could be computed, and their rows; those that could not have failed."""
-        self._began = began = self.clock()
+    # -- a step's way -------------------------------------------------------------------------------------------------
+    def _ready(self) -> float:
+        """When a step that is scheduled now begins."""
+        now, flight = self.clock(), self._flight
+        if flight is None:
+            return now
+        return max(now, max(flight.since, self._landed) + (self.scheduler.pace.seconds(flight.step.tokens) or 0.0))
+
+    def _begin(self, step: Step) -> Flight:
+        now = self.clock()
+        self._began = self._began or now
         for share in step.shares:
-            self._entered(share, began)
-        if not self._overlaps:
-            self._say()
-        try:
-            if step.copies:
-                self.runner.copy_blocks(step.copies)
-            shares, logits = list(step.shares), self._rows_of(step.shares)
-        except GroupLost:
-            raise  # no step can be computed any more
-        except Exception as error:
-            log.exception("a step of %d sequences failed; they are computed one by one", len(step.shares))
-            shares, logits = self._apart(step, error)
-        finally:
-            self._began = 0.0
-        elapsed = self.clock() - began
-        self.scheduler.pace.observe(step.tokens, elapsed)
-        self.counters.step.observe(elapsed)
-        self.counters.steps += 1
-        return shares, logits
-
-    def _rows_of(self, shares: Sequence[Share]) -> Floats | Integers:
-        """Their rows' logits, or likeliest tokens where nobody wants more and the runner can tell."""
-        batch, choose = batch_of(shares, self.runner.block_size), self._choose
-        if choose is not None and not len(batch.states) and all(map(self._plain, shares)):
-            return choose(batch)
-        return self._logits_of(shares, batch)
-
-    def _logits_of(self, shares: Sequence[Share], batch: Batch) -> Floats:
-        """Logits of what draws; hidden states go to the texts that want them."""
-        if not len(batch.states):
-            return self.runner.step(batch)
-        logits, states = self.runner.step_states(batch)
-        silent, place = [share for share in shares if share.sequence.silent], 0
-        for share in silent:
-            pooled = self._answers[share.sequence].pooled
-            assert pooled is not None
-            if share.rows:
-                pooled.take(share.start, states[place : place + share.rows])
-            place += share.rows
-        return logits
+            self._entered(share, now)
+        return begin(self.runner, step, all(self._plain(share) for share in step.shares if share.rows), now)
 
     def _plain(self, share: Share) -> bool:
+        """Whether likeliest tokens are all that is wanted of it."""
+        if share.sequence.whole or share.sequence.silent:
+            return False
         answer = self._answers[share.sequence]
         voices = [answer.voice, *answer.ticket.later]
-        return not share.sequence.whole and all(v.matcher is None and v.drawing.plain for v in voices)
+        return all(v.matcher is None and v.drawing.plain for v in voices)
 
-    def _apart(self, step: Step, error: Exception) -> tuple[list[Share], Floats]:
+    def _leads(self, flight: Flight) -> bool:
+        """Whether the next step may begin before this one has ended: what it draws is not asked for here, and no
+        sequence becomes several. Drafts are guessed from what was drawn."""
+        if not self.runner.ahead or self._drafter is not None or not flight.plain or flight.spoiled:
+            return False
+        if isinstance(flight.begun, Exception):
+            return False
+        return not any(share.draws and self._several(share) for share in flight.step.shares)
+
+    def _several(self, share: Share) -> bool:
+        answer = self._answers.get(share.sequence)
+        return answer is not None and bool(answer.ticket.later)
+
+    def _land(self, following: Flight | None) -> None:
+        """Wait for the step under way, and record it; `following` was begun behind it, and is under way now."""
+        flight, self._flight = self._flight, following
+        if flight is None:
+            return
+        try:
+            landed = Landed.of(flight.step.shares, flight.result())
+        except GroupLost:
+            raise  # no step can be computed any more
+        except Exception as error:  # noqa: BLE001 - logged, and becomes the end of requests that fail alone too
+            if following is not None:
+                following.spoiled = True
+            landed = self._apart(flight, error)
+        now = self.clock()
+        elapsed, self._landed = now - max(flight.since, self._landed), now
+        self._began = now if following is not None else 0.0
+        self.scheduler.pace.observe(flight.step.tokens, elapsed)
+        self.counters.step.observe(elapsed)
+        self.counters.steps += 1
+        self._record(landed)
+
+    def _apart(self, flight: Flight, error: Exception) -> Landed:
         """Each share alone: one that fails alone too is at fault, its request ends."""
-        self.counters.faults += 1
-        shares, rows = [], [np.zeros((0, self.runner.vocabulary), np.float32)]
-        for share in step.shares:
-            try:
-                self.runner.copy_blocks(step.copies)
-                rows.append(self._logits_of([share], batch_of([share], self.runner.block_size)))
-                shares.append(share)
-            except Exception as own:  # noqa: BLE001 - becomes the request's answer
-                self._fail(self._answers[share.sequence], f"the model failed on this request: {own}")
-        return shares, np.concatenate(rows)
+        if not isinstance(error, Spoiled):
+            log.error("a step of %d sequences failed; they are computed one by one", len(flight.step.shares),
+                      exc_info=error)  # fmt: skip
+            self.counters.faults += 1
+        for share in flight.step.shares:
+            self.scheduler.lose(share)
+        shares = [share for share in flight.step.shares if share.sequence.place is Place.RUNNING]
+        found = list[tuple[Share, Landed]]()
+        for share, each in one_by_one(self.runner, flight.step, shares):
+            if isinstance(each, Exception):
+                self._fail(self._answers[share.sequence], f"the model failed on this request: {each}")
+            else:
+                found.append((share, each))
+        return joined(self.runner.vocabulary, found)
 
     def _entered(self, share: Share, now: float) -> None:
         ticket = self._answers[share.sequence].ticket
@@ -330,29 +349,30 @@ class Engine:
             self.counters.prompt_tokens += share.sequence.prompt
 
     # -- what was computed --------------------------------------------------------------------------------------------
-    def _record(self, shares: Sequence[Share], logits: Floats | Integers) -> None:
-        """Draw, go on, tell."""
-        turns, row = list[Turn](), 0
-        for share in shares:
-            answer = self._answers[share.sequence]
-            if answer.pooled is not None:
-                self.scheduler.advance(share, [], self.clock())
-                self._embed(answer, answer.pooled)
+    def _record(self, landed: Landed) -> None:
+        """Draw, go on. What was computed of answers that have ended meanwhile is for nobody."""
+        turns = list[Turn]()
+        for share in landed.shares:
+            answer = self._answers.get(share.sequence)
+            if answer is None:
                 continue
-            self._note_prompt(answer, share, logits[row : row + share.rows])
-            row += share.rows
+            if not share.draws:
+                self.scheduler.advance(share, [], self.clock())
+            if answer.pooled is not None:
+                self._embed(answer, answer.pooled, share, landed)
+                continue
+            self._note_prompt(answer, share, landed)
             if share.draws:
-                first = row - 1 - share.drafts
+                first = share.row + share.rows - 1 - share.drafts
                 turns.append(Turn(share, answer.voice, first))
                 turns += [Turn(share, voice, first) for voice in answer.ticket.later]
-            else:
-                self.scheduler.advance(share, [], self.clock())
-        self._say()  # what the runner did not leave time for
-        draw_all(turns, logits)
+        draw_all(turns, landed.rows)
         self._go_on(turns)
 
-    def _embed(self, answer: Answer, pooled: Pooled) -> None:
-        """Tell a text's vector, once all of it is computed."""
+    def _embed(self, answer: Answer, pooled: Pooled, share: Share, landed: Landed) -> None:
+        """Take the share's hidden states; tell a text's vector, once all of it is computed."""
+        if share.rows:
+            pooled.take(share.start, landed.own(share))
         if answer.sequence.computed < answer.sequence.prompt:
             return
         try:
@@ -363,12 +383,12 @@ class Engine:
         self._close(answer, "stop")
         self._speaker.say(Spoken(answer.voice, finish="stop", vector=vector))
 
-    def _note_prompt(self, answer: Answer, share: Share, logits: Floats | Integers) -> None:
+    def _note_prompt(self, answer: Answer, share: Share, landed: Landed) -> None:
         """Log-probabilities of the prompt's own tokens."""
         top = answer.ticket.request.sampling.prompt_logprobs
         if top is None or not share.sequence.whole:
             return
-        end = min(share.start + share.rows, share.sequence.prompt - 1)
+        logits, end = landed.own(share), min(share.start + share.rows, share.sequence.prompt - 1)
         for place in range(share.start, end):
             token = share.sequence.tokens[place + 1]
             answer.ticket.prompt_logprobs[place + 1] = logprob_of(np.asarray(logits[place - share.start]), token, top)

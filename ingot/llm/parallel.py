@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ import numpy as np
 
 from ingot.engine import Engine
 from ingot.errors import EngineError
-from ingot.llm.batch import Batch
-from ingot.llm.runner import EngineRunner
+from ingot.llm.batch import Batch, Wanted
+from ingot.llm.runner import EngineRunner, Stepping
 from ingot.runtime.cpu import usable_threads
 from ingot.runtime.group import Group, GroupLost, SharedGroup, shared_groups
 
@@ -66,13 +66,25 @@ class LeadingRunner(RankRunner):
     ended: Callable[[], None] | None = None
     processes: Sequence[subprocess.Popen[bytes]] = ()
 
-    def _run(self, batch: Batch, *outputs: str) -> list[Any]:
-        self._check(batch, len(batch.token_ids))
-        self.group.tell(_written({"do": "step", "outputs": outputs}, astuple(batch)))
+    def begin(self, batch: Batch, *wanted: Wanted) -> Stepping:
+        """Begin a step, on every rank."""
+        self._check(batch)
+        self.group.tell(_written({"do": "step", "wanted": wanted}, astuple(batch)))
+        with self._together():
+            begun = super().begin(batch, *wanted)
+        return Stepping(partial(self._finished, begun))
+
+    def _finished(self, begun: Stepping) -> Mapping[str, Any]:
+        with self._together():
+            return begun.result()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Where it fails here the group ends: the others wait for a sum that does not come."""
         try:
-            return super()._run(batch, *outputs)
+            yield
         except Exception:
-            self.group.close()  # the others wait for a sum that does not come
+            self.group.close()
             raise
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -101,7 +113,7 @@ def follow(runner: RankRunner) -> None:
         if asked["do"] == "copy":
             runner.copy_blocks([(int(a), int(b)) for a, b in arrays[0]])
         else:
-            runner._run(Batch(*arrays), *asked["outputs"])
+            runner.begin(Batch(*arrays), *asked["wanted"]).result()
 
 
 def _written(asked: dict[str, Any], arrays: Sequence[Any]) -> bytes:

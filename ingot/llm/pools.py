@@ -62,8 +62,10 @@ class DevicePools:
         self.feeds: Mapping[str, Any] = {}
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Block a into block b, for every (a, b), in every layer; runs before are done, those after wait."""
+        """Block a into block b, for every (a, b), in every layer; runs before are waited for, those after wait."""
         self._context.activate()
+        if pairs:
+            self._context.call("cuCtxSynchronize")
         for source, target in pairs:
             for pool in self._pools:
                 places = pool.address + target * self._block, pool.address + source * self._block

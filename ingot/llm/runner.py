@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.errors import DeviceError, EngineError, InputError
 from ingot.ir.ops_paged import line_of
-from ingot.llm.batch import Batch, Floats, Integers
+from ingot.llm.batch import Batch, Floats, Integers, Wanted
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.group import Group
-from ingot.runtime.session import Session
+from ingot.runtime.session import Begun, Session
 
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
@@ -38,8 +39,20 @@ def open_runner(
     return EngineRunner(loaded, threads, blocks, device)
 
 
+@dataclass(frozen=True)
+class Stepping:
+    """A step that was begun (`Begun` of ingot/llm/batch.py)."""
+
+    finish: Callable[[], Mapping[str, Any]]
+
+    def result(self) -> Mapping[str, Any]:
+        """What was wanted of it."""
+        return self.finish()
+
+
 class EngineRunner:
-    """A `Runner` (ingot/llm/batch.py) on a session. One step at a time."""
+    """A `Runner` (ingot/llm/batch.py) on a session: on a GPU a step is put behind the one under way, and takes what
+    that one chooses from where it lies; on a CPU it is computed when its result is asked for."""
 
     def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None,
                  device: str | None = None, group: Group | None = None) -> None:  # fmt: skip
@@ -61,7 +74,9 @@ class EngineRunner:
         self._check_memory()
         self._pools = self._made_pools()
         self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
-        self.meanwhile: Callable[[], None] = lambda: None  # what a caller does while a step is computed
+        self.ahead = self.session.on_device and group is None
+        self._chooses = any(spec.name == "chosen" for spec in engine.outputs)
+        self._before: tuple[Begun, int] | None = None  # what was begun last, and its rows
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -76,31 +91,41 @@ class EngineRunner:
 
     def step(self, batch: Batch) -> Floats:
         """Logits [R, vocabulary] of the batch's rows."""
-        logits: Floats = self._run(batch, "logits")[0][: len(batch.rows)]
+        logits: Floats = self.begin(batch, "logits").result()["logits"]
         return logits
 
     def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
         """Logits of the batch's rows, and the hidden states [E, hidden] of its `states`."""
-        logits, states = self._run(batch, "logits", "hidden")
-        return logits[: len(batch.rows)], states[: len(batch.states)]
+        found = self.begin(batch, "logits", "hidden").result()
+        return found["logits"], found["hidden"]
 
     def choose(self, batch: Batch) -> Integers:
         """The likeliest token [R] after each of the batch's rows: on a GPU nothing else comes back from there."""
-        if self.session.on_device:
-            chosen: Integers = self._run(batch, "chosen")[0][: len(batch.rows)]
-            return chosen
-        logits = self.step(batch)
-        best = logits.argmax(-1)
-        usable = np.isfinite(logits[np.arange(len(logits)), best])
-        return np.where(usable, best, -1).astype(np.int32)
+        chosen: Integers = self.begin(batch, "chosen").result()["chosen"]
+        return chosen
 
-    def _run(self, batch: Batch, *outputs: str) -> list[Any]:
-        """The outputs, padded."""
-        tokens, rows = len(batch.token_ids), len(batch.rows)
-        self._check(batch, tokens)
-        if not rows and not tokens:
-            return [np.zeros((0, self.vocabulary), np.float32) for _ in outputs]
-        wide, tall = self._padded(tokens), self._padded(max(rows, 1))
+    def begin(self, batch: Batch, *wanted: Wanted) -> Stepping:
+        """Begin a step."""
+        self._check(batch)
+        rows, states = len(batch.rows), len(batch.states)
+        if not rows and not len(batch.token_ids):
+            nothing = {"logits": np.zeros((0, self.vocabulary), np.float32)}
+            return Stepping(lambda: _wanted(nothing, wanted, 0, 0))
+        outputs = list(dict.fromkeys(w if w != "chosen" or self._chooses else "logits" for w in wanted))
+        begun = self._begun(batch, outputs)
+        self._before = begun, rows
+        return Stepping(lambda: _wanted(begun.result(), wanted, rows, states))
+
+    def _begun(self, batch: Batch, outputs: Sequence[str]) -> Begun:
+        if not self.ahead:
+            return self.session.begin(self._feeds(batch), outputs)
+        before = self._before[0] if self._before is not None else None
+        carried = {"token_ids": ("chosen", batch.carried)} if len(batch.carried) else {}
+        return self.session.begin(self._feeds(batch), outputs, before, carried)
+
+    def _feeds(self, batch: Batch) -> dict[str, Any]:
+        """The inputs, padded."""
+        wide, tall = self._padded(len(batch.token_ids)), self._padded(max(len(batch.rows), 1))
         count, width = batch.tables.shape
         self._tables[:count, :width] = batch.tables
         feeds: dict[str, Any] = {
@@ -114,8 +139,7 @@ class EngineRunner:
         }
         if self.hidden:
             feeds["states"] = _filled(batch.states, self._padded(max(len(batch.states), 1)), 0)
-        found = self.session.run_wanted(feeds, outputs, self.meanwhile)
-        return [found[output] for output in outputs]
+        return feeds
 
     def _rows_of_tables(self, count: int) -> int:
         """On a GPU tables travel: no more of them than a padded size."""
@@ -124,7 +148,7 @@ class EngineRunner:
         return next((n for n in _FEW if count <= n <= self.sequence_budget), self.sequence_budget)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the keys and values of block a into block b, for every (a, b)."""
+        """Copy the keys and values of block a into block b, for every (a, b), after all steps that were begun."""
         self._pools.copy(pairs)
 
     def close(self) -> None:
@@ -166,8 +190,8 @@ class EngineRunner:
     def _padded(self, size: int) -> int:
         return next((n for n in _FEW if size <= n <= self.token_budget), self.token_budget)
 
-    def _check(self, batch: Batch, tokens: int) -> None:
-        count, width = batch.tables.shape
+    def _check(self, batch: Batch) -> None:
+        tokens, (count, width) = len(batch.token_ids), batch.tables.shape
         if tokens > self.token_budget or count > self.sequence_budget or len(batch.rows) > self.token_budget:
             raise InputError(
                 f"a step takes {self.token_budget} tokens of {self.sequence_budget} sequences, this batch has {tokens} "
@@ -183,6 +207,9 @@ class EngineRunner:
         self._within("tables", batch.tables, self.blocks)
         self._within("rows", batch.rows, tokens)
         self._within("states", batch.states, tokens)
+        self._within("carried", batch.carried[:, 0], tokens)
+        before = self._before[1] if self._before is not None and self.ahead else 0
+        self._within("rows of the step before", batch.carried[:, 1], before)
 
     def _within(self, name: str, numbers: Integers, stop: int) -> None:
         """Anything else would be read or written outside the pools."""
@@ -198,3 +225,16 @@ def _filled(values: Any, size: int, rest: int) -> Integers:
 
 def _device_of(engine: Engine) -> str:
     return "cuda" if engine.variants and all(v.target == "cuda" for v in engine.variants) else "cpu"
+
+
+def _wanted(found: Mapping[str, Any], wanted: Sequence[Wanted], rows: int, states: int) -> dict[str, Any]:
+    """What was wanted, without padding; the likeliest tokens are looked for here where the engine does not."""
+    extents = {"logits": rows, "chosen": rows, "hidden": states}
+    cut = {name: array[: extents[name]] for name, array in found.items()}
+    return {name: cut[name] if name in cut else _likeliest(cut["logits"]) for name in wanted}
+
+
+def _likeliest(logits_RV: Floats) -> Integers:
+    best = logits_RV.argmax(-1)
+    usable = np.isfinite(logits_RV[np.arange(len(logits_RV)), best])
+    return np.where(usable, best, -1).astype(np.int32)

@@ -1,7 +1,8 @@
 """Which tokens the next step computes. No phases: what a sequence has computed chases what it knows, under one budget.
 
-Pure: the clock is passed in, nothing waits. Order: priority, then the client that was served least (Sheng et al.,
-Fairness in Serving Large Language Models, 2024), then arrival.
+A step may be made while the one before is under way: a token that is being drawn there is known to come, and computed
+next without anybody having seen it. Pure: the clock is passed in, nothing waits. Order: priority, then the client that
+was served least (Sheng et al., Fairness in Serving Large Language Models, 2024), then arrival.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Tokens:
 
     `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache. `silent`: nothing is
     drawn, hidden states are wanted in the place of logits. The first `gone` of its blocks were given back: they have
-    left the window, nothing reads them any more.
+    left the window, nothing reads them any more. most: tokens at which it ends, at the latest. under_way: its share of
+    the last step that it is part of, while nobody has told what came of it.
     """
 
     identity: int
@@ -54,6 +56,8 @@ class Tokens:
     keys: list[bytes] = field(default_factory=list)
     place: Place = Place.WAITING
     last: float = -math.inf
+    most: float = math.inf
+    under_way: Share | None = None
     _table: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
     _written: int = 0  # of the blocks, those that the table has
 
@@ -81,16 +85,28 @@ class Tokens:
         return self.blocks[self.gone :]
 
     @property
+    def coming(self) -> bool:
+        """Whether its next token is being drawn."""
+        return self.under_way is not None and self.under_way.draws
+
+    @property
+    def known(self) -> int:
+        """Its tokens, the one that is being drawn with them."""
+        return len(self.tokens) + self.coming
+
+    @property
     def decoding(self) -> bool:
         """Whether the last token alone is to be computed."""
-        return len(self.tokens) - self.computed == 1 and self.computed >= self.prompt
+        return self.known - self.computed == 1 and self.computed >= self.prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """`count` tokens of a sequence from `start` on, the last `drafts` of them proposed; logits of the last `rows`.
 
-    draws: whether the last logits are those of a token to come, and not of a prompt's middle.
+    draws: whether the last logits are those of a token to come, and not of a prompt's middle. row: the place of its
+    first row among all of the step (of a silent one's, among its states). carried: the row of the step before by which
+    its first token is drawn; None: it is known.
     """
 
     sequence: Tokens
@@ -99,6 +115,8 @@ class Share:
     rows: int
     drafts: int
     draws: bool
+    row: int = 0
+    carried: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +173,7 @@ class Scheduler:
         child = Tokens(
             identity, [*parent.tokens[:-1], token], parent.prompt, parent.priority, parent.client, parent.salt,
             arrival=parent.arrival, computed=parent.computed, cached=parent.cached, blocks=list(parent.blocks),
-            gone=parent.gone, keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
+            gone=parent.gone, keys=list(parent.keys), place=Place.RUNNING, last=parent.last, most=parent.most,
         )  # fmt: skip
         self.pool.acquire(child.held)
         self.running.append(child)
@@ -181,15 +199,23 @@ class Scheduler:
 
     def advance(self, share: Share, drawn: Sequence[int], now: float) -> None:
         """The share was computed; `drawn` are the tokens that follow it, of which all but the last were its drafts."""
-        sequence = share.sequence
+        sequence, end = share.sequence, share.start + share.count
+        self.lose(share)
         sequence.draft = []
         sequence.tokens += drawn
-        sequence.computed = len(sequence.tokens) - 1 if drawn else share.start + share.count
         if drawn:
             sequence.last = now
-        self._served[sequence.client] += share.count
-        self._publish(sequence, share.start)
-        self._slide(sequence)
+        if sequence.place is not Place.RUNNING:
+            return  # it gave its blocks back, and will be computed again
+        if share.drafts:
+            end = sequence.computed = len(sequence.tokens) - 1 if drawn else end
+        self._publish(sequence, share.start, end)
+        self._slide(sequence, end)
+
+    def lose(self, share: Share) -> None:
+        """Nothing more is to be told of the share: its step has ended."""
+        if share.sequence.under_way is share:
+            share.sequence.under_way = None
 
     def check_integrity(self) -> None:
         """CacheCorrupt unless every block is owned by exactly the sequences that name it."""
@@ -202,9 +228,10 @@ class Scheduler:
 
     # -- one step -----------------------------------------------------------------------------------------------------
     def schedule(self, now: float) -> Step:
-        """The next step: answers first, then prompts that have begun, then those that wait; empty if there is none."""
+        """The step that begins at `now`: answers first, then prompts that have begun, then those that wait; empty if
+        there is none. It counts as computed from here on; `advance` says what it drew, before the next but one."""
         making = _Making(self.limits.tokens, self.limits.sequences)
-        order = sorted(self.running, key=_rank)
+        order = sorted((each for each in self.running if each.known < each.most), key=_rank)
         answers = [sequence for sequence in order if sequence.decoding]
         for sequence in sorted(answers, key=lambda each: each.last):
             self._take(making, sequence, 1 + len(sequence.draft))
@@ -212,15 +239,19 @@ class Scheduler:
             making.tokens = min(making.tokens, self._chunk(making, now))
         for sequence in order:
             if not sequence.decoding:
-                self._take(making, sequence, len(sequence.tokens) - sequence.computed)
+                self._take(making, sequence, sequence.known - sequence.computed)
         if not making.preempted:
             self._admit(making)
         self.preemptions += making.preempted
+        for share in making.shares:
+            share.sequence.computed, share.sequence.under_way = share.start + share.count, share
+            self._served[share.sequence.client] += share.count
         return Step(tuple(making.shares), tuple(making.copies), making.preempted)
 
     def _chunk(self, making: _Making, now: float) -> int:
         """Tokens of prompts beside answers: what keeps the earliest answer's next token in time."""
-        latest = min(share.sequence.last for share in making.shares) + self.limits.interval
+        told = (now if share.sequence.coming else share.sequence.last for share in making.shares)
+        latest = min(told) + self.limits.interval
         within = self.pace.tokens_within(latest - now)
         if within is None:
             return making.tokens
@@ -296,7 +327,7 @@ class Scheduler:
         sequence.replaced()
         sequence.computed = len(found) * size
         sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
-        self._slide(sequence)
+        self._slide(sequence, sequence.computed)
         return True
 
     # -- queues and blocks --------------------------------------------------------------------------------------------
@@ -324,16 +355,16 @@ class Scheduler:
         sequence.blocks, sequence.gone = [], 0
         sequence.replaced()
 
-    def _slide(self, sequence: Tokens) -> None:
-        """Give back the blocks that no token to come sees; who has published one may find it again."""
-        gone = max(sequence.computed + 1 - self.window, 0) // self.pool.size if self.window else 0
+    def _slide(self, sequence: Tokens, end: int) -> None:
+        """Give back the blocks that no token from `end` on sees; who has published one may find it again."""
+        gone = max(end + 1 - self.window, 0) // self.pool.size if self.window else 0
         if gone > sequence.gone:
             self.pool.release(sequence.blocks[sequence.gone : gone])
             sequence.gone = gone
 
-    def _publish(self, sequence: Tokens, start: int) -> None:
-        """Make the blocks that became full and computed findable."""
-        full = sequence.computed // self.pool.size
+    def _publish(self, sequence: Tokens, start: int, end: int) -> None:
+        """Make the blocks that became full and computed between these tokens findable."""
+        full = end // self.pool.size
         if full > len(sequence.keys):
             known = sequence.tokens[: full * self.pool.size]
             sequence.keys = block_keys(known, self.pool.size, sequence.salt, sequence.keys)
@@ -351,15 +382,22 @@ class _Making:
     copies: list[tuple[int, int]] = field(default_factory=list)
     planned: set[Tokens] = field(default_factory=set)
     preempted: int = 0
+    rows: int = 0
+    states: int = 0
 
     def add(self, sequence: Tokens, count: int) -> None:
         """Plan the next `count` tokens of a sequence."""
-        missing = len(sequence.tokens) - sequence.computed
+        missing = sequence.known - sequence.computed
         drafts, ends = max(count - missing, 0), count >= missing
         rows = 1 + drafts if ends else 0
         if sequence.whole and sequence.computed < sequence.prompt:
             rows = count
-        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, ends and not sequence.silent))
+        place, before = self.states if sequence.silent else self.rows, sequence.under_way
+        carried = before.row + before.rows - 1 if before is not None and before.draws else None
+        draws = ends and not sequence.silent
+        self.shares.append(Share(sequence, sequence.computed, count, rows, drafts, draws, place, carried))
+        self.states += rows * sequence.silent
+        self.rows += rows * (not sequence.silent)
         self.planned.add(sequence)
         self.tokens -= count
         self.sequences -= 1
@@ -383,12 +421,14 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
         if gone:
             tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
     tokens = [token for share in shares for token in _tokens_of(share)]
+    carried = [(int(start), share.carried) for start, share in zip(starts, shares, strict=False)
+               if share.carried is not None and share.start == len(share.sequence.tokens)]  # fmt: skip
     wanted = np.array([share.rows for share in shares], np.int32)
     silent = np.array([share.sequence.silent for share in shares], np.int32)
     rows, states = (_runs(starts[1:] - each, each) for each in (wanted * (1 - silent), wanted * silent))
     return Batch(
         np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
-        firsts + counts, tables, rows, states,
+        firsts + counts, tables, rows, states, np.array(carried, np.int32).reshape(-1, 2),
     )  # fmt: skip
 
 
@@ -402,5 +442,7 @@ def _tokens_of(share: Share) -> list[int]:
     tokens, end = share.sequence.tokens, share.start + share.count
     if end <= len(tokens):
         return tokens[share.start : end]
+    if share.carried is not None:
+        return [0]
     drafts = share.sequence.draft[max(share.start - len(tokens), 0) : max(end - len(tokens), 0)]
     return tokens[share.start : end] + drafts

@@ -123,11 +123,12 @@ class DraftModel:
         return shares
 
     def _step(self, shares: Sequence[Share]) -> None:
-        logits, row = self.runner.step(batch_of(shares, self.runner.block_size)), 0
+        batch, row = batch_of(shares, self.runner.block_size), 0
+        chosen = self.runner.begin(batch, "chosen").result()["chosen"]
         for share in shares:
             self._known[share.sequence.identity].count += share.count
             if share.draws:
-                share.sequence.draft.append(int(logits[row].argmax()))
+                share.sequence.draft.append(max(int(chosen[row]), 0))
                 row += 1
 
     def forget(self, sequence: Tokens) -> None:

@@ -20,10 +20,10 @@ from ingot.errors import InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
 from ingot.plan.plan import CollectiveSegment, GraphSegment, Plan, Segment, Value
-from ingot.runtime import cubins, cuda, dlpack, nccl, nvtx
+from ingot.runtime import cubins, cuda, dlpack, nccl, nvtx, succession
 from ingot.runtime.buffers import Array
 from ingot.runtime.cuda_launches import Launches
-from ingot.runtime.executor import Action, Bindings, Executor, Frame, Shapes
+from ingot.runtime.executor import Action, Bindings, Carried, Executor, Frame, Shapes
 from ingot.runtime.group import Group
 
 _DEVICE_ALIGNMENT = 256
@@ -146,14 +146,14 @@ class CudaFrame(Frame):
     def __init__(self, executor: CudaExecutor, shapes: Shapes, outer: Bindings = ()) -> None:
         self.loaded, self.context = executor.loaded, executor.loaded.context
         self.context.activate()
-        self.stream = self.context.stream()
+        self.stream, self.ended = self.context.stream(), self.context.event()
         self._graphs: OrderedDict[tuple[tuple[int, ...], Addresses], Any] = OrderedDict()
         self._launches = Launches(self)
         self._recent: OrderedDict[Addresses, None] = OrderedDict()
         self._late_device: dict[int, cuda.Allocation] = {}
         self._addresses: Addresses = ()
         super().__init__(executor, shapes, outer)
-        weakref.finalize(self, _destroy, self.context, self.stream, self._graphs)
+        weakref.finalize(self, _destroy, self.context, self.stream, self.ended, self._graphs)
 
     # -- placing --
     def _place_weights(self) -> None:
@@ -244,17 +244,21 @@ class CudaFrame(Frame):
         from the second run with the same addresses on, and copied within the device in the first."""
         targets = outputs or {}
         self._execute(inputs, targets, actions)
-        results = self._results_of(targets)
-        self._objects, self._borrowed = {}, {}
-        return results
+        return self._finish([(p, self._ask(p, targets.get(p))) for p in range(len(self.plan.outputs))], targets)
 
-    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int], meanwhile: Callable[[], None]) -> list[Any]:
-        """The same, with the outputs at some positions alone; `meanwhile` is done while the GPU computes."""
-        self._execute(inputs, {}, None)
-        waiting = [(position, self._ask(position, None)) for position in positions]
-        meanwhile()
+    def begin(self, inputs: Sequence[Any], positions: Sequence[int], after: Frame | None = None,
+              carried: Sequence[Carried] = ()) -> Callable[[], list[Any]]:  # fmt: skip
+        """Put a run on the stream whose outputs at these positions are asked for: what waits for it when it is called.
+        after: the frame of a run that ends before it begins; `carried` elements are taken from that one's outputs."""
+        follow = partial(succession.follow, self, _cuda(after), carried) if after is not None else None
+        self._execute(inputs, {}, None, follow)
+        self.context.call("cuEventRecord", self.ended, self.stream)
+        return partial(self._finish, [(position, self._ask(position, None)) for position in positions], {})
+
+    def _finish(self, waiting: Sequence[tuple[int, Any]], targets: Mapping[int, Any]) -> list[Any]:
+        """Results by position, once their bytes are there."""
         self.wait("the run")
-        results = [self._result_into(position, found, None) for position, found in waiting]
+        results = [self._result_into(position, found, targets.get(position)) for position, found in waiting]
         self._objects, self._borrowed = {}, {}
         return results
 
@@ -266,13 +270,17 @@ class CudaFrame(Frame):
         self._objects, self._borrowed = {}, {}
         return results
 
-    def _execute(self, inputs: Sequence[Any], targets: Mapping[int, Any], actions: Sequence[Action] | None) -> None:
+    def _execute(self, inputs: Sequence[Any], targets: Mapping[int, Any], actions: Sequence[Action] | None,
+                 between: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """`between` is done when the inputs are on their way."""
         self.context.activate()
         self._objects = {}
         with self.executor.marks.range("run"):
             self._borrow(inputs, targets)
             for index, x in zip(self.plan.inputs, inputs, strict=True):
                 self._take_input(index, x)
+            if between is not None:
+                between()
             for action in actions or self.executor.together:
                 action(self)
 
@@ -344,11 +352,6 @@ class CudaFrame(Frame):
         self._copy(memory.address, int(self.pointers[value.storage]), size)
         view = dlpack.View(memory.address, tuple(self._shape(value)), value.dtype, memory)
         return dlpack.DeviceArray(view, self.context.device.ordinal, lambda view: _fetch(self.context, view))
-
-    def _results_of(self, outputs: Mapping[int, Any]) -> list[Any]:
-        waiting = [self._ask(position, outputs.get(position)) for position in range(len(self.plan.outputs))]
-        self.wait("the run")
-        return [self._result_into(p, found, outputs.get(p)) for p, found in enumerate(waiting)]
 
     def _result_into(self, position: int, found: Any, target: Any) -> Any:
         if isinstance(target, dlpack.Foreign):
@@ -481,11 +484,12 @@ def _fetch(context: cuda.Context, view: dlpack.View) -> Array:
     return array
 
 
-def _destroy(context: cuda.Context, stream: Any, graphs: Mapping[Any, Any]) -> None:
-    """A frame that is forgotten gives its graphs and its stream back."""
+def _destroy(context: cuda.Context, stream: Any, ended: Any, graphs: Mapping[Any, Any]) -> None:
+    """A frame that is forgotten gives its graphs, its stream and its event back."""
     if context.fault:
         return
     context.activate()
     for graph in graphs.values():
         context.driver.raw("cuGraphExecDestroy")(graph)
+    context.driver.raw("cuEventDestroy")(ended)
     context.driver.raw("cuStreamDestroy")(stream)

@@ -33,6 +33,7 @@ from ingot.runtime.group import Group
 Shapes = tuple[tuple[int, ...], ...]
 Bindings = tuple[tuple[str, int], ...]
 Action = Callable[["Frame"], None]
+Carried = tuple[int, int, Array]  # position of an input, that of an output of the run before, [C, 2] places in the two
 _FRAMES_KEPT = 16
 _WORTH_A_TEAM = 40.0  # microseconds of one core's work, below which other threads are left asleep
 _BYTES_PER_MICROSECOND, _FLOPS_PER_MICROSECOND = 10_000.0, 100_000.0
@@ -322,11 +323,17 @@ class Frame:
         """Microseconds of each step of a graph; only a frame on a GPU has graphs."""
         raise DeviceError("the plan is for a GPU, this is no session on one; this is a bug in Ingot")
 
-    def run_wanted(self, inputs: Sequence[Any], positions: Sequence[int], meanwhile: Callable[[], None]) -> list[Any]:
-        """A run whose outputs at these positions are asked for; `meanwhile` is done before."""
-        meanwhile()
-        results = self.run(inputs, None)
-        return [results[position] for position in positions]
+    def begin(self, inputs: Sequence[Any], positions: Sequence[int], after: Frame | None = None,
+              carried: Sequence[Carried] = ()) -> Callable[[], list[Any]]:  # fmt: skip
+        """A run whose outputs at these positions are asked for: what computes it when it is called."""
+        if carried:
+            raise InputError("inputs are carried over from one run to the next on a GPU alone; this is a bug in Ingot")
+
+        def result() -> list[Any]:
+            results = self.run(inputs, None)
+            return [results[position] for position in positions]
+
+        return result
 
     def run_on_device(self, inputs: Sequence[Any]) -> list[Any]:
         """Results that stay on a GPU; only a frame on one has them."""

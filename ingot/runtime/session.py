@@ -22,7 +22,7 @@ from ingot.runtime import profiler
 from ingot.runtime.buffers import Array, address_of, aligned_bytes
 from ingot.runtime.cpu import NativeCode, Teams, usable_threads
 from ingot.runtime.dlpack import Foreign, foreign
-from ingot.runtime.executor import Executor, Shapes
+from ingot.runtime.executor import Executor, Frame, Shapes
 from ingot.runtime.group import Group
 from ingot.runtime.machine import cpu_features, describe
 
@@ -69,6 +69,19 @@ def features(target: str) -> frozenset[str]:
         return cuda.select("cuda").features
     except IngotError:
         return frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A run that was begun (`Session.begin`)."""
+
+    session: Session
+    frame: Frame
+    finish: Callable[[], dict[str, Any]]
+
+    def result(self) -> dict[str, Any]:
+        """Its outputs by name, waited for; to be called once."""
+        return self.session.end(self)
 
 
 class Session:
@@ -143,9 +156,7 @@ class Session:
                 results = frame.run_on_device(arrays) if on_device else frame.run(arrays, buffers)
             finally:
                 executor.give(frame)
-        if not self._verified:  # weights were being checked while the first run went on
-            self.engine.verified()
-            self._verified = True
+        self._verify()
         return dict(zip(self._output_names, results, strict=True))
 
     @property
@@ -164,21 +175,34 @@ class Session:
         self._executor.keep({self._names.index(name): address for name, (address, _) in places.items()})
         self._kept |= {name: Foreign(None, shape, 0) for name, (_, shape) in places.items()}
 
-    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str],
-                   meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:  # fmt: skip
-        """As `run`, with the named outputs alone: what else there is stays where it is. `meanwhile` is done while a GPU
-        computes, or before."""
-        executor = self._executor
+    def begin(self, feeds: Mapping[str, Any], names: Sequence[str], after: Begun | None = None,
+              carried: Mapping[str, tuple[str, Array]] | None = None) -> Begun:  # fmt: skip
+        """As `run`, with the named outputs alone, which are waited for later: on a GPU the run goes on meanwhile, on a
+        CPU it is computed then. after: a run of this session that ends before this one begins, though nobody has waited
+        for it; carried: for inputs by name an output of that one and [C, 2] places: element c, 0 of the input, as if
+        flat, is the output's c, 1. Both of one dtype, and on a GPU alone."""
         arrays, shapes = self._checked(feeds)
-        frame = executor.take(shapes)
+        frame = self._executor.take(shapes)  # one that fails is forgotten
+        positions = [self._output_names.index(name) for name in names]
+        taken = [(self._names.index(name), self._output_names.index(output), pairs)
+                 for name, (output, pairs) in (carried or {}).items()]  # fmt: skip
+        finish = frame.begin(arrays, positions, after.frame if after is not None else None, taken)
+        return Begun(self, frame, lambda: dict(zip(names, finish(), strict=True)))
+
+    def end(self, begun: Begun) -> dict[str, Any]:
+        """What `begun.result()` does."""
         try:
-            results = frame.run_wanted(arrays, [self._output_names.index(name) for name in names], meanwhile)
+            results = begun.finish()
         finally:
-            executor.give(frame)
+            self._executor.give(begun.frame)
+        self._verify()
+        return results
+
+    def _verify(self) -> None:
+        """Weights are checked while the first run goes on."""
         if not self._verified:
             self.engine.verified()
             self._verified = True
-        return dict(zip(names, results, strict=True))
 
     def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Array] | None = None) -> Future[dict[str, Any]]:
         """The same in the background."""

@@ -4,13 +4,33 @@ two owners, a lost copy or a wrong slot changes the answer or fails at once."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ingot.llm.batch import Batch, Floats
+from ingot.llm.batch import Batch, Begun, Floats, Integers, Wanted
+
+
+@dataclass
+class Later:
+    """A step whose result is computed when it is asked for, once."""
+
+    compute: Callable[[], Mapping[str, Any]]
+    asked: bool = False
+
+    def result(self) -> Mapping[str, Any]:
+        assert not self.asked, "asked twice"
+        self.asked = True
+        return self.compute()
+
+
+def likeliest(logits: Floats) -> Integers:
+    """The likeliest tokens, -1 where logits are no numbers."""
+    best = logits.argmax(-1) if len(logits) else np.zeros(0, np.int64)
+    return np.where(np.isfinite(logits[np.arange(len(logits)), best]), best, -1).astype(np.int32)
 
 
 @dataclass
@@ -32,6 +52,7 @@ class FakeRunner:
     drafting: bool = False
     hidden: int = 0
     window: int = 0
+    ahead: bool = False
     steps: int = 0
     closed: bool = False
     shapes: list[tuple[int, int]] = field(default_factory=list)
@@ -71,10 +92,20 @@ class FakeRunner:
         rows = [self.logits_of(self._context(batch, int(row), int(owner[row]))) for row in batch.rows]
         return np.stack(rows) if rows else np.zeros((0, self.vocabulary), np.float32)
 
-    def step_states(self, batch: Batch) -> tuple[Floats, Floats]:
+    def begin(self, batch: Batch, *wanted: Wanted) -> Begun:
+        """Computed when its result is asked for."""
+        assert not len(batch.carried), "tokens that are drawn elsewhere"
+        return Later(lambda: self.computed(batch, wanted))
+
+    def computed(self, batch: Batch, wanted: Sequence[Wanted]) -> dict[str, Any]:
+        """What is wanted of a step."""
         logits, owner = self.step(batch), np.repeat(np.arange(len(batch.lengths)), np.diff(batch.starts))
-        found = [self.state_of(self._context(batch, int(row), int(owner[row]))) for row in batch.states]
-        return logits, np.stack(found)
+        found: dict[str, Any] = {"logits": logits, "chosen": likeliest(logits)}
+        if "hidden" in wanted:
+            found["hidden"] = np.stack([
+                self.state_of(self._context(batch, int(row), int(owner[row]))) for row in batch.states
+            ])  # fmt: skip
+        return {name: found[name] for name in wanted}
 
     def state_of(self, context: Any) -> Floats:
         """The hidden state of the last of these tokens."""
@@ -98,6 +129,72 @@ class FakeRunner:
 
     def close(self) -> None:
         self.closed = True
+
+
+@dataclass
+class Distant(FakeRunner):
+    """Computes elsewhere, as late as it may: in the order in which steps were begun, when a result is asked for or
+    blocks are copied; `carried` tokens are what the step before chose there."""
+
+    ahead: bool = True
+    most: int = 0
+    untold: int = 0
+    queue: deque[Elsewhere] = field(default_factory=deque)
+    before: Elsewhere | None = None
+
+    def begin(self, batch: Batch, *wanted: Wanted) -> Begun:
+        assert not len(batch.carried) or self.before is not None
+        self.before = Elsewhere(self, batch, wanted, self.before)
+        self.queue.append(self.before)
+        self.untold += 1
+        self.most = max(self.most, self.untold)
+        assert self.untold <= 2, "more than one step ahead"
+        return self.before
+
+    def catch_up(self, last: Elsewhere | None = None) -> None:
+        """Compute what was begun, up to a step."""
+        while self.queue and not (last is not None and last.done):
+            self.queue.popleft().compute()
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.catch_up()
+        super().copy_blocks(pairs)
+
+
+@dataclass(eq=False)
+class Elsewhere:
+    """A step of a `Distant` runner."""
+
+    runner: Distant
+    batch: Batch
+    wanted: Sequence[Wanted]
+    before: Elsewhere | None
+    found: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    done: bool = False
+    told: bool = False
+
+    def compute(self) -> None:
+        """On the device: nothing is raised here."""
+        before, self.before, self.done = self.before, None, True
+        ids = self.batch.token_ids.copy()
+        if len(self.batch.carried):
+            assert before is not None and before.done
+            chosen = before.found.get("chosen", np.zeros(len(before.batch.rows), np.int32))
+            ids[self.batch.carried[:, 0]] = chosen[self.batch.carried[:, 1]]
+        try:
+            self.found = self.runner.computed(replace(self.batch, token_ids=ids), [*self.wanted, "chosen"])
+        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+            self.error = error
+
+    def result(self) -> Mapping[str, Any]:
+        assert not self.told, "asked twice"
+        self.runner.catch_up(self)
+        self.told = True
+        self.runner.untold -= 1
+        if self.error is not None:
+            raise self.error
+        return {name: self.found[name] for name in self.wanted}
 
 
 # -- text and engines -------------------------------------------------------------------------------------------------

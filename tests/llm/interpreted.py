@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,16 @@ class InterpretedSession:
         self.weights = np.frombuffer(self.variant.weights, np.uint8).copy()
         self._counters: dict[int, Array] = {}
 
-    def run_wanted(self, feeds: Mapping[str, Any], names: Sequence[str],
-                   meanwhile: Callable[[], None]) -> dict[str, Any]:  # fmt: skip
-        meanwhile()
+    def begin(self, feeds: Mapping[str, Any], names: Sequence[str], after: Any = None,
+              carried: Mapping[str, tuple[str, Array]] | None = None) -> Any:  # fmt: skip
+        """Computed at once, as a device's stream would: what is asked for later is what is there now."""
+        for name, (output, pairs) in (carried or {}).items():
+            feeds[name][pairs[:, 0]] = after.every[output][pairs[:, 1]]  # type: ignore[index]
+        every = self._computed(feeds)
+        found = {name: every[name].copy() for name in names}
+        return SimpleNamespace(every=every, result=lambda: found)
+
+    def _computed(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         plan = self.plan
         order = [feeds[spec.name] for spec in self.engine.inputs]
         symbols = {extent: x.shape[axis] for index, x in zip(plan.inputs, order, strict=True)
@@ -78,7 +86,7 @@ class InterpretedSession:
             shape = [evaluate(d, symbols) for d in value.shape]
             size = int(np.prod(shape)) * numpy_dtype(value.dtype).itemsize
             found[spec.name] = memory[:size].view(numpy_dtype(value.dtype)).reshape(shape)
-        return {name: found[name] for name in names}
+        return found
 
     def _placed(self, symbols: Mapping[str, int]) -> list[Any]:
         return [s for s in self.plan.storages if s.place == "arena"]

@@ -120,8 +120,9 @@ def test_chunks_of_prompts_keep_answers_in_time() -> None:
     for tokens in (10, 100, 500):
         one.pace.observe(tokens, 0.01 + tokens * 0.001)
     one.add(prompt(1, 4), 0.0)
-    assert counts(one.schedule(0.0)) == {1: 4}
-    done(one, one.schedule(0.0), now=1.0)
+    step = one.schedule(0.0)
+    assert counts(step) == {1: 4}
+    done(one, step, now=1.0)
     one.add(prompt(2, 900), 1.0)
     chunk = counts(one.schedule(1.0))[2]
     assert 30 <= chunk <= 40, "40 ms at a millisecond each, the answer's own token included"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import ingot
@@ -81,6 +82,35 @@ def test_tagger(fake: FakeDriver, precision: str) -> None:
     for name, wanted in reference(TAGGER, {"ids": ids}).items():
         scale = np.abs(wanted).max()
         np.testing.assert_allclose(mine[name], wanted, atol=scale * (5e-2 if precision == "fp16" else 1e-3))
+
+
+def test_runs_that_follow_each_other_on_the_device(fake: FakeDriver) -> None:
+    """The second is begun before the first has ended, and takes numbers that the first one computes."""
+    text = '<ir_version: 10, opset_import: ["": 21]> g (int32[N] ids, int32[N] more) => (int32[N] next, int32[N] less)'
+    model = onnx.parser.parse_model(text + "{ next = Add(ids, more)\n less = Sub(ids, more) }")
+    engine = ingot.build(model, target="cuda:sm_90", profiles=[ingot.Profile(ids=((1,), (8,), (64,)))], verify=False)
+    ids, more = np.arange(24, dtype=np.int32), np.full(24, 100, np.int32)
+    pairs = np.array([[3, 5], [4, 6], [20, 1]], np.int32)
+    wanted = ids.copy()
+    wanted[[3, 4, 20]] = [105, 106, 101]
+    with ingot.Session(engine, device="cuda") as session:
+        one = session.begin({"ids": ids, "more": more}, ["next"])
+        two = session.begin({"ids": ids, "more": more}, ["less", "next"], one, {"ids": ("next", pairs)})
+        assert one.frame is not two.frame and fake.calls["cuStreamWaitEvent"] == 1
+        assert fake.calls["cuMemcpyDtoDAsync"] == 2, "those that lie side by side together"
+        assert one.result()["next"].tolist() == (ids + 100).tolist()
+        found = two.result()
+        assert found["next"].tolist() == (wanted + 100).tolist() and found["less"].tolist() == (wanted - 100).tolist()
+        assert session.begin({"ids": ids, "more": more}, [], two).frame in (one.frame, two.frame), "used again"
+
+
+def test_a_session_on_a_cpu_carries_nothing_over(fake: FakeDriver) -> None:
+    engine = ingot.build(DIGITS, target="host", verify=False)
+    with ingot.Session(engine, device="host") as session:
+        begun = session.begin({"image": images(1)}, ["scores"])
+        assert begun.result()["scores"].shape == session.run({"image": images(1)})["scores"].shape
+        with pytest.raises(InputError, match="on a GPU alone"):
+            session.begin({"image": images(1)}, ["scores"], begun, {"image": ("scores", np.zeros((1, 2), np.int32))})
 
 
 def test_a_file_is_as_good(fake: FakeDriver, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""A step between its beginning and its end. One that fails is computed again, share by share: what fails alone too is
+at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import IngotError
+from ingot.llm.batch import Begun, Floats, Integers, Runner, Wanted
+from ingot.llm.scheduler import Share, Step, batch_of
+from ingot.runtime.group import GroupLost
+
+
+class Spoiled(IngotError):
+    """The step before failed, this one continued it."""
+
+
+@dataclass(eq=False)
+class Flight:
+    """A step that was begun at `since`. plain: the likeliest tokens are all that is wanted of it."""
+
+    step: Step
+    plain: bool
+    since: float
+    begun: Begun | Exception
+    spoiled: bool = False
+
+    def result(self) -> Mapping[str, Any]:
+        """What the runner gives. Whatever was wrong is raised here, at its beginning too."""
+        if isinstance(self.begun, Exception):
+            raise self.begun
+        found = self.begun.result()
+        if self.spoiled:
+            raise Spoiled("the step before has failed")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Landed:
+    """Shares that were computed; `rows`: logits or likeliest tokens, `states`: hidden ones, at the shares' places."""
+
+    shares: Sequence[Share]
+    rows: Floats | Integers
+    states: Floats | None = None
+
+    @classmethod
+    def of(cls, shares: Sequence[Share], found: Mapping[str, Any]) -> Landed:
+        """What a runner gave."""
+        return cls(shares, found["chosen"] if "chosen" in found else found["logits"], found.get("hidden"))
+
+    def own(self, share: Share) -> Any:
+        """The share's rows, or states where it is silent."""
+        held: Any = self.states if share.sequence.silent else self.rows
+        return held[share.row : share.row + share.rows]
+
+
+def begin(runner: Runner, step: Step, plain: bool, now: float) -> Flight:
+    """Begin a step, behind what is under way."""
+    begun: Begun | Exception
+    try:
+        if step.copies:
+            runner.copy_blocks(step.copies)
+        begun = _begin(runner, step.shares, plain)
+    except GroupLost:
+        raise  # no step can be computed any more
+    except Exception as error:  # noqa: BLE001 - raised when its result is asked for
+        begun = error
+    return Flight(step, plain, now, begun)
+
+
+def _begin(runner: Runner, shares: Sequence[Share], plain: bool) -> Begun:
+    batch = batch_of(shares, runner.block_size)
+    wanted: tuple[Wanted, ...] = ("chosen",) if plain else ("logits", "hidden") if len(batch.states) else ("logits",)
+    return runner.begin(batch, *wanted)
+
+
+def one_by_one(runner: Runner, step: Step, shares: Sequence[Share]) -> Iterator[tuple[Share, Landed | Exception]]:
+    """Some shares of a step again, each alone, and what came of it. The step's copies are made anew at first."""
+    copies = step.copies
+    for share in shares:
+        try:
+            if copies:
+                runner.copy_blocks(copies)
+            copies = ()
+            yield share, Landed.of([share], _begin(runner, [share], False).result())
+        except Exception as own:  # noqa: BLE001 - becomes the request's answer
+            yield share, own
+
+
+def joined(vocabulary: int, found: Sequence[tuple[Share, Landed]]) -> Landed:
+    """What was computed one by one, at the places that it has in the whole step."""
+    loud, silent = ([(s, each) for s, each in found if s.sequence.silent is kind] for kind in (False, True))
+    rows = np.zeros((_end(loud), vocabulary), np.float32)
+    states = np.zeros((_end(silent), *(silent[0][1].states.shape[1:] if silent else (0,))), np.float32)  # type: ignore[union-attr]
+    for share, each in loud:
+        rows[share.row : share.row + share.rows] = each.rows
+    for share, each in silent:
+        states[share.row : share.row + share.rows] = each.states
+    return Landed([share for share, _ in found], rows, states)
+
+
+def _end(found: Sequence[tuple[Share, Landed]]) -> int:
+    return max((share.row + share.rows for share, _ in found), default=0)
