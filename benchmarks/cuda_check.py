@@ -26,9 +26,8 @@ import numpy as np
 import ingot
 from benchmarks import models
 from ingot.compiler import toolchain
-from ingot.kernels.cpu.workers import WorkerPool
 from ingot.kernels.cuda.architecture import architecture
-from ingot.kernels.cuda.standalone import Standalone, generate
+from ingot.kernels.cuda.standalone import Standalone
 from ingot.plan.plan import GraphSegment
 from ingot.report import last_log
 from ingot.runtime import cuda
@@ -97,19 +96,10 @@ def _cases(begin: str) -> list[Any]:
 
 
 def _compile_cases(cases: Any) -> float:
-    from tests.kernels.cuda.picking import picked
+    from tests.kernels.cuda.picking import compile_ahead
 
-    start, target = time.perf_counter(), target_here()
-    units = {}
-    for case in cases:
-        node, *_ = case.node()
-        for candidate in picked(node, target, _LIMIT):
-            for call in generate(node, candidate, target).launches:
-                units[call.unit.symbol(target)] = call.unit
-    with WorkerPool(os.cpu_count() or 1) as pool:
-        jobs = [pool.submit("ingot.kernels.cuda.compile:compile_unit", unit, target.name) for unit in units.values()]
-        broken = [str(error) for job in jobs if (error := job.exception())]
-    for message in broken:
+    start = time.perf_counter()
+    for message in compile_ahead(cases, target_here(), _LIMIT):
         print("  does not compile:", message[:300])
     return time.perf_counter() - start
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ingot.kernels import Candidate, candidates
+from ingot.kernels.cpu.workers import WorkerPool
 from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.standalone import generate
 from ingot.kernels.node import Node
+from tests.kernels.cuda.case import Case
 
 Array = np.ndarray[Any, Any]
 
@@ -21,6 +26,20 @@ def picked(node: Node, target: Architecture, limit: int, only: str | None = None
     first = {(c.kernel.name, c.ports): c for c in reversed(found)}.values()
     more = itertools.islice(found, 0, None, max(1, -(-len(found) // limit)))
     return list({id(c): c for c in (*first, *more)}.values())
+
+
+def compile_ahead(cases: Sequence[Case], target: Architecture, limit: int) -> list[str]:
+    """The cubins of all that is picked, on all cores, into the cache where one after the other finds them; what the
+    compiler says of those that do not compile."""
+    units = {}
+    for case in cases:
+        node, *_ = case.node()
+        for candidate in picked(node, target, limit):
+            for call in generate(node, candidate, target).launches:
+                units[call.unit.symbol(target)] = call.unit
+    with WorkerPool(os.cpu_count() or 1) as pool:
+        jobs = [pool.submit("ingot.kernels.cuda.compile:compile_unit", unit, target.name) for unit in units.values()]
+        return [str(error) for job in jobs if (error := job.exception())]
 
 
 def compare(mine: Array, theirs: Array, rtol: float, atol: float, what: str) -> None:
