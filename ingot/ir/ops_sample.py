@@ -4,9 +4,13 @@ How far a token is from its row's likeliest, in halvings of its probability, is 
 which its weight follows in integers alone (`weights`): sums are exact, in whatever order they are added. The numbers
 that decide come from a counter (`number`). All of it is repeated bit by bit by ingot/kernels/cuda/cores/sample.py.
 
-A row's draw (`DRAW`, six int32): the state of its counter in two words, the pace (float32) of its distances, 0 for the
-likeliest token, then how many tokens top_k leaves, how much of the whole top_p leaves (in 2^-32), 0 for all, and the
-distance at which min_p ends.
+A row's draw (`DRAW` words, int32): the state of its counter in two words, the pace (float32) of its distances, 0 for
+the likeliest token, then how many tokens top_k leaves, how much of the whole top_p leaves (in 2^-32), 0 for all, the
+distance at which min_p ends, the first and the end of its edits, and the number of its mask, from 1 on, or 0.
+
+An edit (`EDIT` words): a token, then in float32 what is added to its logit, by what the sum is divided where it is
+positive, elsewhere by the inverse, and what is taken away from that. A row has at most one for a token. A mask has a
+bit for each token, 1 where it is allowed.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, wide
 from ingot.ir.ops_table import TensorType, op
 
-DRAW = 6  # words
+DRAW, EDIT = 9, 4
 LANES = 2048  # token t is in lane t % LANES, and drawn in the order of lanes
 UNIT = 1 << 24  # of distance: one halving
 REACH = 40 * UNIT  # tokens 2^40 times less likely than the first are not drawn
@@ -67,20 +71,22 @@ def number(state: int, turn: int) -> int:
 # -- draws ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How a row's token is drawn, in the numbers that decide. top_k, top_p 0: all; least: as DRAW's last."""
+    """How a row's token is drawn, in the numbers that decide. top_k, top_p 0: all; least: the distance for min_p."""
 
     state: int
     pace: float
     top_k: int = 0
     top_p: int = 0
     least: int = REACH - 1
+    edits: tuple[int, int] = (0, 0)
+    mask: int = 0
 
     def packed(self) -> Array:
         """As a row of int32 [DRAW]."""
         row = np.zeros(DRAW, np.int32)
         row[:2] = np.array([self.state], np.uint64).view(np.int32)
         row[2:3] = np.array([self.pace], np.float32).view(np.int32)
-        row[3:] = self.top_k, np.array(self.top_p, np.uint32).view(np.int32), self.least
+        row[3:] = self.top_k, np.array(self.top_p, np.uint32).view(np.int32), self.least, *self.edits, self.mask
         return row
 
     @staticmethod
@@ -88,7 +94,8 @@ class Draw:
         """Of a row of int32."""
         row = np.ascontiguousarray(row)
         state, pace = int(row[:2].view(np.uint64)[0]), float(row[2:3].view(np.float32)[0])
-        return Draw(state, pace, int(row[3]), int(row[4:5].view(np.uint32)[0]), int(row[5]))
+        share, (least, first, end, mask) = int(row[4:5].view(np.uint32)[0]), map(int, row[5:])
+        return Draw(state, pace, int(row[3]), share, least, (first, end), mask)
 
 
 def draw_of(state: int, temperature: float, top_k: int | None, top_p: float, min_p: float) -> Draw:
@@ -99,6 +106,14 @@ def draw_of(state: int, temperature: float, top_k: int | None, top_p: float, min
     share = min(max(round(top_p * 2**32), 1), 2**32) % 2**32
     least = min(int(-math.log2(min_p) * UNIT), REACH - 1) if min_p > 0 else REACH - 1
     return Draw(state, float(np.float32(pace)), min(top_k or 0, 2**31 - 1), share, least)
+
+
+def edits_of(tokens: Array, added: Array, divided: Array, taken: Array) -> Array:
+    """Edits [E, EDIT] of different tokens."""
+    edits = np.empty((len(tokens), EDIT), np.int32)
+    edits[:, 0] = tokens
+    edits[:, 1:] = np.stack([added, divided, taken], 1).astype(np.float32).view(np.int32)
+    return edits
 
 
 # -- one row ----------------------------------------------------------------------------------------------------------
@@ -131,6 +146,20 @@ def _powers(distance: Array) -> Array:
     power += np.uint64(POWERS[-1])
     power <<= np.uint64(9)
     return power
+
+
+def adjusted(logits_V: Array, edits: Array, mask: Array | None = None) -> Array:
+    """The logits after edits, -inf where the mask has no bit or none that is 1; float32."""
+    changed = logits_V.copy()
+    if len(edits):
+        tokens, (added, divided, taken) = edits[:, 0], np.ascontiguousarray(edits[:, 1:]).view(np.float32).T
+        scores = changed[tokens] + added
+        changed[tokens] = scores / np.where(scores > 0, divided, np.float32(1) / divided) - taken
+    if mask is not None:
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(changed)]
+        changed[: len(allowed)][allowed == 0] = -np.inf
+        changed[len(allowed) :] = -np.inf
+    return changed
 
 
 def sampled(logits_V: Array, draw: Draw) -> int:
@@ -184,14 +213,25 @@ def _drawn(rows: int, places: Array | None, distance: Array, draw: Draw) -> int:
     return row * LANES + lane
 
 
-def _sample_type(logits: TensorType, draws: TensorType) -> TensorType:
-    if draws.dtype != "int32" or draws.shape[1:] != (DRAW,):
-        raise GraphError(f"Sample: a row's draw is {DRAW} int32, draws are {draws.dtype} {draws.shape}")
+def _sample_type(logits: TensorType, draws: TensorType, edits: TensorType | None = None,
+                 masks: TensorType | None = None) -> TensorType:  # fmt: skip
+    words = -(-int(logits.shape[1]) // 32) if isinstance(logits.shape[1], int) else 0
+    for name, given, width in (("draw", draws, DRAW), ("edit", edits, EDIT), ("mask", masks, words)):
+        if given is not None and (given.dtype != "int32" or given.shape[1:] != (width,)):
+            raise GraphError(f"Sample: a {name} is {width} int32, these are {given.dtype} {given.shape}")
     return TensorType("int32", logits.shape[:1])
 
 
-@op("Sample", "logits draws", _sample_type)
-def sample(logits_RV: Array, draws_RD: Array) -> Array:
+@op("Sample", "logits draws edits? masks?", _sample_type)
+def sample(logits_RV: Array, draws_RD: Array, edits: Array | None = None, masks: Array | None = None) -> Array:
     """A token [R] of each row, int32, as its draw says: the likeliest or a random one; -1 where that is no number"""
-    rows = zip(wide(logits_RV), draws_RD, strict=True)
-    return np.array([sampled(logits, Draw.read(draw)) for logits, draw in rows], np.int32)
+    found = [
+        _row(logits, Draw.read(draw), edits, masks) for logits, draw in zip(wide(logits_RV), draws_RD, strict=True)
+    ]
+    return np.array(found, np.int32)
+
+
+def _row(logits_V: Array, draw: Draw, edits: Array | None, masks: Array | None) -> int:
+    own = edits[slice(*draw.edits)] if edits is not None else np.zeros((0, EDIT), np.int32)
+    mask = masks[draw.mask - 1] if masks is not None and draw.mask else None
+    return sampled(adjusted(logits_V, own, mask) if len(own) or mask is not None else logits_V, draw)

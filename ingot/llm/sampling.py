@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.ir.ops_sample import DRAW, Draw, at_places, draw_of, sampled, start_of
+from ingot.ir.ops_sample import DRAW, EDIT, Draw, adjusted, at_places, draw_of, edits_of, sampled, start_of
 from ingot.llm.batch import Array, Floats, Integers
 from ingot.llm.request import Sampling, TokenLogprob
 
@@ -50,6 +50,23 @@ class Drawing:
         """Whether logits change before a token is drawn."""
         return self.penalised or bool(self.sampling.logit_bias) or self.count < self.sampling.min_tokens
 
+    def edits(self) -> Integers:
+        """How logits change before the next token is drawn, [E, EDIT] of the operator Sample."""
+        if not self.adjusted:
+            return np.zeros((0, EDIT), np.int32)
+        asked, kinds = self.sampling, np.fromiter(self.drawn, np.int64, len(self.drawn))
+        biased = np.fromiter(asked.logit_bias, np.int64, len(asked.logit_bias))
+        seen = np.union1d(kinds, self.prompt) if asked.repetition_penalty != 1 else kinds[:0]
+        ends = np.array(sorted(self.ends), np.int64)[: None if self.count < asked.min_tokens else 0]
+        tokens = np.unique(np.concatenate([biased, kinds, seen, ends]))
+        added, divided, taken = np.zeros(len(tokens)), np.ones(len(tokens)), np.zeros(len(tokens))
+        added[np.searchsorted(tokens, biased)] = np.fromiter(asked.logit_bias.values(), np.float64, len(biased))
+        divided[np.searchsorted(tokens, seen)] = asked.repetition_penalty
+        counts = np.fromiter(self.drawn.values(), np.float64, len(kinds))
+        taken[np.searchsorted(tokens, kinds)] = asked.frequency_penalty * counts + asked.presence_penalty
+        taken[np.searchsorted(tokens, ends)] = np.inf
+        return edits_of(tokens, added, divided, taken)
+
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is all that is wanted."""
@@ -85,34 +102,11 @@ def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> lis
 
 def _token(logits_V: Floats, draw_D: Integers, row: tuple[Drawing, Array | None]) -> int | None:
     """Of one row; None where logits are no numbers, or nothing is allowed."""
-    drawing, mask = row
-    if mask is not None or drawing.adjusted:
-        if not np.isfinite(logits_V.max()):
-            return None
-        logits_V = _adjusted(logits_V, drawing, mask)
+    edits, mask = row[0].edits(), row[1]
+    if mask is not None or len(edits):
+        logits_V = adjusted(logits_V, edits, mask)
     token = sampled(logits_V, Draw.read(draw_D))
     return token if token >= 0 else None
-
-
-def _adjusted(logits_V: Floats, drawing: Drawing, mask: Array | None) -> Floats:
-    asked, changed = drawing.sampling, logits_V.copy()
-    for token, bias in asked.logit_bias.items():
-        changed[token] += bias
-    if drawing.penalised:
-        drawn = np.fromiter(drawing.drawn, np.int64, len(drawing.drawn))
-        if asked.repetition_penalty != 1:
-            seen = np.union1d(drawn, drawing.prompt)
-            scores = changed[seen]
-            changed[seen] = np.where(scores > 0, scores / asked.repetition_penalty, scores * asked.repetition_penalty)
-        counts = np.fromiter(drawing.drawn.values(), np.float32, len(drawn))
-        changed[drawn] -= asked.frequency_penalty * counts + asked.presence_penalty
-    if drawing.count < asked.min_tokens:
-        changed[list(drawing.ends)] = -np.inf
-    if mask is not None:
-        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(changed)]
-        changed[: len(allowed)][allowed == 0] = -np.inf
-        changed[len(allowed) :] = -np.inf
-    return changed
 
 
 def _best(logits_V: Floats, count: int) -> Array:

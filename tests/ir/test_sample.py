@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from ingot.ir.ops_sample import (
     REACH,
     UNIT,
     Draw,
+    adjusted,
     at_places,
     distances,
     draw_of,
+    edits_of,
     mixed,
     number,
     sampled,
@@ -134,7 +137,20 @@ def test_rows_are_drawn_alone() -> None:
 def test_types() -> None:
     logits, draws = TensorType("float32", ("R", 100)), TensorType("int32", ("R", DRAW))
     assert infer("Sample", [logits, draws], {}) == (TensorType("int32", ("R",)),)
-    with pytest.raises(GraphError, match="a row's draw is 6 int32"):
+    with pytest.raises(GraphError, match="a draw is 9 int32"):
         infer("Sample", [logits, TensorType("float32", ("R", DRAW))], {})
     half = draw_of(0, 1.0, None, 0.5, 0.5)
     assert (half.top_p, half.least) == (1 << 31, UNIT) and math.isclose(half.pace * math.log(2), UNIT, rel_tol=1e-7)
+
+
+def test_edits_and_masks() -> None:
+    logits = np.array([1.0, -1.0, 2.0, 3.0, 0.5], np.float32)
+    edits = edits_of(np.array([1, 3, 0]), np.array([0.5, 0, 7]), np.array([2, 2, 1]), np.array([0, 1, np.inf]))
+    assert adjusted(logits, edits).tolist() == [-np.inf, -1.0, 2.0, 0.5, 0.5] and logits[1] == -1
+    mask = np.packbits([1, 0, 0, 1, 1] + [0] * 27, bitorder="little").view(np.int32)
+    assert adjusted(logits, edits, mask).tolist() == [-np.inf, -np.inf, -np.inf, 0.5, 0.5]
+    rows = np.stack(
+        [replace(Draw(0, 0.0), edits=span, mask=m).packed() for span, m in (((0, 3), 1), ((2, 3), 0), ((0, 0), 2))]
+    )
+    masks = np.stack([mask, np.zeros(1, np.int32)])
+    assert meaning("Sample")(np.stack([logits] * 3), rows, edits, masks)[0].tolist() == [3, 3, -1]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ingot.ir.ops_sample import LANES
+from ingot.ir.ops_sample import DRAW, LANES
 from ingot.kernels import kernel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.ladder import Rung, restrict
@@ -23,7 +23,8 @@ _SHARES = ((Rung(1, 8), 32), (Rung(9, 128), 8), (Rung(129), 2))  # blocks of a r
 
 
 def _applies(node: Node, target: Any) -> bool:
-    return node.dtype in ("float32", *NARROW) and isinstance(node.input(0).shape[1], int)
+    edited = len(node.inputs) > 2 and node.inputs[2] is not None
+    return node.dtype in ("float32", *(() if edited else NARROW)) and isinstance(node.input(0).shape[1], int)
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class _Memory:
     enough: Handle
     sums: Handle
     tickets: Handle
+    before: Handle | None
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How a row is shared: blocks, lanes of each, tokens of a lane that a block has at once, alone or with others."""
+    """How a row is shared: blocks, lanes of each, tokens of a lane that a block has at once, with others or alone."""
 
+    width: int
     shares: int
     mine: int
     deep: int
@@ -73,69 +76,112 @@ def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:
              "sums": ("int64", LANES)}  # fmt: skip
     sizes = {"float32": 4, "int32": 4, "int64": 8}
     kept = {name: build.temporary(product((count, each, sizes[kind])), kind) for name, (kind, each) in kinds.items()}
-    memory = _Memory(**kept, tickets=build.counter(product((count, 4))))
+    before = build.temporary(product((build.node.input(2).shape[0], 4)), "float32") if _has(build, 2) else None
+    memory = _Memory(**kept, tickets=build.counter(product((count, 4))), before=before)
     mine = LANES // shares
-    form = _Form(shares, mine, min(_TILE // mine, high), min(_TILE // LANES, high), high)
+    form = _Form(width, shares, mine, min(_TILE // mine, high), min(_TILE // LANES, high), high)
     for step in (_peaks, _weigh, _judge):
-        f = build.function(warps=_WARPS, stages=2)
-        f.emit("row = tl.program_id(0)")
-        step(build, f, memory, form, width)
-        f.launch(rows, shares)
+        writer = _Writer(build, build.function(warps=_WARPS, stages=2), memory, form)
+        writer.f.emit("row = tl.program_id(0)")
+        writer.f.emit(f"draw = {writer.f.pointer(build.input(1))} + row * {DRAW}")
+        step(writer)
+        writer.f.launch(rows, shares)
 
 
-def _call(f: FunctionBuilder, function: str, *arguments: Handle | str | int) -> str:
-    """A call of one of cores/sample.py's functions."""
-    written = [f.pointer(a) if isinstance(a, Handle) else str(a) for a in arguments]
-    return f"{f.core(_MODULE, function)}({', '.join(written)})"
+def _has(build: CudaBuilder, index: int) -> bool:
+    return len(build.node.inputs) > index and build.node.inputs[index] is not None
 
 
-def _peaks(build: CudaBuilder, f: FunctionBuilder, m: _Memory, form: _Form, width: int) -> None:
-    logits, some = build.input(0), max(_FOUND // form.high, 1)
-    f.emit(_call(f, "peaks", logits, m.high, m.places, "row", form.first, width, form.mine, form.deep))
-    with _last(f, m, form):
-        f.emit(_call(f, "settle", logits, build.input(1), build.output(), m.high, m.places, m.info, "row", width, some,
-                     form.high))  # fmt: skip
+@dataclass(frozen=True)
+class _Writer:
+    """One launch being written."""
+
+    build: CudaBuilder
+    f: FunctionBuilder
+    memory: _Memory
+    form: _Form
+
+    def call(self, function: str, *arguments: Handle | str | int) -> str:
+        """A call of one of cores/sample.py's functions."""
+        written = [self.f.pointer(a) if isinstance(a, Handle) else str(a) for a in arguments]
+        return f"{self.f.core(_MODULE, function)}({', '.join(written)})"
+
+    def on_logits(self, result: str, function: str, *arguments: Handle | str | int) -> None:
+        """The same on the row's logits, as its mask shows them; `result` is "name = " or nothing."""
+        logits = self.build.input(0)
+        if not _has(self.build, 3):
+            self.f.emit(result + self.call(function, logits, logits, "draw", *arguments, 0))
+            return
+        masks = self.build.input(3)
+        with self.f.block("if tl.load(draw + 8) > 0:"):
+            self.f.emit(result + self.call(function, logits, masks, "draw", *arguments, 1))
+        with self.f.block("else:"):
+            self.f.emit(result + self.call(function, logits, masks, "draw", *arguments, 0))
+
+    def edits(self, function: str, *arguments: str | int) -> None:
+        """A call that changes logits, or undoes that."""
+        if self.memory.before is not None:
+            handles = self.build.input(0), self.build.input(2), self.memory.before
+            self.f.emit(self.call(function, *handles, "draw", "row", *arguments))
+
+    @contextmanager
+    def last(self) -> Iterator[None]:
+        """What follows is done by the block of a row that is the last to come here."""
+        tickets = self.f.pointer(self.memory.tickets)
+        self.f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({tickets} + row, 1, sem='acq_rel')")
+        with self.f.block(f"if ticket == {self.form.shares - 1}:"):
+            self.f.emit(f"tl.store({tickets} + row, 0)\ntl.debug_barrier()")
+            yield
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """What follows is for rows without a token."""
+        info = self.f.pointer(self.memory.info)
+        self.f.emit(f"limit = tl.load({info} + row * {_INFO} + 1)")
+        with self.f.block("if limit > 0:"):
+            self.f.emit(f"best = tl.load({info} + row * {_INFO}).to(tl.float32, bitcast=True)")
+            self.f.emit(f"pace = {self.f.core(_MODULE, 'pace_of')}(draw)")
+            yield
+
+    def share(self, limit: str) -> None:
+        """The block's sums of lanes; what follows is done by the last one, which has all in `sums`."""
+        form, place = self.form, f"{self.f.pointer(self.memory.sums)} + row * {LANES} + "
+        self.on_logits("mine = ", "summed", "row", form.first, "best", "pace", limit, form.width, form.mine, form.deep)
+        self.f.emit(f"tl.store({place}{form.first} + tl.arange(0, {form.mine}), mine)")
+
+    def all_sums(self) -> None:
+        """Those of all blocks."""
+        place = f"{self.f.pointer(self.memory.sums)} + row * {LANES}"
+        self.f.emit(f"sums = tl.load({place} + tl.arange(0, {LANES}), cache_modifier='.cg')")
 
 
-def _weigh(build: CudaBuilder, f: FunctionBuilder, m: _Memory, form: _Form, width: int) -> None:
-    draws, info = build.input(1), m.info
-    with f.block(f"if tl.load({f.pointer(info)} + row * {_INFO} + 1) > 0:"):
-        _share(build, f, m, form, width, f"tl.load({f.pointer(info)} + row * {_INFO} + 1)")
-        with _last(f, m, form):
-            f.emit(_all_sums(f, m))
-            f.emit(_call(f, "begin", build.input(0), draws, build.output(), info, m.enough, "sums", "row", width,
-                         form.high))  # fmt: skip
+def _peaks(w: _Writer) -> None:
+    m, form = w.memory, w.form
+    w.edits("edit", form.first, form.width, form.mine)
+    w.on_logits("", "peaks", m.high, m.places, "row", form.first, form.width, form.mine, form.deep)
+    with w.last():
+        some = max(_FOUND // form.high, 1)
+        w.on_logits("", "settle", w.build.output(), m.high, m.places, m.info, "row", form.width, some, form.high)
 
 
-def _judge(build: CudaBuilder, f: FunctionBuilder, m: _Memory, form: _Form, width: int) -> None:
-    draws, info = build.input(1), m.info
-    with f.block(f"if tl.load({f.pointer(info)} + row * {_INFO} + 1) > 0:"):
-        _share(build, f, m, form, width, _call(f, "nearer", info, draws, "row"))
-        with _last(f, m, form):
-            f.emit(_all_sums(f, m))
-            f.emit(_call(f, "finish", build.input(0), draws, build.output(), info, m.enough, "sums", "row", width,
-                         form.alone, form.high))  # fmt: skip
+def _weigh(w: _Writer) -> None:
+    m, form = w.memory, w.form
+    with w.open():
+        w.share("limit")
+        with w.last():
+            w.all_sums()
+            w.on_logits("", "begin", w.build.output(), m.info, m.enough, "sums", "row", form.width, form.high)
 
 
-def _share(build: CudaBuilder, f: FunctionBuilder, m: _Memory, form: _Form, width: int, limit: str) -> None:
-    """The block's sums of lanes."""
-    f.emit(f"best = tl.load({f.pointer(m.info)} + row * {_INFO}).to(tl.float32, bitcast=True)")
-    f.emit(f"pace = {f.core(_MODULE, 'pace_of')}({f.pointer(build.input(1))} + row * {build.node.input(1).shape[1]})")
-    call = _call(f, "summed", build.input(0), "row", form.first, "best", "pace", limit, width, form.mine, form.deep)
-    f.emit(f"mine = {call}")
-    f.emit(f"tl.store({f.pointer(m.sums)} + row * {LANES} + {form.first} + tl.arange(0, {form.mine}), mine)")
-
-
-def _all_sums(f: FunctionBuilder, m: _Memory) -> str:
-    load = f"tl.load({f.pointer(m.sums)} + row * {LANES} + tl.arange(0, {LANES}), cache_modifier='.cg')"
-    return f"sums = {load}"
-
-
-@contextmanager
-def _last(f: FunctionBuilder, m: _Memory, form: _Form) -> Iterator[None]:
-    """What follows is done by the block of a row that is the last to come here."""
-    tickets = f.pointer(m.tickets)
-    f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({tickets} + row, 1, sem='acq_rel')")
-    with f.block(f"if ticket == {form.shares - 1}:"):
-        f.emit(f"tl.store({tickets} + row, 0)\ntl.debug_barrier()")
-        yield
+def _judge(w: _Writer) -> None:
+    m, form = w.memory, w.form
+    with w.open():
+        w.share(w.call("nearer", m.info, "draw", "row"))
+        with w.last():
+            w.all_sums()
+            w.on_logits("", "finish", w.build.output(), m.info, m.enough, "sums", "row", form.width, form.alone,
+                        form.high)  # fmt: skip
+            w.edits("restore", form.width)
+    if m.before is not None:
+        with w.f.block("if (limit <= 0) & (tl.program_id(1) == 0):"):
+            w.edits("restore", form.width)

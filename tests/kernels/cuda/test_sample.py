@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingot.ir.ops_sample import draw_of, start_of, state_of
+from ingot.ir.ops_sample import draw_of, edits_of, start_of, state_of
 from tests.kernels.cuda.test_paged import checked
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +33,33 @@ def test_the_meaning_s_tokens(parameters: list[Any], width: int, spread: float, 
     if seed % 3 == 0:
         logits[:, width // 2 :] = -np.inf
     checked("Sample", [logits, rows_of(parameters, seed)], {}, {0: "T", 1: "T"}, within=0)
+
+
+@pytest.mark.parametrize(("rows", "width", "edited"), [(3, 300, True), (12, 2100, True), (3, 5000, False)])
+def test_edits_and_masks(rows: int, width: int, edited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits are as they were when the tokens are there."""
+    rng = np.random.default_rng(rows * width)
+    logits = rng.standard_normal((rows, width)).astype(np.float32) * 2
+    draws_RD, many = rows_of([(0.8, 20, 0.9, 0.0), (0.0, None, 1.0, 0.0), (1.0, None, 1.0, 0.0)] * rows, 3)[:rows], 299
+    masks = np.packbits(rng.random((2, -(-width // 32) * 32)) < 0.5, axis=1, bitorder="little").view(np.int32)
+    draws_RD[:, 8] = np.arange(rows) % 3
+    edits = []
+    for row in range(0 if edited else rows, rows):
+        count = many if row == 1 else 3 * (row % 2)
+        taken = np.where(rng.random(count) < 0.2, np.inf, rng.standard_normal(count))
+        parts = rng.permutation(width)[:count], rng.standard_normal(count) * 3, rng.uniform(0.5, 2, count), taken
+        draws_RD[row, 6:8] = sum(map(len, edits)), sum(map(len, edits)) + count
+        edits.append(edits_of(*parts))
+    given = [logits, draws_RD, np.concatenate(edits) if edits else None, masks]
+    unmasked = [*given[:3]] if rows == 12 else given
+    if rows == 12:
+        draws_RD[:, 8] = 0
+    from tests.kernels.cuda import harness
+
+    held, copy = list[Array](), harness._copy
+    monkeypatch.setattr(harness, "_copy", lambda x: held.append(copy(x)) or held[-1])  # type: ignore[func-returns-value]
+    checked("Sample", unmasked, {}, {0: "T", 1: "T"}, within=0)
+    assert (held[0] == logits).all()
 
 
 @pytest.mark.parametrize("rows", [3, 130])

@@ -14,7 +14,8 @@ LANES = tl.constexpr(2048)
 REACH = tl.constexpr(40 * (1 << 24))
 FAR = tl.constexpr(2147483647)
 BINS = tl.constexpr(1024)  # of the three steps in which 30 bits are searched
-DRAW = tl.constexpr(6)
+EDIT = tl.constexpr(4)
+EDITS = tl.constexpr(256)  # at once
 INFO = tl.constexpr(4)
 
 
@@ -64,16 +65,68 @@ def pace_of(draw):
     return tl.load(draw + 2).to(tl.float32, bitcast=True)
 
 
+# -- edits and masks --------------------------------------------------------------------------------------------------
+@triton.jit
+def edit(logits, edits, kept, draw, row, first, WIDTH: tl.constexpr, MINE: tl.constexpr):
+    """Change logits of MINE lanes from `first` on where they are; what they were is kept [E]."""
+    end = tl.load(draw + 7)
+    for start in range(tl.load(draw + 6), end, EDITS):
+        each = start + tl.arange(0, EDITS)
+        token = tl.load(edits + each * EDIT, each < end, other=0)
+        lane = token % LANES
+        mine = (each < end) & (lane >= first) & (lane < first + MINE)
+        x = tl.load(logits + row * WIDTH + token, mine, other=0.0)
+        tl.store(kept + each, x, mine)
+        added, divided, taken = (
+            _number(edits, each, 1, mine),
+            _number(edits, each, 2, mine),
+            _number(edits, each, 3, mine),
+        )
+        score = x + added
+        score = tl.div_rn(
+            score, tl.where(score > 0, divided, tl.div_rn(tl.full(score.shape, 1.0, tl.float32), divided))
+        )
+        tl.store(logits + row * WIDTH + token, score - taken, mine)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _number(edits, each, word: tl.constexpr, inside):
+    return tl.load(edits + each * EDIT + word, inside, other=0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def restore(logits, edits, kept, draw, row, WIDTH: tl.constexpr):
+    """Undo a row's edits."""
+    end = tl.load(draw + 7)
+    for start in range(tl.load(draw + 6), end, EDITS):
+        each = start + tl.arange(0, EDITS)
+        token = tl.load(edits + each * EDIT, each < end, other=0)
+        tl.store(
+            logits + row * WIDTH + token, tl.load(kept + each, each < end, other=0.0, cache_modifier=".cg"), each < end
+        )
+
+
+@triton.jit
+def seen(logits, masks, draw, row, token, inside, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """Logits of a block of tokens, -inf for those that are not to be."""
+    if MASKED:
+        word = (tl.load(draw + 8) - 1) * tl.cdiv(WIDTH, 32) + (token >> 5)
+        inside = inside & (((tl.load(masks + word, inside, other=0) >> (token & 31)) & 1) != 0)
+    return tl.load(logits + row * WIDTH + token, inside, other=float("-inf")).to(tl.float32)
+
+
 # -- peaks ------------------------------------------------------------------------------------------------------------
 @triton.jit
-def peaks(logits, high, places, row, first, WIDTH: tl.constexpr, MINE: tl.constexpr, DEEP: tl.constexpr):
+def peaks(logits, masks, draw, high, places, row, first, WIDTH: tl.constexpr, MINE: tl.constexpr, DEEP: tl.constexpr,
+          MASKED: tl.constexpr):  # fmt: skip
     """The highest logit of each of MINE lanes from `first` on, and where it is; NaN counts as infinite."""
     lane, deep = first + tl.arange(0, MINE), tl.arange(0, DEEP)
     best = tl.full((DEEP, MINE), float("-inf"), tl.float32)
     at = tl.full((DEEP, MINE), FAR, tl.int32)
     for start in range(0, tl.cdiv(WIDTH, LANES), DEEP):
         token = (start + deep)[:, None] * LANES + lane[None, :]
-        x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+        x = seen(logits, masks, draw, row, token, token < WIDTH, WIDTH, MASKED)
         x = tl.where(x == x, x, float("inf"))
         at = tl.where(x > best, token, at)
         best = tl.maximum(best, x)
@@ -84,13 +137,12 @@ def peaks(logits, high, places, row, first, WIDTH: tl.constexpr, MINE: tl.conste
 
 
 @triton.jit
-def settle(logits, draws, tokens, high, places, info, row, WIDTH: tl.constexpr, SOME: tl.constexpr,
-           HIGH: tl.constexpr):  # fmt: skip
+def settle(logits, masks, draw, tokens, high, places, info, row, WIDTH: tl.constexpr, SOME: tl.constexpr,
+           HIGH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """From the peaks of all lanes: the token where the likeliest is wanted, else where what may be drawn ends."""
     lane = tl.arange(0, LANES)
     peak = tl.load(high + row * LANES + lane, cache_modifier=".cg")
     best = tl.max(peak, 0)
-    draw = draws + row * DRAW
     pace = pace_of(draw)
     known = tl.abs(best) < float("inf")
     limit = 0
@@ -102,14 +154,16 @@ def settle(logits, draws, tokens, high, places, info, row, WIDTH: tl.constexpr, 
         wanted, share = tl.load(draw + 3), tl.load(draw + 4)
         limit = tl.where(share == 0, tl.load(draw + 5) + 1, REACH)
         if (wanted > 0) & (wanted < WIDTH):
-            last = _last(logits, places, row, distances(peak, best, pace), best, pace, wanted, WIDTH, SOME, HIGH)
+            near = distances(peak, best, pace)
+            last = _last(logits, masks, draw, places, row, near, best, pace, wanted, WIDTH, SOME, HIGH, MASKED)
             limit = tl.minimum(last + 1, limit)
     tl.store(info + row * INFO, best.to(tl.int32, bitcast=True))
     tl.store(info + row * INFO + 1, limit)
 
 
 @triton.jit
-def _last(logits, list, row, nearest, best, pace, wanted, WIDTH: tl.constexpr, SOME: tl.constexpr, HIGH: tl.constexpr):
+def _last(logits, masks, draw, list, row, nearest, best, pace, wanted, WIDTH: tl.constexpr, SOME: tl.constexpr,
+          HIGH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Distance of the token number `wanted`, by distance: it is in a lane whose nearest is among the nearest `wanted`.
 
     list [R, LANES]: memory for the numbers of those lanes, which are looked at SOME at a time.
@@ -130,7 +184,7 @@ def _last(logits, list, row, nearest, best, pace, wanted, WIDTH: tl.constexpr, S
     for step in range(3):
         counts = tl.zeros((BINS,), tl.int32)
         for start in range(0, count, SOME):
-            far = _column(logits, list, row, start, count, best, pace, WIDTH, SOME, HIGH)
+            far = _columns(logits, masks, draw, list, row, start, count, best, pace, WIDTH, SOME, HIGH, MASKED)
             inside = (far >= 0) & ((far >> (30 - 10 * step)) == found)
             counts += tl.histogram((far >> (20 - 10 * step)) & 1023, BINS, mask=inside)
         found, rest = _bin(counts, found, rest)
@@ -147,39 +201,42 @@ def _bin(counts, found, rest):
 
 
 @triton.jit
-def _column(logits, list, row, start, count, best, pace, WIDTH: tl.constexpr, SOME: tl.constexpr, HIGH: tl.constexpr):
+def _columns(logits, masks, draw, list, row, start, count, best, pace, WIDTH: tl.constexpr, SOME: tl.constexpr,
+             HIGH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Distances of all tokens of SOME listed lanes, -1 where there is none."""
     number, deep = start + tl.arange(0, SOME), tl.arange(0, HIGH)
     lane = tl.load(list + row * LANES + number, number < count, other=0, cache_modifier=".cg")
     token = deep[:, None] * LANES + lane[None, :]
     inside = (token < WIDTH) & (number < count)[None, :]
-    x = tl.load(logits + row * WIDTH + token, inside, other=float("-inf")).to(tl.float32)
+    x = seen(logits, masks, draw, row, token, inside, WIDTH, MASKED)
     return tl.reshape(tl.where(inside, distances(x, best, pace), -1), (SOME * HIGH,))
 
 
 # -- weigh ------------------------------------------------------------------------------------------------------------
 @triton.jit
-def summed(logits, row, first, best, pace, limit, WIDTH: tl.constexpr, MINE: tl.constexpr, DEEP: tl.constexpr):
+def summed(logits, masks, draw, row, first, best, pace, limit, WIDTH: tl.constexpr, MINE: tl.constexpr,
+           DEEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Weights below the limit, added up by lanes: MINE from `first` on."""
     lane, deep = first + tl.arange(0, MINE), tl.arange(0, DEEP)
     sums = tl.zeros((DEEP, MINE), tl.int64)
     for start in range(0, tl.cdiv(WIDTH, LANES), DEEP):
         token = (start + deep)[:, None] * LANES + lane[None, :]
-        x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+        x = seen(logits, masks, draw, row, token, token < WIDTH, WIDTH, MASKED)
         sums += weights(distances(x, best, pace), limit)
     return tl.sum(sums, 0)
 
 
 @triton.jit
-def drawn(logits, row, sums, limit, best, pace, bits, WIDTH: tl.constexpr, HIGH: tl.constexpr):
-    """(token, its distance) that random bits find among weights below the limit, whose sums by lanes these are."""
+def drawn(logits, masks, draw, row, sums, limit, best, pace, turn, WIDTH: tl.constexpr, HIGH: tl.constexpr,
+          MASKED: tl.constexpr):  # fmt: skip
+    """(token, its distance) that an attempt finds among weights below the limit, whose sums by lanes these are."""
     total = tl.sum(sums, 0)
-    target = tl.umulhi(bits, total.to(tl.uint64)).to(tl.int64)
+    target = tl.umulhi(number(draw, turn), total.to(tl.uint64)).to(tl.int64)
     running = tl.cumsum(sums, 0)
     lane = tl.sum((running <= target).to(tl.int32), 0)
     target -= tl.max(tl.where(running <= target, running, 0), 0)
     token = tl.arange(0, HIGH) * LANES + lane
-    x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+    x = seen(logits, masks, draw, row, token, token < WIDTH, WIDTH, MASKED)
     far = distances(x, best, pace)
     running = tl.cumsum(weights(far, limit), 0)
     deep = tl.sum((running <= target).to(tl.int32), 0)
@@ -187,14 +244,14 @@ def drawn(logits, row, sums, limit, best, pace, bits, WIDTH: tl.constexpr, HIGH:
 
 
 @triton.jit
-def begin(logits, draws, tokens, info, enough, sums, row, WIDTH: tl.constexpr, HIGH: tl.constexpr):
+def begin(logits, masks, draw, tokens, info, enough, sums, row, WIDTH: tl.constexpr, HIGH: tl.constexpr,
+          MASKED: tl.constexpr):  # fmt: skip
     """The first attempt, which is the token where nothing can be against it."""
-    draw = draws + row * DRAW
     best, limit = tl.load(info + row * INFO).to(tl.float32, bitcast=True), tl.load(info + row * INFO + 1)
     share = tl.load(draw + 4).to(tl.uint32, bitcast=True).to(tl.uint64)
     least = tl.load(draw + 5)
     total = tl.sum(sums, 0)
-    token, far = drawn(logits, row, sums, limit, best, pace_of(draw), number(draw, share * 0), WIDTH, HIGH)
+    token, far = drawn(logits, masks, draw, row, sums, limit, best, pace_of(draw), least * 0, WIDTH, HIGH, MASKED)
     tl.store(tokens + row, token)
     part = tl.umulhi(total.to(tl.uint64), share << 32).to(tl.int64)
     tl.store(enough + row, tl.where(share == 0, total, tl.maximum(part, 1)))
@@ -205,16 +262,15 @@ def begin(logits, draws, tokens, info, enough, sums, row, WIDTH: tl.constexpr, H
 
 # -- judge ------------------------------------------------------------------------------------------------------------
 @triton.jit
-def nearer(info, draws, row):
+def nearer(info, draw, row):
     """Below which distance there is what lies before the attempt."""
-    return tl.minimum(tl.load(info + row * INFO + 2), tl.load(draws + row * DRAW + 5) + 1)
+    return tl.minimum(tl.load(info + row * INFO + 2), tl.load(draw + 5) + 1)
 
 
 @triton.jit
-def finish(logits, draws, tokens, info, enough, sums, row, WIDTH: tl.constexpr, DEEP: tl.constexpr,
-           HIGH: tl.constexpr):  # fmt: skip
+def finish(logits, masks, draw, tokens, info, enough, sums, row, WIDTH: tl.constexpr, DEEP: tl.constexpr,
+           HIGH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Attempts until one is kept; sums: by lanes, of what lies before the first."""
-    draw = draws + row * DRAW
     best, pace = tl.load(info + row * INFO).to(tl.float32, bitcast=True), pace_of(draw)
     far, least, share = tl.load(info + row * INFO + 2), tl.load(draw + 5), tl.load(draw + 4)
     below = tl.load(enough + row)
@@ -222,11 +278,11 @@ def finish(logits, draws, tokens, info, enough, sums, row, WIDTH: tl.constexpr, 
     going = (far > least) | (tl.sum(sums, 0) >= below)
     turn = 1
     while going:
-        token, far = drawn(logits, row, sums, limit, best, pace, number(draw, turn), WIDTH, HIGH)
+        token, far = drawn(logits, masks, draw, row, sums, limit, best, pace, turn, WIDTH, HIGH, MASKED)
         tl.store(tokens + row, token)
         turn += 1
         going = (far > least) | ((share != 0) & (far > 0))
         if going:
             limit = tl.minimum(far, least + 1)
-            sums = summed(logits, row, 0, best, pace, limit, WIDTH, LANES, DEEP)
+            sums = summed(logits, masks, draw, row, 0, best, pace, limit, WIDTH, LANES, DEEP, MASKED)
             going = (far > least) | (tl.sum(sums, 0) >= below)
