@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from types import TracebackType
 from typing import Any, Self
 
@@ -158,6 +159,24 @@ class Session:
                 executor.give(frame)
         self._verify()
         return dict(zip(self._output_names, results, strict=True))
+
+    def warm_up(self) -> int:
+        """Run the smallest, usual and largest shapes of the engine's profiles (where it has none, fixed shapes) once,
+        with zeros: memory is taken, on a GPU kernels are loaded and graphs captured, and no run at them pays for it.
+        How many they were."""
+        points = {tuple(point.items()): None for point in self._points()}
+        for point in points:
+            self.run({name: np.full(shape, "" if dtype.hasobject else 0, dtype)
+                      for (name, shape), dtype in zip(point, self._dtypes, strict=True)})  # fmt: skip
+        return len(points)
+
+    def _points(self) -> Iterator[dict[str, tuple[int, ...]]]:
+        fixed = {x.name: x.shape for x in self.engine.inputs if all(isinstance(n, int) for n in x.shape)}
+        profiles = self.engine.details.get("config", {}).get("profiles") or [{}]
+        for profile, which in product(profiles, range(3)):
+            shapes: dict[str, Any] = fixed | {name: tuple(triple[which]) for name, triple in profile.items()}
+            if shapes.keys() >= set(self._names):
+                yield {name: shapes[name] for name in self._names}
 
     @property
     def on_device(self) -> bool:

@@ -113,6 +113,19 @@ def test_a_session_on_a_cpu_carries_nothing_over(fake: FakeDriver) -> None:
             session.begin({"image": images(1)}, ["scores"], begun, {"image": ("scores", np.zeros((1, 2), np.int32))})
 
 
+def test_graphs_are_captured_at_warm_up(fake: FakeDriver) -> None:
+    """For the smallest, usual and largest shapes of the profile; runs at these shapes capture none, others one."""
+    with ingot.Session(digits(), device="cuda") as session:
+        assert session.warm_up() == 3
+        captured = fake.calls["cuGraphInstantiate"]
+        assert captured == 3
+        for count in (1, 2, 4):
+            session.run({"image": images(count)})
+        assert fake.calls["cuGraphInstantiate"] == captured
+        session.run({"image": images(3)})
+        assert fake.calls["cuGraphInstantiate"] == captured + 1
+
+
 def test_a_file_is_as_good(fake: FakeDriver, tmp_path: Path) -> None:
     engine = digits(precision="fp16")
     engine.save(tmp_path / "digits.engine")

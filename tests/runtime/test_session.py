@@ -227,3 +227,14 @@ def test_more_threads_than_cores_give_the_same() -> None:
         expected = alone.run({"image": image})["scores"]
         for _ in range(300):
             np.testing.assert_array_equal(crowd.run({"image": image})["scores"], expected)
+
+
+def test_what_a_warm_up_runs() -> None:
+    """Every point of every profile once; without profiles nothing, unless shapes are fixed."""
+    open_ended = ingot.build(model(), target="host", level=0, verify=False)
+    with ingot.Session(open_ended, "host") as session:
+        assert session.warm_up() == 0
+    points = [ingot.Profile(a=((1, 8), (2, 8), (4, 8)), b=((1, 8), (2, 8), (4, 8))), ingot.Profile(a=(9, 8), b=(9, 8))]
+    engine = ingot.build(model(), target="host", level=0, verify=False, profiles=points)
+    with ingot.Session(engine, "host") as session:
+        assert session.warm_up() == 4
