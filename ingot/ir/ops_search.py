@@ -1,4 +1,4 @@
-"""TopK, CumSum (or CumProd) and Choose."""
+"""TopK and CumSum (or CumProd)."""
 
 from __future__ import annotations
 
@@ -57,15 +57,3 @@ def _shifted_by_one(sums: Array, axis: int, first: int) -> Array:
     target[axis], source[axis] = slice(1, None), slice(0, max(count - 1, 0))
     result[tuple(target)] = sums[tuple(source)]
     return result
-
-
-def _choose_type(logits: TensorType) -> TensorType:
-    return TensorType("int32", logits.shape[:1])
-
-
-@op("Choose", "logits", _choose_type)
-def choose(logits_RV: Array) -> Array:
-    """The first place of the highest number of each row, -1 where that is not finite or a number is missing"""
-    place = logits_RV.argmax(axis=1)
-    found = wide(logits_RV)[np.arange(len(place)), place]
-    return np.where(np.isfinite(found), place, -1).astype(np.int32)

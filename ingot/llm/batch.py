@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ingot.ir.ops_sample import DRAW, EDIT
+
 Array = np.ndarray[Any, Any]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -22,7 +24,9 @@ class Batch:
     starts[s]..starts[s+1] belong to sequence s. lengths [S]: context of s, these tokens included. tables
     [S, any]: its blocks in order. rows [R]: the tokens whose logits are wanted; states [E]: those whose hidden states
     are, behind the last norm. carried [C, 2]: in the place of token_ids[c, 0] the step takes what the step that was
-    begun just before it chose after its row c, 1, which nobody has seen yet. All int32.
+    begun just before it chose after its row c, 1, which nobody has seen yet. draws [R, DRAW]: how the rows' tokens are
+    drawn, with edits [E, EDIT] and masks [M, any], as the operator Sample has them; no draws: the likeliest of each.
+    All int32.
     """
 
     token_ids: Integers
@@ -34,6 +38,9 @@ class Batch:
     rows: Integers
     states: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
     carried: Integers = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    draws: Integers = field(default_factory=lambda: np.zeros((0, DRAW), np.int32))
+    edits: Integers = field(default_factory=lambda: np.zeros((0, EDIT), np.int32))
+    masks: Integers = field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
 
 class Begun(Protocol):
@@ -41,8 +48,8 @@ class Begun(Protocol):
 
     def result(self) -> Mapping[str, Any]:
         """What was wanted of it, when it is there: "logits" [R, vocabulary] of the batch's rows, float32; "chosen" [R],
-        the likeliest token after each of them, int32, -1 where logits are no numbers; "hidden" [E, hidden] of its
-        `states`, float32. Raises what went wrong. To be called once, in the order in which steps were begun."""
+        the token drawn after each of them, int32, -1 where there is none; "hidden" [E, hidden] of its `states`,
+        float32. Raises what went wrong. To be called once, in the order in which steps were begun."""
         ...
 
 
@@ -76,6 +83,11 @@ class Runner(Protocol):
     @property
     def ahead(self) -> bool:
         """Whether one step may be begun while the one before is under way; the device computes them in their order."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn where the logits are, which need not come here then."""
         ...
 
     def begin(self, batch: Batch, *wanted: Wanted) -> Begun:

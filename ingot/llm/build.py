@@ -17,13 +17,14 @@ from ingot import compiler
 from ingot.config import BuildConfig, Profile
 from ingot.engine import Engine
 from ingot.errors import BuildError, ConfigError
-from ingot.ir.graph import make_node
 from ingot.ir.ops_paged import line_of
+from ingot.ir.ops_sample import EDIT
 from ingot.llm import evidence
+from ingot.llm.asked import MOST_EDITS
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format, format_of, with_cache
-from ingot.llm.graph import BLOCK, GATHERED, graph_of
+from ingot.llm.graph import BLOCK, GATHERED, draw_tokens, graph_of
 from ingot.llm.models import decoder_of
 from ingot.llm.projections import project
 from ingot.llm.shards import shard
@@ -135,18 +136,14 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
 
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and a
-    second output `chosen` [R], the likeliest tokens (-1: logits are no numbers)."""
+    second output `chosen` [R], the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits."""
     model = graph_of(decoder, kept, name, hidden=not target.startswith("cuda"))
     if not target.startswith("cuda"):
         return model
     if kept.bits < 32:
         half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
-    logits = model.graph.outputs[0]
-    chosen = make_node("Choose", [logits], name="chosen")
-    chosen.outputs[0].name = "chosen"
-    model.graph.append(chosen)
-    model.graph.outputs.append(chosen.outputs[0])
+    draw_tokens(model, decoder.vocabulary)
     return model
 
 
@@ -162,10 +159,12 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     pool = (2, decoder.groups, line_of(BLOCK, decoder.depth, kept.cache))
     typical = max(options.typical, _ROWS_OF_TILES) if kept.narrow_rows else options.typical
     typical = min(typical, options.token_budget)
-    states = {} if options.target.startswith("cuda") else {"states": ((1,), (1,), (options.token_budget,))}
+    words, most = -(-decoder.vocabulary // 32), min(options.sequence_budget, options.token_budget)
+    drawn = {"edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)), "masks": ((1, words), (1, words), (most, words))}
+    states = {"states": ((1,), (1,), (options.token_budget,))}
     profile = Profile(
         **{
-            **states,
+            **(drawn if options.target.startswith("cuda") else states),
             "token_ids": ((1,), (typical,), (options.token_budget,)),
             "rows": ((1,), (1,), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),

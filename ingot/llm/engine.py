@@ -18,6 +18,7 @@ import numpy as np
 
 from ingot.errors import ConfigError, IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
+from ingot.llm.asked import asked, leads
 from ingot.llm.batch import Runner
 from ingot.llm.cache import BlockPool
 from ingot.llm.counters import Counters
@@ -280,15 +281,7 @@ class Engine:
         self._began = self._began or now
         for share in step.shares:
             self._entered(share, now)
-        return begin(self.runner, step, all(self._plain(share) for share in step.shares if share.rows), now)
-
-    def _plain(self, share: Share) -> bool:
-        """Whether likeliest tokens are all that is wanted of it."""
-        if share.sequence.whole or share.sequence.silent:
-            return False
-        answer = self._answers[share.sequence]
-        voices = [answer.voice, *answer.ticket.later]
-        return all(v.matcher is None and v.drawing.plain for v in voices)
+        return begin(self.runner, step, asked(step.shares, self._answers, self.runner.draws), now)
 
     def _leads(self, flight: Flight) -> bool:
         """Whether the next step may begin before this one has ended: what it draws is not asked for here, and no
@@ -297,11 +290,7 @@ class Engine:
             return False
         if isinstance(flight.begun, Exception):
             return False
-        return not any(share.draws and self._several(share) for share in flight.step.shares)
-
-    def _several(self, share: Share) -> bool:
-        answer = self._answers.get(share.sequence)
-        return answer is not None and bool(answer.ticket.later)
+        return all(leads(share, self._answers.get(share.sequence)) for share in flight.step.shares)
 
     def _land(self, following: Flight | None) -> None:
         """Wait for the step under way, and record it; `following` was begun behind it, and is under way now."""

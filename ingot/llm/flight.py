@@ -4,7 +4,7 @@ at fault."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class Spoiled(IngotError):
 
 @dataclass(eq=False)
 class Flight:
-    """A step that was begun at `since`. plain: the likeliest tokens are all that is wanted of it."""
+    """A step that was begun at `since`. plain: the runner draws its tokens, nothing else is wanted of it."""
 
     step: Step
     plain: bool
@@ -41,7 +41,7 @@ class Flight:
 
 @dataclass(frozen=True, eq=False)
 class Landed:
-    """Shares that were computed; `rows`: logits or likeliest tokens, `states`: hidden ones, at the shares' places."""
+    """Shares that were computed; `rows`: logits or drawn tokens, `states`: hidden ones, at the shares' places."""
 
     shares: Sequence[Share]
     rows: Floats | Integers
@@ -58,23 +58,25 @@ class Landed:
         return held[share.row : share.row + share.rows]
 
 
-def begin(runner: Runner, step: Step, plain: bool, now: float) -> Flight:
-    """Begin a step, behind what is under way."""
+def begin(runner: Runner, step: Step, asked: Mapping[str, Integers] | None, now: float) -> Flight:
+    """Begin a step, behind what is under way. asked: how its tokens are drawn; None: its logits are wanted."""
     begun: Begun | Exception
     try:
         if step.copies:
             runner.copy_blocks(step.copies)
-        begun = _begin(runner, step.shares, plain)
+        begun = _begin(runner, step.shares, asked)
     except GroupLost:
         raise  # no step can be computed any more
     except Exception as error:  # noqa: BLE001 - raised when its result is asked for
         begun = error
-    return Flight(step, plain, now, begun)
+    return Flight(step, asked is not None, now, begun)
 
 
-def _begin(runner: Runner, shares: Sequence[Share], plain: bool) -> Begun:
+def _begin(runner: Runner, shares: Sequence[Share], asked: Mapping[str, Integers] | None) -> Begun:
     batch = batch_of(shares, runner.block_size)
-    wanted: tuple[Wanted, ...] = ("chosen",) if plain else ("logits", "hidden") if len(batch.states) else ("logits",)
+    if asked is not None:
+        return runner.begin(replace(batch, **asked), "chosen")
+    wanted: tuple[Wanted, ...] = ("logits", "hidden") if len(batch.states) else ("logits",)
     return runner.begin(batch, *wanted)
 
 
@@ -86,7 +88,7 @@ def one_by_one(runner: Runner, step: Step, shares: Sequence[Share]) -> Iterator[
             if copies:
                 runner.copy_blocks(copies)
             copies = ()
-            yield share, Landed.of([share], _begin(runner, [share], False).result())
+            yield share, Landed.of([share], _begin(runner, [share], None).result())
         except Exception as own:  # noqa: BLE001 - becomes the request's answer
             yield share, own
 

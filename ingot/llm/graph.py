@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ingot.ir.graph import make_node, set_type
 from ingot.ir.ops_paged import line_of
+from ingot.ir.ops_sample import DRAW, EDIT
 from ingot.ir.ops_table import TensorType
 from ingot.llm.decoder import Activation, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.formats import Format, Role
@@ -202,9 +203,20 @@ def graph_of(decoder: Decoder, kept: Format, name: str, hidden: bool = False) ->
     ending.cap(decoder.final_softcap)
     graph.outputs.append(_logits(writer, writer.norm(picked, decoder.final, "final.norm"), ending))
     if hidden:
-        seen = writer.value("Gather", [stream, _given(writer, "states", "int32", "E")], "seen", axis=0)
+        seen = writer.value("Gather", [stream, _input(writer.graph, "states", "int32", "E")], "seen", axis=0)
         graph.outputs.append(writer.norm(seen, decoder.final, "hidden"))
     return ir.Model(graph, ir_version=10)
+
+
+def draw_tokens(model: ir.Model, vocabulary: int) -> None:
+    """With inputs `draws` [R, DRAW], `edits` [D, EDIT] and `masks` [M, words] more, and an output `chosen` [R]."""
+    graph, logits = model.graph, model.graph.outputs[0]
+    shapes = {"draws": ("R", DRAW), "edits": ("D", EDIT), "masks": ("M", -(-vocabulary // 32))}
+    given = [_input(graph, name, "int32", *shape) for name, shape in shapes.items()]
+    chosen = make_node("Sample", [logits, *given], name="chosen")
+    chosen.outputs[0].name = "chosen"
+    graph.append(chosen)
+    graph.outputs.append(chosen.outputs[0])
 
 
 def _logits(writer: Writer, x: ir.Value, ending: Epilogue) -> ir.Value:
@@ -219,16 +231,16 @@ def _logits(writer: Writer, x: ir.Value, ending: Epilogue) -> ir.Value:
     return writer.value("View", [rows], "logits", shape=("R", decoder.vocabulary))
 
 
-def _given(writer: Writer, name: str, dtype: str, *shape: int | str) -> ir.Value:
+def _input(graph: ir.Graph, name: str, dtype: str, *shape: int | str) -> ir.Value:
     """An input of the graph."""
     value = ir.Value(name=name)
     set_type(value, TensorType(dtype, shape))
-    writer.graph.inputs.append(value)
+    graph.inputs.append(value)
     return value
 
 
 def _inputs(writer: Writer) -> Step:
-    decoder, given = writer.decoder, partial(_given, writer)
+    decoder, given = writer.decoder, partial(_input, writer.graph)
     width = -(-decoder.context // BLOCK)
     ids, positions, slots, owners = (
         given(name, "int32", "T") for name in ("token_ids", "positions", "slots", "owners")

@@ -15,11 +15,13 @@ from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.errors import DeviceError, EngineError, InputError
 from ingot.ir.ops_paged import line_of
+from ingot.ir.ops_sample import DRAW, EDIT, sample
 from ingot.llm.batch import Batch, Floats, Integers, Wanted
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.group import Group
 from ingot.runtime.session import Begun, Session
 
+_EDITS = (16, 256, 4096, 1 << 16)
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
@@ -75,7 +77,7 @@ class EngineRunner:
         self._pools = self._made_pools()
         self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
         self.ahead = self.session.on_device and group is None
-        self._chooses = any(spec.name == "chosen" for spec in engine.outputs)
+        self.draws = any(spec.name == "draws" for spec in engine.inputs)
         self._before: tuple[Begun, int] | None = None  # what was begun last, and its rows
 
     @property
@@ -100,21 +102,20 @@ class EngineRunner:
         return found["logits"], found["hidden"]
 
     def choose(self, batch: Batch) -> Integers:
-        """The likeliest token [R] after each of the batch's rows: on a GPU nothing else comes back from there."""
+        """The token [R] drawn after each of the batch's rows: on a GPU nothing else comes back from there."""
         chosen: Integers = self.begin(batch, "chosen").result()["chosen"]
         return chosen
 
     def begin(self, batch: Batch, *wanted: Wanted) -> Stepping:
         """Begin a step."""
         self._check(batch)
-        rows, states = len(batch.rows), len(batch.states)
-        if not rows and not len(batch.token_ids):
+        if not len(batch.rows) and not len(batch.token_ids):
             nothing = {"logits": np.zeros((0, self.vocabulary), np.float32)}
-            return Stepping(lambda: _wanted(nothing, wanted, 0, 0))
-        outputs = list(dict.fromkeys(w if w != "chosen" or self._chooses else "logits" for w in wanted))
+            return Stepping(lambda: _wanted(nothing, wanted, batch))
+        outputs = list(dict.fromkeys(w if w != "chosen" or self.draws else "logits" for w in wanted))
         begun = self._begun(batch, outputs)
-        self._before = begun, rows
-        return Stepping(lambda: _wanted(begun.result(), wanted, rows, states))
+        self._before = begun, len(batch.rows)
+        return Stepping(lambda: _wanted(begun.result(), wanted, batch))
 
     def _begun(self, batch: Batch, outputs: Sequence[str]) -> Begun:
         if not self.ahead:
@@ -139,7 +140,14 @@ class EngineRunner:
         }
         if self.hidden:
             feeds["states"] = _filled(batch.states, self._padded(max(len(batch.states), 1)), 0)
-        return feeds
+        return feeds | (self._drawn_by(batch, tall) if self.draws else {})
+
+    def _drawn_by(self, batch: Batch, tall: int) -> dict[str, Integers]:
+        """How tokens are drawn, padded: the likeliest of rows that nobody wants."""
+        few = next(size for size in _EDITS if len(batch.edits) <= size)
+        words, many = -(-self.vocabulary // 32), self._padded(max(len(batch.masks), 1))
+        return {"draws": _grown(batch.draws, tall, DRAW), "edits": _grown(batch.edits, few, EDIT),
+                "masks": _grown(batch.masks, many, words)}  # fmt: skip
 
     def _rows_of_tables(self, count: int) -> int:
         """On a GPU tables travel: no more of them than a padded size."""
@@ -208,8 +216,17 @@ class EngineRunner:
         self._within("rows", batch.rows, tokens)
         self._within("states", batch.states, tokens)
         self._within("carried", batch.carried[:, 0], tokens)
+        self._check_draws(batch)
         before = self._before[1] if self._before is not None and self.ahead else 0
         self._within("rows of the step before", batch.carried[:, 1], before)
+
+    def _check_draws(self, batch: Batch) -> None:
+        edits = len(batch.edits)
+        if len(batch.draws) not in (0, len(batch.rows)) or edits > _EDITS[-1]:
+            raise InputError(f"{len(batch.rows)} rows have {len(batch.draws)} draws and {edits} edits")
+        self._within("tokens of edits", batch.edits[:, 0], self.vocabulary)
+        self._within("edits of draws", batch.draws[:, 6:8], edits + 1)
+        self._within("masks of draws", batch.draws[:, 8], len(batch.masks) + 1)
 
     def _within(self, name: str, numbers: Integers, stop: int) -> None:
         """Anything else would be read or written outside the pools."""
@@ -223,18 +240,27 @@ def _filled(values: Any, size: int, rest: int) -> Integers:
     return filled
 
 
+def _grown(rows: Integers, count: int, width: int) -> Integers:
+    """As many rows as that, and as long, the rest zeros."""
+    if rows.shape == (count, width):
+        return rows
+    grown = np.zeros((count, width), np.int32)
+    kept = rows[:, :width]
+    grown[: len(kept), : kept.shape[1]] = kept
+    return grown
+
+
 def _device_of(engine: Engine) -> str:
     return "cuda" if engine.variants and all(v.target == "cuda" for v in engine.variants) else "cpu"
 
 
-def _wanted(found: Mapping[str, Any], wanted: Sequence[Wanted], rows: int, states: int) -> dict[str, Any]:
-    """What was wanted, without padding; the likeliest tokens are looked for here where the engine does not."""
-    extents = {"logits": rows, "chosen": rows, "hidden": states}
+def _wanted(found: Mapping[str, Any], wanted: Sequence[Wanted], batch: Batch) -> dict[str, Any]:
+    """What was wanted, without padding; tokens are drawn here where the engine does not."""
+    extents = {"logits": len(batch.rows), "chosen": len(batch.rows), "hidden": len(batch.states)}
     cut = {name: array[: extents[name]] for name, array in found.items()}
-    return {name: cut[name] if name in cut else _likeliest(cut["logits"]) for name in wanted}
+    return {name: cut[name] if name in cut else _drawn(cut["logits"], batch) for name in wanted}
 
 
-def _likeliest(logits_RV: Floats) -> Integers:
-    best = logits_RV.argmax(-1)
-    usable = np.isfinite(logits_RV[np.arange(len(logits_RV)), best])
-    return np.where(usable, best, -1).astype(np.int32)
+def _drawn(logits_RV: Floats, batch: Batch) -> Integers:
+    draws = batch.draws if len(batch.draws) else np.zeros((len(logits_RV), DRAW), np.int32)
+    return np.asarray(sample(logits_RV, draws, batch.edits, batch.masks))

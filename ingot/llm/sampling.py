@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.ir.ops_sample import DRAW, EDIT, Draw, adjusted, at_places, draw_of, edits_of, sampled, start_of
+from ingot.ir.ops_sample import DRAW, EDIT, at_places, draw_of, edits_of, sample, start_of
 from ingot.llm.batch import Array, Floats, Integers
 from ingot.llm.request import Sampling, TokenLogprob
 
 
 @dataclass(slots=True)
 class Drawing:
-    """How one answer is drawn, and what it drew so far. ends: the tokens that end it, not drawn before min_tokens."""
+    """How one answer is drawn, and what it drew so far. ends: the tokens that end it, not drawn before min_tokens. row:
+    its draw with the counter's start; random: whether chance decides."""
 
     sampling: Sampling
     seed: int
@@ -27,11 +28,13 @@ class Drawing:
     ends: frozenset[int] = frozenset()
     drawn: Counter[int] = field(default_factory=Counter)
     count: int = 0
-    _row: Integers = field(init=False, repr=False)
+    row: bytes = field(init=False, repr=False)
+    random: bool = field(init=False)
 
     def __post_init__(self) -> None:
         asked = self.sampling
-        self._row = draw_of(start_of(self.seed), asked.temperature, asked.top_k, asked.top_p, asked.min_p).packed()
+        drawn = draw_of(start_of(self.seed), asked.temperature, asked.top_k, asked.top_p, asked.min_p)
+        self.row, self.random = drawn.packed().tobytes(), drawn.pace > 0
 
     def accept(self, token: int) -> None:
         """The answer goes on with this token."""
@@ -45,19 +48,16 @@ class Drawing:
         asked = self.sampling
         return bool(asked.presence_penalty or asked.frequency_penalty or asked.repetition_penalty != 1)
 
-    @property
-    def adjusted(self) -> bool:
-        """Whether logits change before a token is drawn."""
-        return self.penalised or bool(self.sampling.logit_bias) or self.count < self.sampling.min_tokens
+    def edited(self, place: int) -> bool:
+        """Whether logits change before the token at a place is drawn."""
+        return self.penalised or bool(self.sampling.logit_bias) or place < self.sampling.min_tokens
 
-    def edits(self) -> Integers:
-        """How logits change before the next token is drawn, [E, EDIT] of the operator Sample."""
-        if not self.adjusted:
-            return np.zeros((0, EDIT), np.int32)
+    def edits(self, place: int) -> Integers:
+        """How logits change before the token at a place is drawn, after what was drawn so far: [E, EDIT] of Sample."""
         asked, kinds = self.sampling, np.fromiter(self.drawn, np.int64, len(self.drawn))
         biased = np.fromiter(asked.logit_bias, np.int64, len(asked.logit_bias))
         seen = np.union1d(kinds, self.prompt) if asked.repetition_penalty != 1 else kinds[:0]
-        ends = np.array(sorted(self.ends), np.int64)[: None if self.count < asked.min_tokens else 0]
+        ends = np.array(sorted(self.ends), np.int64)[: None if place < asked.min_tokens else 0]
         tokens = np.unique(np.concatenate([biased, kinds, seen, ends]))
         added, divided, taken = np.zeros(len(tokens)), np.ones(len(tokens)), np.zeros(len(tokens))
         added[np.searchsorted(tokens, biased)] = np.fromiter(asked.logit_bias.values(), np.float64, len(biased))
@@ -66,11 +66,6 @@ class Drawing:
         taken[np.searchsorted(tokens, kinds)] = asked.frequency_penalty * counts + asked.presence_penalty
         taken[np.searchsorted(tokens, ends)] = np.inf
         return edits_of(tokens, added, divided, taken)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the likeliest token is all that is wanted."""
-        return self.sampling.temperature == 0 and self.sampling.logprobs is None and not self.adjusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +76,42 @@ class Drawn:
     logprob: TokenLogprob | None = None
 
 
-def draws_of(drawings: Sequence[Drawing], places: Sequence[int] | None = None) -> Integers:
-    """How rows are drawn, [R, DRAW] of the operator Sample: at some places of their answers, or the next ones."""
-    if not drawings:
-        return np.zeros((0, DRAW), np.int32)
-    rows = np.stack([drawing._row for drawing in drawings])
-    counts = np.array([drawing.count for drawing in drawings] if places is None else places, np.uint64)
-    return at_places(rows, counts)
+Row = tuple[Drawing, int, Array | None]
+"""How a row is drawn: the answer's drawing, the token's place in the answer, a bit mask of the allowed tokens."""
+
+
+def asked_of(rows: Sequence[Row]) -> dict[str, Integers]:
+    """`draws`, `edits` and `masks` of the operator Sample for these rows."""
+    if not rows:
+        return {"draws": np.zeros((0, DRAW), np.int32), "edits": np.zeros((0, EDIT), np.int32),
+                "masks": np.zeros((0, 0), np.int32)}  # fmt: skip
+    draws = np.frombuffer(b"".join([drawing.row for drawing, _, _ in rows]), np.int32).reshape(-1, DRAW)
+    draws = at_places(draws, np.array([place for _, place, _ in rows], np.uint64))
+    changes = [
+        (number, drawing.edits(place)) for number, (drawing, place, _) in enumerate(rows) if drawing.edited(place)
+    ]
+    end = 0
+    for number, edits in changes:
+        draws[number, 6:8] = end, end + len(edits)
+        end += len(edits)
+    masks = [(number, mask) for number, (_, _, mask) in enumerate(rows) if mask is not None]
+    draws[[number for number, _ in masks], 8] = np.arange(1, len(masks) + 1)
+    return {
+        "draws": draws,
+        "edits": np.concatenate([edits for _, edits in changes]) if changes else np.zeros((0, EDIT), np.int32),
+        "masks": np.stack([mask for _, mask in masks]) if masks else np.zeros((0, 0), np.int32),
+    }
 
 
 def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> list[Drawn]:
-    """One token for each row of logits; beside each row's drawing a bit mask of the allowed tokens, or None."""
-    draws_RD = draws_of([drawing for drawing, _ in rows])
-    tokens = [_token(*row) for row in zip(logits_RV, draws_RD, rows, strict=True)]
+    """The next token for each row of logits; beside each row's drawing a bit mask of the allowed tokens, or None."""
+    asked = asked_of([(drawing, drawing.count, mask) for drawing, mask in rows])
+    found = sample(logits_RV, asked["draws"], asked["edits"], asked["masks"])
+    tokens = [token if token >= 0 else None for token in found.tolist()]
     return [
         Drawn(token, _logprob(logits_RV[index], token, drawing.sampling.logprobs) if token is not None else None)
         for index, (token, (drawing, _)) in enumerate(zip(tokens, rows, strict=True))
     ]
-
-
-def _token(logits_V: Floats, draw_D: Integers, row: tuple[Drawing, Array | None]) -> int | None:
-    """Of one row; None where logits are no numbers, or nothing is allowed."""
-    edits, mask = row[0].edits(), row[1]
-    if mask is not None or len(edits):
-        logits_V = adjusted(logits_V, edits, mask)
-    token = sampled(logits_V, Draw.read(draw_D))
-    return token if token >= 0 else None
 
 
 def _best(logits_V: Floats, count: int) -> Array:

@@ -64,7 +64,7 @@ def _fault(voice: Voice) -> str:
 
 def draw_all(turns: Sequence[Turn], logits_RV: Floats | Integers) -> None:
     """Draw for every turn, and again for those whose drafts turn out right. In the place of logits there may be the
-    likeliest token [R] of each row, -1 where there is none: then every turn is plain."""
+    tokens [R] that the runner drew, -1 where there is none."""
     going = list(turns)
     while going:
         rows = [turn.row + len(turn.drawn) for turn in going]

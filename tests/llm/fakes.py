@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.ir.ops_sample import DRAW, sample
 from ingot.llm.batch import Batch, Begun, Floats, Integers, Wanted
 
 
@@ -27,10 +28,10 @@ class Later:
         return self.compute()
 
 
-def likeliest(logits: Floats) -> Integers:
-    """The likeliest tokens, -1 where logits are no numbers."""
-    best = logits.argmax(-1) if len(logits) else np.zeros(0, np.int64)
-    return np.where(np.isfinite(logits[np.arange(len(logits)), best]), best, -1).astype(np.int32)
+def drawn(logits: Floats, batch: Batch) -> Integers:
+    """The tokens that the batch's draws make of them."""
+    draws = batch.draws if len(batch.draws) else np.zeros((len(logits), DRAW), np.int32)
+    return np.asarray(sample(logits, draws, batch.edits, batch.masks))
 
 
 @dataclass
@@ -53,6 +54,7 @@ class FakeRunner:
     hidden: int = 0
     window: int = 0
     ahead: bool = False
+    draws: bool = False
     steps: int = 0
     closed: bool = False
     shapes: list[tuple[int, int]] = field(default_factory=list)
@@ -100,7 +102,7 @@ class FakeRunner:
     def computed(self, batch: Batch, wanted: Sequence[Wanted]) -> dict[str, Any]:
         """What is wanted of a step."""
         logits, owner = self.step(batch), np.repeat(np.arange(len(batch.lengths)), np.diff(batch.starts))
-        found: dict[str, Any] = {"logits": logits, "chosen": likeliest(logits)}
+        found: dict[str, Any] = {"logits": logits, "chosen": drawn(logits, batch)}
         if "hidden" in wanted:
             found["hidden"] = np.stack([
                 self.state_of(self._context(batch, int(row), int(owner[row]))) for row in batch.states
@@ -137,6 +139,7 @@ class Distant(FakeRunner):
     blocks are copied; `carried` tokens are what the step before chose there."""
 
     ahead: bool = True
+    draws: bool = True
     most: int = 0
     untold: int = 0
     queue: deque[Elsewhere] = field(default_factory=deque)

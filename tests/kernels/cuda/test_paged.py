@@ -183,10 +183,3 @@ def test_launches_for_other_sizes_have_no_blocks() -> None:
         assert len(taken) == 1, (size, [c.grid for c in taken])
         known = replace(node, inputs=(Port("bfloat16", (size, 512)), ports[1]), outputs=(Port("float32", (size, 512)),))
         assert len(generate(known, picked(known, target, 1)[0], target).launches) == 1
-
-
-@pytest.mark.parametrize("rows", [3, 20])
-def test_choose(rows: int) -> None:
-    logits = np.random.default_rng(rows).integers(-40, 40, (rows, 70000 if rows == 3 else 300)).astype(np.float32)
-    logits[1, 7], logits[2, 5] = np.nan, np.inf
-    checked("Choose", [logits], {}, {0: "T"})
