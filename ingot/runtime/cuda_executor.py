@@ -9,14 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Variant
-from ingot.errors import InputError
+from ingot.errors import DeviceError, InputError
 from ingot.plan.extent import evaluate, symbols_of
 from ingot.plan.packing import align
 from ingot.plan.plan import CollectiveSegment, GraphSegment, Plan, Segment, Value
@@ -89,10 +89,15 @@ class CudaExecutor(Executor):
     def keep(self, addresses: Mapping[int, int]) -> None:
         """Inputs (by position) that lie on the device from now on: every run reads and writes them where they are."""
         self.resident |= {self.plan.values[self.plan.inputs[k]].storage: a for k, a in addresses.items()}
-        with self._lock:
-            self._free.clear()
+        self.forget()
 
     def _frame(self, shapes: Shapes, outer: Bindings) -> CudaFrame:
+        try:
+            return CudaFrame(self, shapes, outer)
+        except DeviceError:
+            if self.context.fault or not self.arena_bytes:
+                raise
+        self.forget()  # memory is short: what waits for shapes to come again goes first
         return CudaFrame(self, shapes, outer)
 
     def _nested(self, plan: Plan) -> Executor:
@@ -153,7 +158,7 @@ class CudaFrame(Frame):
         self._late_device: dict[int, cuda.Allocation] = {}
         self._addresses: Addresses = ()
         super().__init__(executor, shapes, outer)
-        weakref.finalize(self, _destroy, self.context, self.stream, self.ended, self._graphs)
+        self._destroyed = weakref.finalize(self, _destroy, self.context, self.stream, self.ended, self._graphs)
 
     # -- placing --
     def _place_weights(self) -> None:
@@ -194,13 +199,24 @@ class CudaFrame(Frame):
                 raise InputError(f"{value.name!r} has 2^31 elements or more at these shapes; give smaller ones")
 
     def _staged_values(self) -> dict[int, Array]:
-        """Pinned arrays for the plan's inputs and outputs that are on the device and of known size."""
-        fixed = [i for i in self._fixed if self._on_device(self.plan.values[i])
-                 and self.plan.values[i].storage not in self.executor.resident]  # fmt: skip
-        sizes = [align(self._extent_bytes(self.plan.values[i]), 64) for i in fixed]
+        """Pinned arrays for the plan's inputs that are on the device and of known size; those of outputs are made when
+        they are asked for."""
+        inputs = [i for i in self.plan.inputs if self._staged_at_all(i)]
+        sizes = [align(self._extent_bytes(self.plan.values[i]), 64) for i in inputs]
         block = self.context.pinned(sum(sizes))
         starts = np.cumsum([0, *sizes])
-        return {i: self._shaped(block[start:], self.plan.values[i]) for i, start in zip(fixed, starts, strict=False)}
+        return {i: self._shaped(block[start:], self.plan.values[i]) for i, start in zip(inputs, starts, strict=False)}
+
+    def _staged_at_all(self, index: int) -> bool:
+        value = self.plan.values[index]
+        return index in self._fixed and self._on_device(value) and value.storage not in self.executor.resident
+
+    def _staged_output(self, index: int) -> Array:
+        """Where an output's bytes come to."""
+        value = self.plan.values[index]
+        if index not in self._staging and self._staged_at_all(index):
+            self._staging[index] = self._shaped(self.context.pinned(self._extent_bytes(value)), value)
+        return self._staging[index] if index in self._staging else np.empty(self._shape(value), value.dtype)
 
     def _on_device(self, value: Value) -> bool:
         return self.plan.storages[value.storage].place != "host"
@@ -374,7 +390,7 @@ class CudaFrame(Frame):
         if index in self._objects or not self._on_device(self.plan.values[index]):
             return self.argument(index)
         value = self.plan.values[index]
-        target = self._staging[index] if index in self._staging else np.empty(self._shape(value), value.dtype)
+        target = self._staged_output(index)
         self.context.download(target, int(self.pointers[value.storage]), self.stream)
         return target
 
@@ -454,25 +470,13 @@ class CudaFrame(Frame):
 
     def step_times(self, segment: GraphSegment, repeats: int = 1) -> list[float]:
         """Microseconds of each step, by events between the steps of one graph; the best of `repeats` runs."""
-        number = self.plan.segments.index(segment)
-        events = [self.context.event() for _ in range(len(segment.steps) + 1)]
-        self._launches.load(number)
+        return self._launches.times(self.plan.segments.index(segment), repeats)
 
-        def record() -> None:
-            self._launches.put(number, lambda step: self.context.record(events[step], self.stream))
-            self.context.record(events[-1], self.stream)
-
-        graph = self.context.capture(self.stream, record)
-        best = [float("inf")] * len(segment.steps)
-        for _ in range(repeats):
-            self.context.call("cuGraphLaunch", graph, self.stream)
-            self.wait("a timed run")
-            times = [1e3 * self.context.call("cuEventElapsedTime", a, b) for a, b in pairwise(events)]
-            best = [min(pair) for pair in zip(best, times, strict=True)]
-        self.context.call("cuGraphExecDestroy", graph)
-        for event in events:
-            self.context.call("cuEventDestroy", event)
-        return best
+    def forget(self) -> None:
+        """Give memory and graphs back now: nobody runs it any more."""
+        for memory in (self.memory, *self._late_device.values()):
+            memory.release()
+        self._destroyed()
 
 
 def _fetch(context: cuda.Context, view: dlpack.View) -> Array:

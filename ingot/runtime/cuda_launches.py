@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from ingot.errors import DeviceError
@@ -47,6 +47,29 @@ class Launches:
         else:
             assert isinstance(segment, GraphSegment)
             self._put_all(number, segment, between or (lambda step: None))
+
+    def times(self, number: int, repeats: int) -> list[float]:
+        """Microseconds of each step of a segment, by events between the steps of one graph; the best of some runs."""
+        frame, context, segment = self._frame, self._frame.context, self._frame.plan.segments[number]
+        assert isinstance(segment, GraphSegment)
+        events = [context.event() for _ in range(len(segment.steps) + 1)]
+        self.load(number)
+
+        def record() -> None:
+            self.put(number, lambda step: context.record(events[step], frame.stream))
+            context.record(events[-1], frame.stream)
+
+        graph = context.capture(frame.stream, record)
+        best = [float("inf")] * len(segment.steps)
+        for _ in range(repeats):
+            context.call("cuGraphLaunch", graph, frame.stream)
+            frame.wait("a timed run")
+            taken = [1e3 * context.call("cuEventElapsedTime", a, b) for a, b in pairwise(events)]
+            best = [min(pair) for pair in zip(best, taken, strict=True)]
+        context.call("cuGraphExecDestroy", graph)
+        for event in events:
+            context.call("cuEventDestroy", event)
+        return best
 
     def put_beside(self, number: int) -> None:
         """The same while the stream is being captured: steps that do not need each other go side by side where the

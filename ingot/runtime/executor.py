@@ -74,8 +74,18 @@ class Executor:
         with self._lock:
             free = self._free.pop(frame.key, [])
             self._free[frame.key] = [*free, frame]
-            while len(self._free) > _FRAMES_KEPT:
-                self._free.pop(next(iter(self._free)))
+            late = list(self._free)[: max(len(self._free) - _FRAMES_KEPT, 0)]
+            forgotten = [frame for key in late for frame in self._free.pop(key)]
+        for frame in forgotten:
+            frame.forget()
+
+    def forget(self) -> None:
+        """All frames that nobody uses."""
+        with self._lock:
+            forgotten = [frame for frames in self._free.values() for frame in frames]
+            self._free.clear()
+        for frame in forgotten:
+            frame.forget()
 
     @property
     def context(self) -> Any:
@@ -318,6 +328,9 @@ class Frame:
         sizes = [evaluate(e, self.symbols) for e in extents]
         alone = sum(sizes[::2]) / _BYTES_PER_MICROSECOND + sum(sizes[1::2]) / _FLOPS_PER_MICROSECOND
         return segment.phases if alone > _WORTH_A_TEAM else 0
+
+    def forget(self) -> None:
+        """Give back what the garbage collector would find late; it runs no more."""
 
     def step_times(self, segment: GraphSegment, repeats: int = 1) -> list[float]:
         """Microseconds of each step of a graph; only a frame on a GPU has graphs."""

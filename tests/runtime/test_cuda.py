@@ -104,6 +104,18 @@ def test_runs_that_follow_each_other_on_the_device(fake: FakeDriver) -> None:
         assert session.begin({"ids": ids, "more": more}, [], two).frame in (one.frame, two.frame), "used again"
 
 
+def test_where_memory_is_short_shapes_of_before_give_theirs_back(fake: FakeDriver) -> None:
+    with ingot.Session(digits(), device="cuda") as session:
+        session.run({"image": images(1)})
+        fake.devices = (FakeDevice(memory=fake.used + 1024),)
+        assert session.run({"image": images(3)})["scores"].shape == (3, 10)
+        assert fake.calls["cuStreamDestroy"] == 1, "and its stream and graph with it"
+        begun = session.begin({"image": images(3)}, ["scores"])
+        with pytest.raises(DeviceError, match="are free"):
+            session.begin({"image": images(3)}, ["scores"], begun)
+        assert begun.result()["scores"].shape == (3, 10), "what is under way keeps what it has"
+
+
 def test_a_session_on_a_cpu_carries_nothing_over(fake: FakeDriver) -> None:
     engine = ingot.build(DIGITS, target="host", verify=False)
     with ingot.Session(engine, device="host") as session:
