@@ -4,7 +4,8 @@
     python -m benchmarks.llm_cuda --folder build/llm_cuda --precisions bf16 fp8 [--out result.json]
 
 Both ceilings are measured in the same run: a kernel that only reads, and torch's product of bfloat16. The time of a
-token is a whole step of the runner, from the token on the host to the next one there.
+token of one sequence is what the engine's client sees, from one to the next; beside it and of several sequences a whole
+step of the runner, from the tokens on the host to the next ones there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
 from ingot.llm.batch import Batch
+from ingot.llm.engine import Engine
+from ingot.llm.request import Request, Sampling
 from ingot.llm.runner import EngineRunner
 from ingot.runtime import cuda
 from ingot.runtime.cubins import Code
@@ -80,6 +84,18 @@ def decoding(runner: EngineRunner, count: int, prompt: int, steps: int) -> dict[
         if number >= 5:
             times.append((time.perf_counter() - start) * 1e3)
     return {"sequences": count, "context": prompt, "ms": statistics.median(times), "best ms": min(times)}
+
+
+def answering(runner: EngineRunner, prompt: int, steps: int) -> dict[str, Any]:
+    """Milliseconds from one token of the only answer to the next, as the engine tells them."""
+    times = list[float]()
+    asked = Request(tuple(range(1, prompt + 1)), Sampling(temperature=0, max_tokens=steps + 5, ignore_eos=True))
+    engine = Engine(runner, None)
+    engine.submit(asked, lambda event: times.append(time.perf_counter()))
+    while engine.step():
+        pass
+    taken = [1e3 * (after - before) for before, after in pairwise(times[4:])]
+    return {"sequences": 1, "context": prompt, "ms": statistics.median(taken), "best ms": min(taken)}
 
 
 def prefill(runner: EngineRunner, tokens: int, rounds: int = 3) -> dict[str, Any]:
@@ -181,12 +197,14 @@ def measured(name: str, precision: str, asked: argparse.Namespace, device: cuda.
     runner = EngineRunner(engine, blocks=asked.blocks)
     row: dict[str, Any] = {"shape": name, "precision": precision, "opened s": time.perf_counter() - start}
     start = time.perf_counter()
-    alone = row["decode"] = decoding(runner, 1, asked.prompt, asked.steps)
+    waited = decoding(runner, 1, asked.prompt, asked.steps)
     row["first steps s"] = time.perf_counter() - start
+    alone = row["decode"] = {**answering(runner, asked.prompt, asked.steps), "each waited for ms": waited["ms"]}
     cache = 2 * shape.layers * shape.groups * shape.depth * 2 * asked.prompt
     alone["bytes"] = shape.matrices * BYTES[precision] + cache
     alone["share of reading"] = alone["bytes"] / alone["ms"] * 1e3 / ceilings["read B/s"]
-    print(f"{name} {precision} decode {alone['ms']:.3f} ms, {alone['share of reading']:.1%} of reading", flush=True)
+    print(f"{name} {precision} decode {alone['ms']:.3f} ms ({waited['ms']:.3f} where each step is waited for), "
+          f"{alone['share of reading']:.1%} of reading", flush=True)  # fmt: skip
     if asked.profile:
         row["profile"] = profiled(runner, 1, asked.prompt)
         print(json.dumps(row["profile"]), flush=True)
