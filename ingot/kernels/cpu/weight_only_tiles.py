@@ -40,7 +40,7 @@ _FLOATS, _BITS, _LINE = "<16 x float>", "<16 x i32>", 64
 _PARTS_BYTES = 16 << 10  # of a panel's part as tiles: it stays in the first cache beside the rows that pass
 _KEPT_BLOCKS = 16  # whose sums wait in scratch
 _MOST_PANELS = 8  # that share the reading of x
-_FEWEST_BUNDLES = 16  # where there are as many panels: threads take whole ones, so that weights are unpacked once
+_FEWEST_BUNDLES = 8  # where there are as many panels: threads take whole ones, so that weights are unpacked once
 _MANTISSA, _BIAS = 23, 127
 _AHEAD_BYTES = 2048
 
