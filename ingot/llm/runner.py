@@ -23,6 +23,7 @@ from ingot.runtime.session import Begun, Session
 
 _EDITS = (16, 256, 4096, 1 << 16)
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_MANY, _FEWER = 1024, (128, 512, 2048)  # rows of a step of so many tokens
 
 
 def open_runner(
@@ -76,8 +77,8 @@ class EngineRunner:
         self._check_memory()
         self._pools = self._made_pools()
         self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
-        self.ahead = self.session.on_device and group is None
         self.draws = any(spec.name == "draws" for spec in engine.inputs)
+        self.ahead = self.session.on_device and group is None and self.draws
         self._before: tuple[Begun, int] | None = None  # what was begun last, and its rows
 
     @property
@@ -126,15 +127,15 @@ class EngineRunner:
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """The inputs, padded."""
-        wide, tall = self._padded(len(batch.token_ids)), self._padded(max(len(batch.rows), 1))
-        count, width = batch.tables.shape
+        wide, (count, width) = self._padded(len(batch.token_ids)), batch.tables.shape
+        tall = self._padded(max(len(batch.rows), 1), beside=wide)
         self._tables[:count, :width] = batch.tables
         feeds: dict[str, Any] = {
             "token_ids": _filled(batch.token_ids, wide, 0),
             "positions": _filled(batch.positions, wide, -1),
             "slots": _filled(batch.slots, wide, -1),
             "owners": _filled(np.repeat(np.arange(count), np.diff(batch.starts)), wide, 0),
-            "tables": self._tables[: self._rows_of_tables(count)],
+            "tables": self._tables[: self._rows_of_tables(count, wide)],
             "rows": _filled(batch.rows, tall, 0),
             **self._pools.feeds,
         }
@@ -149,9 +150,9 @@ class EngineRunner:
         return {"draws": _grown(batch.draws, tall, DRAW), "edits": _grown(batch.edits, few, EDIT),
                 "masks": _grown(batch.masks, many, words)}  # fmt: skip
 
-    def _rows_of_tables(self, count: int) -> int:
-        """On a GPU tables travel: no more of them than a padded size."""
-        if not self.session.on_device:
+    def _rows_of_tables(self, count: int, wide: int) -> int:
+        """On a GPU tables travel: no more of them than a padded size, unless the step takes long anyhow."""
+        if not self.session.on_device or wide >= _MANY:
             return self.sequence_budget
         return next((n for n in _FEW if count <= n <= self.sequence_budget), self.sequence_budget)
 
@@ -195,8 +196,11 @@ class EngineRunner:
             )
 
     # -- steps ----------------------------------------------------------------------------------------------------
-    def _padded(self, size: int) -> int:
-        return next((n for n in _FEW if size <= n <= self.token_budget), self.token_budget)
+    def _padded(self, size: int, beside: int = 0) -> int:
+        """The next size up. On a GPU each combination of sizes has graphs and memory of its own: there are fewer
+        beside many tokens."""
+        sizes = _FEWER if beside >= _MANY and self.session.on_device else _FEW
+        return next((n for n in sizes if size <= n <= self.token_budget), self.token_budget)
 
     def _check(self, batch: Batch) -> None:
         tokens, (count, width) = len(batch.token_ids), batch.tables.shape
