@@ -49,10 +49,11 @@ def test_clients_are_told_while_the_next_step_is_computed(drafts: int) -> None:
     assert finish(told[7]) != "length" and finish(told[0]) == "length"
 
 
-def test_no_step_waits_for_the_host() -> None:
+@pytest.mark.parametrize("kind", ["", "drawn", "biased"])
+def test_no_step_waits_for_the_host(kind: str) -> None:
     """Answers that end by their length cost no step more, one that a token ends costs one."""
     one, other = FakeRunner(), Distant()
-    requests = [Request(prompt(n), greedy(max_tokens=9)) for n in range(4)]
+    requests = [Request(prompt(n), _sampling(kind, n, 9)) for n in range(4)]
     assert [tokens(e) for e in run(Engine(one), *requests)] == [tokens(e) for e in run(Engine(other), *requests)]
     assert other.steps == one.steps and other.most == 2
     last = one.greedy(prompt(0), 5)[-1]
@@ -64,8 +65,9 @@ def test_no_step_waits_for_the_host() -> None:
     assert late.steps == ending.steps + 1
 
 
+KINDS = ("drawn", "two", "told", "biased", "penalised")
 asked = st.tuples(
-    st.integers(0, 4), st.integers(1, 25), st.integers(1, 15), st.sampled_from(["", "", "", "drawn", "two", "biased"]),
+    st.integers(0, 4), st.integers(1, 25), st.integers(1, 15), st.sampled_from(["", "", *KINDS]),
     st.none() | st.integers(1, 40),
 )  # fmt: skip
 
@@ -74,7 +76,9 @@ def _sampling(kind: str, number: int, length: int) -> Sampling:
     plain = greedy(max_tokens=length, seed=number)
     return {
         "": plain, "drawn": replace(plain, temperature=1.5, top_p=0.9), "two": replace(plain, n=2, temperature=1.0),
-        "biased": replace(plain, min_tokens=4, presence_penalty=0.5, logprobs=1),
+        "told": replace(plain, min_tokens=4, presence_penalty=0.5, logprobs=1),
+        "biased": replace(plain, temperature=0.8, min_tokens=3, logit_bias={2: 3.0, 5: -100.0}),
+        "penalised": replace(plain, temperature=1.0, top_k=9, frequency_penalty=0.7, repetition_penalty=1.3),
     }[kind]  # fmt: skip
 
 
