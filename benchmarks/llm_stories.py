@@ -2,15 +2,21 @@
 
     python -m benchmarks.llm_stories FOLDER STORIES    # stories260K.bin, tok512.bin and stories260K.md; five stories
 
-STORIES is tests/fixtures/tinystories_sample.txt of stanford-cs336/assignment1-basics: five texts of TinyStories, each
-ended by <|endoftext|>. Greedy text beside the one that llama2.c prints; the same in a batch, in chunks and after a
-prefix that is in the cache; the mean negative log-likelihood of a token of the five stories, of five drawn from the
-model, and of those in stories260K.md.
+FOLDER has stories260K.bin and tok512.bin of https://huggingface.co/karpathy/tinyllamas/tree/main/stories260K, and
+llama2_c/stories260K/stories260K.md of https://github.com/icppWorld/icpp_llm. STORIES are five texts of TinyStories,
+each ended by <|endoftext|>, which are not part of this project:
+
+    curl -LO https://raw.githubusercontent.com/stanford-cs336/assignment1-basics/main/tests/fixtures/tinystories_sample.txt
+
+a file of 3,793 bytes, whose digest is compared. What is told: greedy text beside the one that llama2.c prints; the same
+in a batch, in chunks and after a prefix that is in the cache; the mean negative log-likelihood of a token of the five
+stories, of five drawn from the model, and of those in stories260K.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import subprocess
 import sys
@@ -31,26 +37,39 @@ from ingot.llm.runner import EngineRunner
 Array = np.ndarray[Any, Any]
 STORIES, LONGEST, GREEDY = 5, 500, 256  # llama2.c stops after 256 tokens
 END = "<|endoftext|>"  # of a story
+DIGEST = "f862d5c0f004d7c38ede6bb25d1c7a213dbd2064edd55c00504999d0d282d31b"  # of the five stories
 CONVERT = Path(__file__).parent.parent / "examples" / "llama2c" / "convert.py"
 
 
 def main() -> None:
     """Everything, as JSON and in lines."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("stories", type=Path)
     given = parser.parse_args()
-    source = given.folder
+    source, five = given.folder, stories_of(given.stories)
+    for name in ("stories260K.bin", "tok512.bin", "stories260K.md"):
+        if not (source / name).is_file():
+            raise SystemExit(f"{source / name} is not there; --help says where the model's files are")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         files = [source / "stories260K.bin", source / "tok512.bin", folder]
         subprocess.run([sys.executable, CONVERT, *files], check=True)
         known = texts_of((source / "stories260K.md").read_text(encoding="utf-8"))
-        five = [text.strip() for text in given.stories.read_text(encoding="utf-8").split(END) if text.strip()]
         result = measured(folder, known, five)
     print(*claims(result["mean nll"]), sep="\n")
     rows = [{"precision": name, "mean nll": values} for name, values in result.pop("mean nll").items()]
     write_json(RESULTS / "llm_stories.json", "stories260K: greedy text, likelihood by precision", rows, **result)
+
+
+def stories_of(path: Path) -> list[str]:
+    """The five texts; what is said of the likelihood holds of no others."""
+    if not path.is_file():
+        raise SystemExit(f"{path} is not there; --help says where the five stories are")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != DIGEST:
+        raise SystemExit(f"{path} is another text (SHA-256 {digest}); --help says where the five stories are")
+    return [text.strip() for text in path.read_text(encoding="utf-8").split(END) if text.strip()]
 
 
 def claims(found: dict[str, dict[str, float]]) -> Iterator[str]:

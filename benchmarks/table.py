@@ -164,7 +164,8 @@ def stories_lines(measured: dict[str, Any]) -> Iterator[str]:
         yield f"| {row['precision']} | {' | '.join(rises)} |"
     yield ""
     yield "Mean negative log-likelihood of a token, and by how much it is more than float32's:"
-    yield "`python -m benchmarks.llm_stories`, which says whence the stories are."
+    yield "`python -m benchmarks.llm_stories FOLDER STORIES`, whose `--help` says where the model's files and the five"
+    yield "stories are to be had."
 
 
 Table = Callable[[Path], Iterator[str]]
