@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ingot.llm.answers import Answer
-from ingot.llm.batch import Array, Integers
+from ingot.llm.batch import MOST_EDITS, Array, Integers
 from ingot.llm.sampling import Drawing, asked_of
 from ingot.llm.scheduler import Share, Tokens
-
-MOST_EDITS = 1 << 16  # of logits in a step; the host makes more
 
 
 def asked(shares: Sequence[Share], answers: Mapping[Tokens, Answer], runner_draws: bool) -> dict[str, Integers] | None:

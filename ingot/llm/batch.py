@@ -13,6 +13,7 @@ from ingot.ir.ops_sample import DRAW, EDIT
 Array = np.ndarray[Any, Any]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+MOST_EDITS = 1 << 20  # of a step: more are made by the host
 Wanted = Literal["logits", "chosen", "hidden"]
 
 

@@ -20,7 +20,7 @@ from ingot.errors import BuildError, ConfigError
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import EDIT
 from ingot.llm import evidence
-from ingot.llm.asked import MOST_EDITS
+from ingot.llm.batch import MOST_EDITS
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format, format_of, with_cache

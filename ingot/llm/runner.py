@@ -16,12 +16,12 @@ from ingot.engine import Engine
 from ingot.errors import DeviceError, EngineError, InputError
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT, sample
-from ingot.llm.batch import Batch, Floats, Integers, Wanted
+from ingot.llm.batch import MOST_EDITS, Batch, Floats, Integers, Wanted
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.group import Group
 from ingot.runtime.session import Begun, Session
 
-_EDITS = (16, 256, 4096, 1 << 16)
+_EDITS = (16, 256, 4096, 1 << 15, 1 << 17, 1 << 18, MOST_EDITS)
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _MANY, _FEWER = 1024, (128, 512, 2048)  # rows of a step of so many tokens
 

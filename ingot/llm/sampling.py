@@ -6,7 +6,6 @@ Order: bias, penalties, mask and min_tokens, temperature, top_k, top_p, min_p. L
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,55 +16,76 @@ from ingot.llm.batch import Array, Floats, Integers
 from ingot.llm.request import Sampling, TokenLogprob
 
 
+class _Edits:
+    """A request's edits of logits, which grow with its answer."""
+
+    def __init__(self, asked: Sampling, prompt: Array) -> None:
+        biased = np.fromiter(asked.logit_bias, np.int64, len(asked.logit_bias))
+        tokens = np.union1d(biased, prompt) if asked.repetition_penalty != 1 else np.unique(biased)
+        added = np.array([asked.logit_bias.get(token, 0.0) for token in tokens.tolist()])
+        divided = np.where(np.isin(tokens, prompt), asked.repetition_penalty, 1.0)
+        self._asked, self._held = asked, edits_of(tokens, added, divided, np.zeros(len(tokens)))
+        self._places = {token: place for place, token in enumerate(tokens.tolist())}
+        self._counts = [0] * len(tokens)
+
+    def accept(self, token: int) -> None:
+        """It was drawn."""
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._counts):
+            self._counts.append(0)
+            if place == len(self._held):
+                self._held = np.concatenate([self._held, np.zeros((place + 64, EDIT), np.int32)])
+        self._counts[place] += 1
+        asked, numbers = self._asked, self._held[place].view(np.float32)
+        self._held[place, 0] = token
+        numbers[2] = asked.repetition_penalty
+        numbers[3] = asked.frequency_penalty * self._counts[place] + asked.presence_penalty
+
+    def without(self, ends: Sequence[int]) -> Integers:
+        """Those of the next token, which is to be none of some."""
+        kept = self._held[: len(self._counts)]
+        if not ends:
+            return kept
+        kept = kept[~np.isin(kept[:, 0], ends)]
+        nothing = np.zeros(len(ends))
+        return np.concatenate([kept, edits_of(np.array(ends), nothing, nothing + 1, nothing + np.inf)])
+
+
 @dataclass(slots=True)
 class Drawing:
-    """How one answer is drawn, and what it drew so far. ends: the tokens that end it, not drawn before min_tokens. row:
-    its draw with the counter's start; random: whether chance decides."""
+    """How one answer is drawn, and how far it is. ends: the tokens that end it, not drawn before min_tokens. row: its
+    draw with the counter's start; random: whether chance decides; penalised: whether what was drawn changes what will
+    be."""
 
     sampling: Sampling
     seed: int
     prompt: Array
     ends: frozenset[int] = frozenset()
-    drawn: Counter[int] = field(default_factory=Counter)
     count: int = 0
     row: bytes = field(init=False, repr=False)
     random: bool = field(init=False)
+    penalised: bool = field(init=False)
+    _edits: _Edits | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         asked = self.sampling
         drawn = draw_of(start_of(self.seed), asked.temperature, asked.top_k, asked.top_p, asked.min_p)
         self.row, self.random = drawn.packed().tobytes(), drawn.pace > 0
+        self.penalised = bool(asked.presence_penalty or asked.frequency_penalty or asked.repetition_penalty != 1)
+        if self.penalised or asked.logit_bias or asked.min_tokens:
+            self._edits = _Edits(asked, self.prompt)
 
     def accept(self, token: int) -> None:
         """The answer goes on with this token."""
         self.count += 1
-        if self.penalised:
-            self.drawn[token] += 1
+        if self.penalised and self._edits is not None:
+            self._edits.accept(token)
 
-    @property
-    def penalised(self) -> bool:
-        """Whether what was drawn changes what will be."""
-        asked = self.sampling
-        return bool(asked.presence_penalty or asked.frequency_penalty or asked.repetition_penalty != 1)
-
-    def edited(self, place: int) -> bool:
-        """Whether logits change before the token at a place is drawn."""
-        return self.penalised or bool(self.sampling.logit_bias) or place < self.sampling.min_tokens
-
-    def edits(self, place: int) -> Integers:
+    def edits(self, place: int) -> Integers | None:
         """How logits change before the token at a place is drawn, after what was drawn so far: [E, EDIT] of Sample."""
-        asked, kinds = self.sampling, np.fromiter(self.drawn, np.int64, len(self.drawn))
-        biased = np.fromiter(asked.logit_bias, np.int64, len(asked.logit_bias))
-        seen = np.union1d(kinds, self.prompt) if asked.repetition_penalty != 1 else kinds[:0]
-        ends = np.array(sorted(self.ends), np.int64)[: None if place < asked.min_tokens else 0]
-        tokens = np.unique(np.concatenate([biased, kinds, seen, ends]))
-        added, divided, taken = np.zeros(len(tokens)), np.ones(len(tokens)), np.zeros(len(tokens))
-        added[np.searchsorted(tokens, biased)] = np.fromiter(asked.logit_bias.values(), np.float64, len(biased))
-        divided[np.searchsorted(tokens, seen)] = asked.repetition_penalty
-        counts = np.fromiter(self.drawn.values(), np.float64, len(kinds))
-        taken[np.searchsorted(tokens, kinds)] = asked.frequency_penalty * counts + asked.presence_penalty
-        taken[np.searchsorted(tokens, ends)] = np.inf
-        return edits_of(tokens, added, divided, taken)
+        if self._edits is None:
+            return None
+        return self._edits.without(sorted(self.ends) if place < self.sampling.min_tokens else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +102,19 @@ Row = tuple[Drawing, int, Array | None]
 
 def asked_of(rows: Sequence[Row]) -> dict[str, Integers]:
     """`draws`, `edits` and `masks` of the operator Sample for these rows."""
-    if not rows:
-        return {"draws": np.zeros((0, DRAW), np.int32), "edits": np.zeros((0, EDIT), np.int32),
-                "masks": np.zeros((0, 0), np.int32)}  # fmt: skip
-    draws = np.frombuffer(b"".join([drawing.row for drawing, _, _ in rows]), np.int32).reshape(-1, DRAW)
-    draws = at_places(draws, np.array([place for _, place, _ in rows], np.uint64))
-    changes = [
-        (number, drawing.edits(place)) for number, (drawing, place, _) in enumerate(rows) if drawing.edited(place)
-    ]
-    end = 0
-    for number, edits in changes:
-        draws[number, 6:8] = end, end + len(edits)
-        end += len(edits)
-    masks = [(number, mask) for number, (_, _, mask) in enumerate(rows) if mask is not None]
-    draws[[number for number, _ in masks], 8] = np.arange(1, len(masks) + 1)
-    return {
-        "draws": draws,
-        "edits": np.concatenate([edits for _, edits in changes]) if changes else np.zeros((0, EDIT), np.int32),
-        "masks": np.stack([mask for _, mask in masks]) if masks else np.zeros((0, 0), np.int32),
-    }
+    held = np.frombuffer(b"".join([drawing.row for drawing, _, _ in rows]), np.int32).reshape(-1, DRAW)
+    draws = at_places(held, np.array([place for _, place, _ in rows], np.uint64))
+    edits, masks, end = [np.zeros((0, EDIT), np.int32)], list[Array](), 0
+    for number, (drawing, place, mask) in enumerate(rows):
+        if (own := drawing.edits(place)) is not None:
+            draws[number, 6:8] = end, end + len(own)
+            edits.append(own)
+            end += len(own)
+        if mask is not None:
+            masks.append(mask)
+            draws[number, 8] = len(masks)
+    return {"draws": draws, "edits": np.concatenate(edits),
+            "masks": np.stack(masks) if masks else np.zeros((0, 0), np.int32)}  # fmt: skip
 
 
 def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> list[Drawn]:
