@@ -6,14 +6,19 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ingot.llm.batch import Batch, Wanted
 from ingot.llm.build import BuildOptions, build_llm
+from ingot.llm.engine import Engine
+from ingot.llm.request import Request, Sampling
 from ingot.llm.runner import EngineRunner
 from tests.llm import interpreted
 from tests.llm.checkpoints import LOGITS, TOKENS, write_family
+from tests.llm.test_engine import run, tokens
 from tests.llm.test_families import batch_of
 
 OPTIONS = BuildOptions(target="cuda:sm_90", context=64, token_budget=48, sequence_budget=4, level=0)
@@ -37,6 +42,27 @@ def test_a_family_gives_its_logits(
     assert np.abs(found - expected[:5]).max() < WITHIN[precision]
     gap = expected[5] - expected[5].max()
     assert gap[runner.choose(batch)[0]] > -WITHIN[precision]
+
+
+def test_steps_behind_one_another_give_the_same_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that the host has not seen go from a step to the next; a runner that is waited for says the same."""
+    interpreted.use(monkeypatch)
+    made = build_llm(write_family(tmp_path, "llama"), OPTIONS)
+    requests = [Request([int(token) for token in TOKENS[:length]], Sampling(temperature=heat, seed=7, max_tokens=4))
+                for length, heat in ((3, 0.0), (1, 1.0))]  # fmt: skip
+    told = []
+    for ahead in (False, True):
+        runner = EngineRunner(made)
+        runner.ahead, begin, carried = ahead, runner.begin, list[int]()
+
+        def watched(batch: Batch, *wanted: Wanted, begin: Any = begin, carried: list[int] = carried) -> Any:
+            carried.append(len(batch.carried))
+            return begin(batch, *wanted)
+
+        monkeypatch.setattr(runner, "begin", watched)
+        told.append([tokens(events) for events in run(Engine(runner), *requests)])
+        assert carried == ([0, 2, 2, 2] if ahead else [0] * 4)
+    assert told[0] == told[1] and len(told[0][0]) == len(told[0][1]) == 4
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
