@@ -74,7 +74,8 @@ def measured(arguments: argparse.Namespace, name: str) -> tuple[Mapping[str, Any
     """(the row of a run, the machine it ran on)"""
     path = arguments.run
     if path is None:
-        path = ROOT / "build" / "ours.json"
+        path = ROOT / "build" / "cuda_limits" / "ours.json"
+        path.unlink(missing_ok=True)  # what lies there is not measured again
         command = [sys.executable, "-m", "benchmarks.cuda_peers", "ours", "--out", str(path.parent), "--only", name]
         subprocess.run(command, check=True, cwd=ROOT)
     held = json.loads(path.read_text())

@@ -14,6 +14,7 @@ from benchmarks.cuda_rows import ROWS, Row
 PEERS = ("eager", "graph", "compile", "library")
 TOLERANCE = 3e-2  # of the largest magnitude, against float32
 NARROW_TOLERANCE = 0.2  # of int8, every layer of it: what may stay narrow is another question (docs/precision.md)
+FIRST, PYTHON = 1.0, 15.0  # seconds from the file to the first result, microseconds of Python an inference
 CLAIM = "networks in fp16 (and int8) on one GPU beside PyTorch, by model and batch"
 _KEPT = ("run ms", "launch us", "python us", "build s", "first result s", "difference", "SNR dB", "launches",
          "host steps", "torch imported", "measured")  # fmt: skip
@@ -87,6 +88,11 @@ def _checks(row: Row, mine: Found, ratio: float | None, wide: float | None) -> I
         yield f"at least {row.faster} x fp16", None if ms is None or wide is None else wide / ms >= row.faster
     if row.most is not None:
         yield f"at most {row.most:.3g} ms", None if ms is None else ms <= row.most
+    if ms is not None:
+        yield "without torch", not mine["torch imported"]
+        yield f"first result in {FIRST} s", mine["first result s"] <= FIRST
+    if mine["python us"] is not None:  # older rows lack it
+        yield f"{PYTHON:g} us of Python", mine["python us"] <= PYTHON
 
 
 def _ratio(theirs: float | None, ours: float | None) -> float | None:

@@ -11,6 +11,7 @@ from benchmarks.cuda_rows import ROWS
 ROW, NARROW, SINGLE = "bert_base b128", "bert_base b128 fp8", "unet_block b1"
 
 
+BESIDE = {"torch imported": False, "first result s": 0.2, "python us": 4.0}
 NOW = "2026-01-02 10:00 UTC"
 
 
@@ -19,7 +20,7 @@ def run(key: str, when: str = NOW, gpu: str = "one", **found: Any) -> dict[str, 
 
 
 def ours(key: str, ms: float, when: str = NOW, **more: Any) -> dict[str, Any]:
-    return run(key, when, **{"graph ms": ms, "difference": 1e-3, **more})
+    return run(key, when, **{"graph ms": ms, "difference": 1e-3, **BESIDE, **more})
 
 
 def row_of(whole: dict[str, Any], name: str) -> dict[str, Any]:
@@ -51,6 +52,14 @@ def test_rows_of_one_item_are_held_alone_where_both_were_measured_so() -> None:
     assert row_of(in_row, SINGLE)["ratio"] == 1.2 and row_of(in_row, SINGLE)["passed"] is False
     alone = merged(in_row, [run(f"{SINGLE} compile", NOW, "one", ms=1.25, **{"alone ms": 1.65})])
     assert row_of(alone, SINGLE)["ratio"] == 1.65 / 1.1 and row_of(alone, SINGLE)["passed"]
+
+
+def test_what_surrounds_a_run_is_held_too() -> None:
+    peer = run(f"{ROW} compile", ms=6.6)
+    assert row_of(merged({}, [ours(ROW, 5.5), peer]), ROW)["passed"]
+    for worse in ({"torch imported": True}, {"first result s": 1.2}, {"python us": 16.0}):
+        row = row_of(merged({}, [ours(ROW, 5.5, **worse), peer]), ROW)
+        assert row["passed"] is False and list(row["checks"].values()).count(False) == 1
 
 
 def test_what_failed_is_not_taken() -> None:
