@@ -17,6 +17,10 @@ class WrongField(Refused):
         self.param = param
 
 
+class UnknownModel(WrongField):
+    """A model that is not served here."""
+
+
 @dataclass(frozen=True)
 class Fields:
     """Typed access to an object; `place` is where it lies in the request, for messages."""

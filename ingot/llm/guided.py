@@ -40,7 +40,10 @@ def _lark(text: str) -> str:
 
 
 def _choice(text: str) -> str:
-    return _lark("start: " + " | ".join(json.dumps(choice) for choice in json.loads(text)))
+    choices = json.loads(text)
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise ValueError("it must be an array of texts, of one at least")
+    return _lark("start: " + " | ".join(map(json.dumps, choices)))
 
 
 _GRAMMARS: Mapping[str, Callable[[str], str]] = {
@@ -82,9 +85,25 @@ class Grammars:
             made = LLMatcher(self._tokenizer, _GRAMMARS[guide.kind](guide.text))
         except (ValueError, TypeError, RecursionError) as error:
             raise Refused(f"the {guide.kind} cannot be used: {error}") from error
-        if made.is_error():
-            raise Refused(f"the {guide.kind} cannot be used: {made.get_error()}")
+        fault = _fault(made) or _fault(_begun(made))
+        if fault:
+            raise Refused(f"the {guide.kind} cannot be used: {fault}")
         return made
+
+
+def _begun(made: Any) -> Any:
+    """A copy that was asked for the first token: where nothing can ever match, it is at a fault."""
+    copy = made.deep_copy()
+    copy.compute_bitmask()
+    return copy
+
+
+def _fault(matcher: Any) -> str:
+    """Why it cannot go on, without the compiler's inner state; empty if it can."""
+    if not matcher.is_error():
+        return ""
+    said = str(matcher.get_error()).partition("\n<state>")[0]
+    return {"NoExtensionBias": "nothing can match it", "NoExtension": "nothing can match it"}.get(said, said)
 
 
 class Matcher:
@@ -127,4 +146,4 @@ class Matcher:
     @property
     def fault(self) -> str:
         """Why the grammar cannot go on; empty if it can."""
-        return str(self._matcher.get_error()) if self._matcher.is_error() else ""
+        return _fault(self._matcher)

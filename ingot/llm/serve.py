@@ -20,7 +20,7 @@ from ingot import __version__
 from ingot.errors import IngotError
 from ingot.llm import openai
 from ingot.llm.engine import Engine
-from ingot.llm.fields import Fields, WrongField
+from ingot.llm.fields import Fields, UnknownModel, WrongField
 from ingot.llm.metrics import exposition
 from ingot.llm.openai import Asked, Model
 from ingot.llm.replies import Reply
@@ -191,13 +191,14 @@ class Api:
         elif isinstance(error, ServerError):
             status, kind = error.code.status, "invalid_request_error"
         elif isinstance(error, IngotError):
-            status, kind = 400, "invalid_request_error"
+            status, kind = 404 if isinstance(error, UnknownModel) else 400, "invalid_request_error"
         else:
             log.error("a request failed", exc_info=error)
             status, kind = 500, "server_error"
         param = error.param if isinstance(error, WrongField) else None
         headers = {**_JSON, **({b"retry-after": b"1"} if status == 503 else {})}
-        exchange.respond(status, [_error(str(error), kind, param)], headers)
+        code = "model_not_found" if isinstance(error, UnknownModel) else None
+        exchange.respond(status, [_error(str(error), kind, param, code)], headers)
 
     # -- what is generated --------------------------------------------------------------------------------------------
     def answer(self, exchange: Exchange, read: Callable[[Any, str], Asked], tells: Tells) -> None:
@@ -220,7 +221,7 @@ class Api:
     def _check_model(self, fields: Fields) -> None:
         wanted = fields.text("model", self.model.name)
         if wanted != self.model.name:
-            raise WrongField("model", f"there is no model '{wanted}' here; this server has '{self.model.name}'")
+            raise UnknownModel("model", f"there is no model '{wanted}' here; this server has '{self.model.name}'")
 
     def close(self) -> None:
         """End the threads."""

@@ -134,7 +134,7 @@ def test_bytes_are_of_float32(server: LlmServer) -> None:
         ({"input": "one", "dimensions": 0}, 400, "'dimensions' must be 1 to 6"),
         ({"input": "one", "encoding_format": "hex"}, 400, "'float' or 'base64'"),
         ({"input": "one", "pooling": "max"}, 400, "'last' or 'mean'"),
-        ({"input": "one", "model": "other"}, 400, "there is no model 'other'"),
+        ({"input": "one", "model": "other"}, 404, "there is no model 'other'"),
         ({"input": ["one", "a\0"]}, 500, "no numbers"),
     ],
 )

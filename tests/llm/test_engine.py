@@ -282,6 +282,8 @@ def test_guided_answers(drafts: int) -> None:
     [
         (Guide("json_schema", '{"allOf": [{"type": "string"}, {"type": "integer"}]}'), "Unsatisfiable"),
         (Guide("json_schema", "{"), "cannot be used"),
+        (Guide("json_schema", '{"$ref": "#"}'), "cannot be used: nothing can match it$"),
+        (Guide("choice", "[]"), "an array of texts"),
         (Guide("regex", "[a"), "invalid regex"),
         (Guide("grammar", "start: unheard"), "unheard"),
     ],

@@ -215,7 +215,7 @@ CHAT = {"model": "writer", "messages": HELLO}
     [
         ("chat/completions", b"{", 400, "no JSON"),
         ("chat/completions", [], 400, "must be a JSON object"),
-        ("chat/completions", {**CHAT, "model": "gpt"}, 400, "there is no model 'gpt' here"),
+        ("chat/completions", {**CHAT, "model": "gpt"}, 404, "there is no model 'gpt' here"),
         ("chat/completions", {**CHAT, "messages": []}, 400, "'messages' must be"),
         ("chat/completions", {**CHAT, "messages": [{"role": 1}]}, 400, "'messages[0].role' must be a string"),
         ("chat/completions", {**CHAT, "temperature": "hot"}, 400, "'temperature' must be a number"),
@@ -235,6 +235,7 @@ CHAT = {"model": "writer", "messages": HELLO}
             "chat/completions", {**CHAT, "structured_outputs": {"json": {"type": "unheard"}}}, 400,
             "the json_schema cannot be used",
         ),
+        ("completions", {"prompt": "a", "guided_choice": []}, 400, "an array of texts, of one at least"),
         ("completions", {"prompt": []}, 400, "'prompt' must be"),
         ("completions", {"prompt": ""}, 400, "the prompt is empty"),
         ("completions", {"prompt": [1, 9999]}, 400, "token 9999"),
