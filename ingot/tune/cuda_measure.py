@@ -9,7 +9,7 @@ from ingot.errors import DeviceError
 from ingot.kernels import Candidate
 from ingot.kernels.cuda.architecture import Architecture, parse
 from ingot.kernels.cuda.compile import Cubin, compile_unit
-from ingot.kernels.cuda.standalone import Standalone, generate
+from ingot.kernels.cuda.standalone import Given, Standalone, generate
 from ingot.kernels.node import Node
 from ingot.runtime import cuda
 from ingot.tune import draws
@@ -49,6 +49,7 @@ class _Contest:
         self.context, self._node, self._target = context, node, target
         self._feeds = draws.feeds(node)
         self._wanted = expected(node, self._feeds)
+        self._given: Given = {}
         self._fastest: tuple[float, Standalone] | None = None  # of generated ones
 
     def enter(self, candidate: Candidate, cubins: Sequence[Cubin]) -> float | str:
@@ -61,9 +62,9 @@ class _Contest:
             return str(error)
 
     def _timed(self, candidate: Candidate, cubins: Sequence[Cubin]) -> float | str:
-        alone = Standalone(self._node, candidate, self._target, self.context, cubins)
+        alone = Standalone(self._node, candidate, self._target, self.context, cubins, self._given)
         with alone_on(self.context.device):
-            found = alone(*self._feeds)
+            found = alone(*self._feeds, items=self._wanted.items)
         gap = self._wanted.gap(found)
         if not gap <= alike(self._node):
             return f"its results are wrong by {gap:.1e}"

@@ -31,15 +31,19 @@ def alike(node: Node) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """The meaning's results; `items` along axis 0, or all where there are none."""
+    """The meaning's results; of `items` along axis 0, or all where there are none."""
 
     results: tuple[Array, ...]
     items: Array | None
 
     def gap(self, found: Sequence[Array]) -> float:
-        """The largest difference of any result, relative to the largest finite magnitude of that result."""
+        """The largest difference of any result, whole or cut to the items already, relative to the largest finite
+        magnitude of that result."""
         pairs = zip(found, self.results, strict=False)
-        return max(difference(y if self.items is None else y[self.items], wanted) for y, wanted in pairs)
+        return max(difference(y if self._cut(y) else y[self.items], wanted) for y, wanted in pairs)
+
+    def _cut(self, found: Array) -> bool:
+        return self.items is None or len(found) == len(self.items)
 
 
 def expected(node: Node, feeds: Sequence[Array | None]) -> Expected:

@@ -37,13 +37,19 @@ def generate(node: Node, candidate: Candidate, target: Architecture) -> CudaBuil
     return build
 
 
+Given = dict[tuple[int, str], cuda.Allocation]
+"""Inputs on a device, by index and layout."""
+
+
 class Standalone:
     """A candidate of a node on a device: `Standalone(node, candidate, target, context)(x, w) -> [y]`, row-major. A
-    library's candidate is the library, not the kernels that may have to take its place."""
+    library's candidate is the library, not the kernels that may have to take its place. `given`: inputs that lie on the
+    device already, where candidates share them; it adds those that it brings."""
 
     def __init__(self, node: Node, candidate: Candidate, target: Architecture, context: cuda.Context,
-                 cubins: Sequence[Cubin] | None = None) -> None:  # fmt: skip
+                 cubins: Sequence[Cubin] | None = None, given: Given | None = None) -> None:  # fmt: skip
         self.context, self.build = context, generate(node, candidate, target)
+        self._given = given
         self.node = self.build.node
         launches = () if self.build.libraries else self.build.launches
         self.cubins = cubins or [compile_unit(call.unit, target.name) for call in launches]
@@ -60,21 +66,32 @@ class Standalone:
             raise DeviceError(f"{use.library} cannot compute {self.node.op} here")
         return ready
 
-    def __call__(self, *inputs: Array | None) -> list[Array]:
-        """Results for row-major inputs, of a graph as in an engine; constant inputs are ignored."""
-        self._fill(inputs, copies=1)
+    def __call__(self, *inputs: Array | None, items: Array | None = None) -> list[Array]:
+        """Results for row-major inputs, of a graph as in an engine; constant inputs are ignored. items: those that are
+        wanted along axis 0, in the place of all."""
+        self._fill(inputs, copies=1, known=self._given is not None)
         self._spoil()
         for number in range(len(self.cubins)):
             self._kernels.function(str(number))  # nothing can be loaded while a stream is captured
         graph = self.context.capture(self._stream, lambda: self._put(0, self._stream))
         self.context.call("cuGraphLaunch", graph, self._stream)
-        results = [_empty(p) for p in self.node.outputs]
-        for index, y in enumerate(results):
-            self.context.download(y, self._memory["output", index, 0].address, self._stream)
+        results = [self._fetch(index, port, items) for index, port in enumerate(self.node.outputs)]
         self.context.wait(self._stream, f"{self.node.op} by itself")
         self.context.call("cuGraphExecDestroy", graph)
         pairs = zip(results, self.node.outputs, strict=True)
         return [np.asarray(y.transpose(np.argsort(memory_order(y.ndim, p.layout))), order="C") for y, p in pairs]
+
+    def _fetch(self, index: int, port: Port, items: Array | None) -> Array:
+        """An output as it lies in memory, or items of it; its bytes are there when the stream is done."""
+        whole, address = _empty(port), self._memory["output", index, 0].address
+        if items is None:
+            self.context.download(whole, address, self._stream)
+            return whole
+        assert memory_order(whole.ndim, port.layout)[0] == 0, "items lie one after the other in every layout"
+        some = np.empty((len(items), *whole.shape[1:]), whole.dtype)
+        for place, item in zip(some, items, strict=True):
+            self.context.download(place, address + int(item) * place.nbytes, self._stream)
+        return some
 
     def time(self, inputs: Sequence[Array | None], runs: int = 5, before: Standalone | None = None) -> float:
         """Microseconds of one run within a graph of many, each with weights of its own that are not in the cache; the
@@ -82,7 +99,7 @@ class Standalone:
         copies = min(one._copies for one in (self, before) if one is not None)
         for one in (self, before):
             if one is not None:
-                one._fill(inputs, copies)
+                one._fill(inputs, copies, known=True)
                 one._put(0, self._stream)  # modules loaded
         graph = self.context.capture(self._stream, lambda: self._put_all(copies, before))
         begin, end = self.context.event(), self.context.event()
@@ -102,13 +119,18 @@ class Standalone:
         constants = sum(array.nbytes for array in self.build.constants)
         return min(max(_COLD // max(constants, 1), 4), _MOST_COPIES)
 
-    def _fill(self, inputs: Sequence[Array | None], copies: int) -> None:
+    def _fill(self, inputs: Sequence[Array | None], copies: int, known: bool) -> None:
+        """Everything on the device; known: inputs that are there need not be brought again."""
         for index, (x, port) in enumerate(zip(inputs, self.node.inputs, strict=False)):
             if x is not None and port is not None and port.constant is None:
-                self._upload("input", index, 0, _physical(x, port))
+                self._bring(index, x, port, known)
         for index, array in enumerate(self.build.constants):
-            for copy in range(copies):
-                self._upload("constant", index, copy, array)
+            self._upload("constant", index, 0, array)
+            first = self._memory["constant", index, 0]
+            for copy in range(1, copies):
+                address = self._own("constant", index, copy, first.size).address
+                self.context.call("cuMemcpyDtoDAsync", address, first.address, first.size, self._stream)
+        self.context.wait(self._stream, "copies of weights")
         for index, size in enumerate(self.build.temporaries):
             self._own("temporary", index, 0, evaluate(size, {}))
         for index, size in enumerate(self.build.counters):
@@ -116,6 +138,14 @@ class Standalone:
                 self._upload("counter", index, 0, np.zeros(evaluate(size, {}), np.uint8))
         for index, port in enumerate(self.node.outputs):
             self._own("output", index, 0, int(evaluate(port.bytes, {})))
+
+    def _bring(self, index: int, x: Array, port: Port, known: bool) -> None:
+        key, given = ("input", index, 0), self._given if self._given is not None else {}
+        if known and (index, port.layout) in given:
+            self._memory[key] = given[index, port.layout]
+        elif not (known and key in self._memory):
+            self._upload("input", index, 0, _physical(x, port))
+            given[index, port.layout] = self._memory[key]
 
     def _spoil(self) -> None:
         """Memory as a run finds it: results and temporaries hold what others left."""
