@@ -65,11 +65,12 @@ def place_of(target: Target) -> str:
     return " | ".join((cuda.select("cuda").name, target.name, f"triton {version('triton')}", generator_fingerprint()))
 
 
-def signature(node: Node, distant: bool = False) -> str:
-    """What of a node decides its speed: op, ports, attributes, epilogue, whether weights come from memory; not names,
-    not weights' values, nor those of quantized layers' scales."""
+def signature(node: Node, distance: int = 0) -> str:
+    """What of a node decides its speed: op, ports, attributes, epilogue, how far weights are (`cold.distance`); not
+    names, not weights' values, nor those of quantized layers' scales."""
     ports = [p and [p.dtype, list(p.shape), p.constant is not None] for p in (*node.inputs, None, *node.outputs)]
-    text = json.dumps([node.op, ports, sorted(node.attributes.items()), _shape_of(node.epilogue), distant], default=str)
+    parts = [node.op, ports, sorted(node.attributes.items()), _shape_of(node.epilogue), distance]
+    text = json.dumps(parts, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -4,6 +4,7 @@ read a whole run ago."""
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -16,6 +17,8 @@ from ingot.kernels.cpu.link import link
 from ingot.runtime.buffers import Array, address_of
 from ingot.runtime.image import Image
 
+CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
+_FARTHEST = 3  # doublings: beyond them no kernel's form of weights is the smaller or larger one
 _SWEEP_BYTES = 12 << 20  # several times a core's private caches
 _SWEPT: list[Array] = []
 
@@ -41,6 +44,11 @@ done:
 }
 attributes #0 = { nounwind "no-builtins" }
 """
+
+
+def distance(weights: int) -> int:
+    """A model's bytes of weights beside what stays in the cache, in doublings; negative where they stay."""
+    return max(min(math.floor(math.log2(max(weights, 1) / CACHED)), _FARTHEST), -_FARTHEST)
 
 
 def sweep() -> None:

@@ -31,7 +31,7 @@ def compile_candidate(node: Node, described: Description, named: str) -> list[Cu
 
 
 def time_candidates(
-    node: Node, ready: Sequence[tuple[Description, Sequence[Cubin]]], named: str, budget: float, distant: bool
+    node: Node, ready: Sequence[tuple[Description, Sequence[Cubin]]], named: str, budget: float, share: float
 ) -> list[float | str]:
     """Microseconds of each candidate, or what is wrong with its results: all must be what the operator means."""
     target, node = parse(named), draws.with_weights(node)

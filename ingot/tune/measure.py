@@ -69,11 +69,12 @@ class _Runner:
 
     alone: Standalone
     ports: Ports
+    distant: bool  # its weights come from memory
     seconds: list[float] = field(default_factory=list)
 
-    def once(self, distant: bool) -> None:
+    def once(self) -> None:
         cold.sweep()
-        if distant:
+        if self.distant:
             cold.evict(self.alone.constants)
         self.alone.warm_inputs()
         start = time.thread_time()  # not what others took of the core meanwhile
@@ -87,28 +88,31 @@ class _Runner:
 
 
 def time_candidates(
-    node: Node, ready: Sequence[tuple[Description, Compiled]], isa_name: str, budget: float, distant: bool
+    node: Node, ready: Sequence[tuple[Description, Compiled]], isa_name: str, budget: float, share: float
 ) -> list[float]:
-    """Microseconds of each candidate on one thread. `budget`: seconds of running to spend on the whole set; `distant`:
-    weights come from memory rather than from the last level of cache."""
+    """Microseconds of each candidate on one thread. `budget`: seconds of running to spend on the whole set; `share`:
+    how many times a candidate's form of the weights the model has, which come from memory where they take more than
+    stays in the last level of cache."""
     isa = BY_NAME[isa_name]
     node = with_drawn_weights(node)
     feeds = [None if p is None else draw(p) for p in node.inputs]
-    runners = [_runner(node, described, code, isa, feeds) for described, code in ready]
+    runners = [_runner(node, described, code, isa, feeds, share) for described, code in ready]
     start = time.perf_counter()
     for rounds in range(_MOST_ROUNDS):
         if rounds >= _FEWEST_ROUNDS and time.perf_counter() - start > budget:
             break
         for runner in _promising(runners) if rounds >= _FEWEST_ROUNDS else runners:
-            runner.once(distant)
+            runner.once()
     return [runner.typical * 1e6 for runner in runners]
 
 
-def _runner(node: Node, described: Description, code: Compiled, isa: Isa, feeds: Sequence[Array | None]) -> _Runner:
+def _runner(node: Node, described: Description, code: Compiled, isa: Isa, feeds: Sequence[Array | None],
+            share: float) -> _Runner:  # fmt: skip
     alone = Standalone(node, candidate_of(node, described, isa), isa, ready=code)
     alone.bind(feeds)
     alone.run()  # pages touched, tables read
-    return _Runner(alone, described[-1])
+    own = sum(array.nbytes for array in alone.constants)
+    return _Runner(alone, described[-1], own * share > cold.CACHED)
 
 
 def _promising(runners: Sequence[_Runner]) -> list[_Runner]:

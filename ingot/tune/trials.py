@@ -29,13 +29,13 @@ _COMPILING, _SETTING_UP = 0.1, 0.1  # seconds, to weigh progress: for one candid
 @dataclass(frozen=True, eq=False)
 class Trial:
     """Candidates of one node to be timed. `node` has static extents; `estimates` are microseconds per candidate;
-    `distant`: its weights will come from memory."""
+    `share`: how many times its weights the model has."""
 
     key: str
     node: Node
     candidates: tuple[Candidate, ...]
     estimates: tuple[float, ...]
-    distant: bool = False
+    share: float = 0.0
 
 
 Code = Any  # what compile_candidate of the target's module gives, and its time_candidates takes
@@ -86,11 +86,11 @@ def _outcomes(
 ) -> list[Outcome]:
     ready = [(c, code) for c, code in zip(trial.candidates, codes, strict=True) if not isinstance(code, str)]
     limit = _PATIENCE + 10 * budget + _RUNS * sum(trial.estimates) / 1e6
-    times = iter(_timed(pool, trial, ready, (isa, budget, trial.distant), limit))
+    times = iter(_timed(pool, trial, ready, (isa, budget, trial.share), limit))
     return [code if isinstance(code, str) else next(times) for code in codes]
 
 
-How = tuple[Target, float, bool]
+How = tuple[Target, float, float]
 
 
 def _timed(pool: WorkerPool, trial: Trial, ready: Ready, how: How, limit: float) -> list[Outcome]:

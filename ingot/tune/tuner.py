@@ -15,7 +15,7 @@ from ingot.kernels.target import Target
 from ingot.plan.lower import Module, Work
 from ingot.report import BuildLog
 from ingot.runtime.session import features
-from ingot.tune import trials
+from ingot.tune import cold, trials
 from ingot.tune.cache import TimingCache, candidate_key, signature
 from ingot.tune.choose import Price
 from ingot.tune.measure import without_weights
@@ -47,7 +47,6 @@ LEVELS = {
 
 _WIDER = 4  # times as many candidates are timed where those before all failed
 _ON_GPU = 4  # times as many candidates as on a CPU: they are compiled on all cores, and run for milliseconds
-_CACHED = 32 << 20  # bytes of weights that stay in the last level of cache from run to run, one tenant among several
 
 
 def prices(module: Module, target: Target, symbols: Mapping[str, int], config: BuildConfig, log: BuildLog) -> Price:
@@ -55,7 +54,7 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
     estimates = Estimates(target, symbols)
     if config.level == 0:
         return estimates
-    nodes = Nodes(estimates, weights_are_distant(module))
+    nodes = Nodes(estimates, weight_bytes(module) if target.target == "cpu" else 0)
     if not target.machine <= features(target.target):
         log.note("not timed", target.name, "this machine cannot run it; its kernels are chosen by estimate")
         return estimates
@@ -74,23 +73,31 @@ def prices(module: Module, target: Target, symbols: Mapping[str, int], config: B
     return Measured(nodes, cache, lists, log)
 
 
-def weights_are_distant(module: Module) -> bool:
-    """Whether the weights do not stay in a cache from run to run; tables from which rows are gathered do not count."""
+def weight_bytes(module: Module) -> int:
+    """Bytes of the weights that every run reads; tables from which rows are gathered do not count."""
     works = (work for work in module.all_works() if work.op != "Gather")
     arrays = {id(t.constant): t.constant for work in works for t in work.inputs if t is not None}
-    return sum(array.nbytes for array in arrays.values() if array is not None) > _CACHED
+    return sum(array.nbytes for array in arrays.values() if array is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
-    """The nodes of works, as they are estimated and timed. `distant`: their weights come from memory."""
+    """The nodes of works, as they are estimated and timed. `weights`: bytes of the model's, or 0 on a GPU,
+    where it does not matter."""
 
     estimates: Estimates
-    distant: bool
+    weights: int
 
     def key(self, work: Work) -> str:
         """What the timing cache knows a work by."""
-        return signature(self.estimates.bound(work), self.distant)
+        return signature(self.estimates.bound(work), cold.distance(self.weights) if self.share(work) else 0)
+
+    def share(self, work: Work) -> float:
+        """How many times this work's weights the model has: as many times as much does a candidate's form of them take
+        where it is that of all."""
+        node = self.estimates.bound(work)
+        own = sum(port.constant.nbytes for port in node.inputs if port is not None and port.constant is not None)
+        return self.weights / own if own else 0.0
 
     def able(self, work: Work, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those that can be timed: a kernel for any number of rows may not apply to the typical number."""
@@ -246,7 +253,8 @@ def _anchor(key: str, work: Work, cache: TimingCache) -> Candidate | None:
 def _trial(key: str, work: Work, unknown: Sequence[Candidate], anchor: Candidate | None, nodes: Nodes) -> Trial:
     candidates = (*unknown, anchor) if anchor else tuple(unknown)
     node = without_weights(nodes.estimates.bound(work))
-    return Trial(key, node, candidates, tuple(nodes.estimates(work, c) for c in candidates), nodes.distant)
+    estimates = tuple(nodes.estimates(work, c) for c in candidates)
+    return Trial(key, node, candidates, estimates, nodes.share(work))
 
 
 def _remember(trial: Trial, outcomes: Sequence[Outcome], anchor: Candidate | None, cache: TimingCache) -> None:

@@ -18,8 +18,10 @@ from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.ir.expression import parse
 from ingot.ir.ops import meaning
 from ingot.kernels import Candidate, candidates
+from ingot.kernels.cpu.gemm_tiles import HALVED
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.standalone import Standalone
+from ingot.kernels.cpu.weight_only import split_dot
 from ingot.kernels.cpu.weight_only_pack import weights_of
 from ingot.kernels.node import Node, Port
 from tests.kernels.harness import isas
@@ -187,6 +189,24 @@ def test_infinity_and_nan_are_seen(rows: int) -> None:
     case.x[1, 2], case.x[2, 40] = np.inf, np.nan
     for what, _, _, mine in runs(case):
         assert np.isfinite(mine[0]).all() and not np.isfinite(mine[1:3]).any(), what
+
+
+@pytest.mark.parametrize("zeros", ["none", "one", "varied"])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 96), (4, 256), (8, 64), (4, 4096), (8, 4096)])
+def test_many_rows_group_by_group(bits: int, group: int, zeros: str) -> None:
+    """Several parts of K, the last of which ends within a group, and rows that end within a tile."""
+    check(drawn(group, (77, 1000), 150, bits, group, zeros, signed=zeros != "one", half=bits == 4))
+
+
+def test_integers_are_multiplied_as_they_are_where_a_tile_has_one_scale() -> None:
+    exact = {
+        group: split_dot(drawn(0, (40, 96), 8, 4, group).node) is HALVED for group in (8, 16, 32, 40, 64, 96, 4096)
+    }
+    assert exact == {8: False, 16: False, 32: True, 40: False, 64: True, 96: True, 4096: True}
+    for isa in isas():
+        for group in exact:
+            ran = {c.kernel.name for c in candidates(drawn(0, (40, 96), 32, 4, group).node, "cpu", isa)}
+            assert ("weight_only_restored_split" in ran) == (isa.has("amx_bf16") and not exact[group])
 
 
 def test_tiles_and_restored_weights_are_there_for_many_rows() -> None:

@@ -264,5 +264,5 @@ def test_a_library_is_timed_between_generated_kernels(lt: FakeLt, monkeypatch: p
     generated = next(c for c in candidates(node, "cuda", TARGET) if c.tactic.get("split") == 1)
     (call,) = generate(node, generated, TARGET).launches
     ready = [(describe(offered(node)[0]), []), (describe(generated), [stand_in(call.unit, TARGET.name)])]
-    times = cuda_measure.time_candidates(node, ready, described(TARGET), 0.1, False)
+    times = cuda_measure.time_candidates(node, ready, described(TARGET), 0.1, 0.0)
     assert times == [pytest.approx(2.0), pytest.approx(1.0)], "what it adds to a row of the generated kernel"

@@ -247,7 +247,7 @@ def test_a_signature_is_of_what_decides_the_speed() -> None:
         node("MatMul", (2, 8), (8, 4), (2, 4), weight=weight),
         node("Linear", (2, 8), (8, 4), (2, 4), weight=weight, x_zero_point=3),
     ]
-    assert len({signature(base, distant=True), *(signature(n) for n in (base, *others))}) == 6
+    assert len({signature(base, distance=1), *(signature(n) for n in (base, *others))}) == 6
 
 
 def test_a_candidate_is_known_by_kernel_tactic_and_layouts() -> None:

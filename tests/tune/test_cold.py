@@ -1,4 +1,4 @@
-"""Cold memory: evicted arrays keep their contents and are slower to read; large models' weights are distant."""
+"""Cold memory: evicted arrays keep their contents and are slower to read; how far a model's weights are."""
 
 from __future__ import annotations
 
@@ -52,12 +52,16 @@ def weighted(count: int, megabytes: int, op: str = "Linear") -> Module:
     return module([x], [y], works)
 
 
-def test_weights_are_distant_when_they_do_not_stay_in_a_cache() -> None:
-    assert not tuner.weights_are_distant(weighted(3, 10))
-    assert tuner.weights_are_distant(weighted(4, 10))
-    assert not tuner.weights_are_distant(weighted(4, 10, "Gather"))
+def test_bytes_of_weights_but_for_tables_that_are_gathered_from() -> None:
+    assert tuner.weight_bytes(weighted(3, 10)) == 30 << 20
+    assert tuner.weight_bytes(weighted(4, 10, "Gather")) == 0
 
 
 def test_shared_weights_count_once() -> None:
     shared = weighted(1, 20)
-    assert not tuner.weights_are_distant(module(shared.inputs, shared.outputs, shared.works * 3))
+    assert tuner.weight_bytes(module(shared.inputs, shared.outputs, shared.works * 3)) == 20 << 20
+
+
+def test_distance_goes_by_doublings_of_what_stays_in_a_cache() -> None:
+    sizes = (0, cold.CACHED // 100, cold.CACHED // 2, cold.CACHED - 1, cold.CACHED, 3 * cold.CACHED, 1000 * cold.CACHED)
+    assert [cold.distance(size) for size in sizes] == [-3, -3, -1, -1, 0, 1, 3]

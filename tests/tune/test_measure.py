@@ -38,7 +38,7 @@ def some(made: Node, count: int = 3) -> list[Candidate]:
 
 def timed(made: Node, chosen: list[Candidate], budget: float = 0.01) -> list[float]:
     ready = [(describe(c), compile_candidate(made, describe(c), isa().name)) for c in chosen]
-    return time_candidates(made, ready, isa().name, budget, False)
+    return time_candidates(made, ready, isa().name, budget, 0.0)
 
 
 def test_every_candidate_is_timed() -> None:
@@ -112,7 +112,7 @@ def fake_runners(monkeypatch: pytest.MonkeyPatch, costs: list[float], layouts: l
     def runner(*_: Any) -> measure._Runner:
         cost, layout = next(made)
         number = costs.index(cost)
-        return measure._Runner(Alone(number, cost), measure.Ports((layout,), ()))  # type: ignore[arg-type]
+        return measure._Runner(Alone(number, cost), measure.Ports((layout,), ()), False)  # type: ignore[arg-type]
 
     monkeypatch.setattr(measure, "time", clock)
     monkeypatch.setattr(measure, "_runner", runner)
@@ -124,20 +124,34 @@ def test_those_far_behind_in_their_layout_are_given_up(monkeypatch: pytest.Monke
     costs, layouts = [1e-3, 1.05e-3, 2e-3, 9e-3], ["", "", "", "blocked"]
     counts = fake_runners(monkeypatch, costs, layouts)
     ready: Any = [((), None)] * 4
-    times = time_candidates(linear(), ready, isa().name, 0.2, False)
+    times = time_candidates(linear(), ready, isa().name, 0.2, 0.0)
     assert times == pytest.approx([c * 1e6 for c in costs])
     assert counts[2] == measure._FEWEST_ROUNDS and counts[0] == counts[1] == counts[3] > measure._FEWEST_ROUNDS
 
 
 def test_the_budget_and_the_number_of_rounds_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = fake_runners(monkeypatch, [1e-6], [""])
-    time_candidates(linear(), [((), None)], isa().name, 10.0, False)  # type: ignore[list-item]
+    time_candidates(linear(), [((), None)], isa().name, 10.0, 0.0)  # type: ignore[list-item]
     assert counts == [measure._MOST_ROUNDS]
     counts = fake_runners(monkeypatch, [1.0], [""])
-    time_candidates(linear(), [((), None)], isa().name, 0.5, False)  # type: ignore[list-item]
+    time_candidates(linear(), [((), None)], isa().name, 0.5, 0.0)  # type: ignore[list-item]
     assert counts == [measure._FEWEST_ROUNDS]
 
 
 def test_interruptions_do_not_count() -> None:
-    runner = measure._Runner(None, measure.Ports((), ()), [1.0, 1.01, 1.02, 5.0, 1.0, 9.0, 1.01, 7.0])  # type: ignore[arg-type]
+    runner = measure._Runner(None, measure.Ports((), ()), False, [1.0, 1.01, 1.02, 5.0, 1.0, 9.0, 1.01, 7.0])  # type: ignore[arg-type]
     assert runner.typical == 1.01
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_weights_come_from_memory_where_the_form_that_a_candidate_gives_them_does_not_stay(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, evicted = linear(), list[int]()
+    (chosen,) = some(made, 1)
+    ready = [(describe(chosen), compile_candidate(made, describe(chosen), isa().name))]
+    packed = sum(array.nbytes for array in measure.Standalone(made, chosen, isa()).constants)
+    monkeypatch.setattr(measure.cold, "CACHED", packed)
+    monkeypatch.setattr(measure.cold, "evict", lambda arrays: evicted.append(sum(a.nbytes for a in arrays)))
+    time_candidates(made, ready, isa().name, 0.01, share)
+    assert set(evicted) == ({packed} if share > 1 else set())

@@ -7,6 +7,7 @@ any.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import lcm
 from typing import Any
 
@@ -15,7 +16,7 @@ from ingot.kernels import kernel
 from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.gemm_epilogue import can_finish, epilogue_of
 from ingot.kernels.cpu.gemm_plan import GIGAHERTZ, known
-from ingot.kernels.cpu.gemm_tiles import ROUNDED, SPLIT, TileDot
+from ingot.kernels.cpu.gemm_tiles import HALVED, ROUNDED, SPLIT, TileDot
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.linear import rows_of
 from ingot.kernels.cpu.tile_rows import tile_rows
@@ -28,8 +29,10 @@ from ingot.plan.extent import Extent, product
 
 EXTRAS = 4  # the inputs before the epilogue's operands
 _VECTORS = (4, 2, 1)
+_MOST_STREAMED = 32  # rows that may be faster without tiles
 _BYTES_PER_MICROSECOND = 20_000
 _TILE_CYCLES, _UNPACK_CYCLES = 18, 26  # a product of tiles; 64 bytes of tiles made of weights
+_LOOKUP_CYCLES, _SCALE_CYCLES = 8, 16  # the same where they are not scaled; 16 rows of sums scaled afterwards
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -49,12 +52,20 @@ def _vectors(node: Node, isa: Isa) -> tuple[int, ...]:
 
 def _streams(node: Node, isa: Isa) -> bool:
     """Whether the kernel without tiles is worth having."""
-    return _applies(node, isa) and (isinstance(rows_of(node), int) or not isa.has("amx_bf16"))
+    rows = rows_of(node)
+    return _applies(node, isa) and (not isa.has("amx_bf16") or (isinstance(rows, int) and rows <= _MOST_STREAMED))
 
 
 def _tiled(node: Node, isa: Isa) -> bool:
     rows = rows_of(node)
     return _applies(node, isa) and isa.has("amx_bf16") and (isinstance(rows, str) or rows > TALLEST)
+
+
+def split_dot(node: Node) -> TileDot:
+    """How products with x in two parts are made: weights are exact in one where their scale can wait, as all of a
+    tile have it in common."""
+    group = node.attributes["group"]
+    return HALVED if group >= node.input(1).shape[0] or group % HALVED.depth == 0 else SPLIT
 
 
 def _bytes(node: Node) -> float:
@@ -72,12 +83,15 @@ def _stream_cost(node: Node, isa: Isa, vectors: int) -> float:
     return 1 + max(cycles / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
 
 
-def _tile_cost(dot: TileDot) -> Any:
+def _tile_cost(dot_of: Callable[[Node], TileDot]) -> Any:
     def price(node: Node, isa: Isa, vectors: int) -> float:
+        dot = dot_of(node)
         rows, (depth, columns) = known(rows_of(node)), node.input(1).shape
         steps, panels = -(-int(depth) // dot.depth), -(-int(columns) // 16)
-        unpacked = steps * panels * 16 * dot.parts * _UNPACK_CYCLES
-        cycles = unpacked + steps * panels * -(-rows // 16) * len(dot.products) * _TILE_CYCLES
+        lines = _LOOKUP_CYCLES if dot.exact else dot.parts * _UNPACK_CYCLES
+        scaled = _SCALE_CYCLES * dot.depth / max(int(node.attributes["group"]), dot.depth) if dot.exact else 0
+        product = len(dot.products) * _TILE_CYCLES + scaled
+        cycles = steps * panels * (16 * lines + -(-rows // 16) * product)
         prepared = rows * int(depth) * 4 / 30_000
         odd = 1.1 if vectors == 1 else 1.0
         return 2 + prepared + max(cycles * odd / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
@@ -95,13 +109,14 @@ def weight_only(build: KernelBuilder, node: Node, vectors: int) -> None:
     _emit(build, node, vectors, None)
 
 
-@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(SPLIT)), tolerance=SPLIT_ERROR)
+@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(split_dot)), tolerance=SPLIT_ERROR)
 def weight_only_split(build: KernelBuilder, node: Node, vectors: int) -> None:
-    """Many rows by tiles, x and weights in two bfloat16 parts each; few as in weight_only."""
-    _emit(build, node, vectors, SPLIT)
+    """Many rows by tiles, x in two bfloat16 parts, weights as the integers they are, or in two parts too where a tile
+    takes them of several groups; few as in weight_only."""
+    _emit(build, node, vectors, split_dot(node))
 
 
-@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(ROUNDED)), tolerance=BFLOAT16_ERROR)
+@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(lambda node: ROUNDED)), tolerance=BFLOAT16_ERROR)
 def weight_only_rounded(build: KernelBuilder, node: Node, vectors: int) -> None:
     """Many rows by tiles, x and weights rounded to bfloat16; few as in weight_only."""
     _emit(build, node, vectors, ROUNDED)

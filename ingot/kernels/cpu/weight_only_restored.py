@@ -7,7 +7,7 @@ integers; language models, whose rows only the run knows, keep theirs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from ingot.config import BFLOAT16_ERROR, SPLIT_ERROR
 from ingot.kernels import Kernel, kernel, registered
 from ingot.kernels.cpu import linear, linear_tiles
 from ingot.kernels.cpu.build import KernelBuilder
+from ingot.kernels.cpu.gemm_tiles import SPLIT
 from ingot.kernels.cpu.isa import Isa
+from ingot.kernels.cpu.weight_only import split_dot
 from ingot.kernels.cpu.weight_only_product import TALLEST
 from ingot.kernels.node import Node, Port
 
@@ -52,15 +54,22 @@ def _with_weight(node: Node, weight_KN: Array) -> Node:
     return replace(node, op="Linear", inputs=inputs, attributes={})
 
 
-def _declaration(entry: Kernel) -> Mapping[str, Any]:
-    """when, space, prune and cost of a kernel of Linear, asked about the Linear that a node is."""
+def _is_split(node: Node) -> bool:
+    """Whether integers would be made two numbers each in every run; as one they are multiplied sooner than restored
+    ones."""
+    return split_dot(node) is SPLIT
+
+
+def _declaration(entry: Kernel, worth: Callable[[Node], bool] = lambda node: True) -> Mapping[str, Any]:
+    """when, space, prune and cost of a kernel of Linear, asked about the Linear that a node is, if it is `worth` it."""
     cost = entry.cost
     assert cost is not None
 
     def applies(node: Node, isa: Isa) -> bool:
         constants = [node.input(1), node.input(2), *([node.input(3)] if node.has_input(3) else [])]
         many = all(isinstance(size, int) for size in node.input(0).shape) and _rows(node) > TALLEST
-        return many and all(port.constant is not None for port in constants) and entry.when(_outline(node), isa)
+        known = all(port.constant is not None for port in constants)
+        return many and known and worth(node) and entry.when(_outline(node), isa)
 
     return {
         "when": applies,
@@ -85,7 +94,8 @@ def weight_only_restored(build: KernelBuilder, node: Node, rows: int, vectors: i
     linear.linear(build, restored(node), rows, vectors, depth)
 
 
-@kernel("QuantizedLinear", on="cpu", **_declaration(registered("Linear", "cpu", "linear_split")), tolerance=SPLIT_ERROR)
+@kernel("QuantizedLinear", on="cpu", **_declaration(registered("Linear", "cpu", "linear_split"), _is_split),
+        tolerance=SPLIT_ERROR)  # fmt: skip
 def weight_only_restored_split(build: KernelBuilder, node: Node, height: int, wide: int) -> None:
     """As linear_split."""
     linear_tiles.linear_split(build, restored(node), height, wide)

@@ -1,8 +1,8 @@
 """Integer weights by tile registers, for many rows: a part of a panel becomes bfloat16 in the first cache, then all
 rows pass it.
 
-Rounded, weight and x take one bfloat16 number each; in two parts their products are within 2^-15. An unsigned number n
-of `bits` bits becomes a float without a conversion: as the upper bits of a mantissa it reads 2^bits + n.
+Rounded, weight and x take one bfloat16 number each; in two parts their products are within 2^-15. Weights that are not
+scaled before are exact in one part.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ingot.dtypes import size_of
-from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
+from ingot.kernels.cpu.build import KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.gemm import Gemm, Tile
 from ingot.kernels.cpu.gemm_dot import bfloat16_dot
 from ingot.kernels.cpu.gemm_epilogue import RowEpilogue, finish_tile
 from ingot.kernels.cpu.gemm_plan import known
 from ingot.kernels.cpu.gemm_tiles import (
     COLUMNS,
-    ROW_BYTES,
     ROWS,
     TALLEST,
     TILE_BYTES,
@@ -29,70 +27,39 @@ from ingot.kernels.cpu.gemm_tiles import (
     multiply,
     release,
 )
-from ingot.kernels.cpu.llvm import Function, Index, Value
-from ingot.kernels.cpu.render import load
-from ingot.kernels.cpu.tile_rows import TileRows, interleaved
+from ingot.kernels.cpu.llvm import Index, Value
+from ingot.kernels.cpu.tile_rows import TileRows
+from ingot.kernels.cpu.weight_only_groups import Products, add_groups, scale_all, scaled_together
 from ingot.kernels.cpu.weight_only_pack import Digits, Weights
 from ingot.kernels.cpu.weight_only_product import PackedWeights
+from ingot.kernels.cpu.weight_only_unpack import Job, in_groups, table_of, unpack
 from ingot.plan.extent import Extent, ceil_div, product
 
-_FLOATS, _BITS, _LINE = "<16 x float>", "<16 x i32>", 64
 _PARTS_BYTES = 16 << 10  # of a panel's part as tiles: it stays in the first cache beside the rows that pass
-_KEPT_BLOCKS = 16  # whose sums wait in scratch
+_KEPT_ROWS = 512  # whose sums wait in scratch
+_GROUPED_BYTES = 4 << 10  # the same of narrow panels, of which several pass beside each other
 _MOST_PANELS = 8  # that share the reading of x
 _FEWEST_BUNDLES = 8  # where there are as many panels: threads take whole ones, so that weights are unpacked once
-_MANTISSA, _BIAS = 23, 127
-_AHEAD_BYTES = 2048
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    weights: Weights
-    digits: Digits
-    stored: PackedWeights
-    gemm: TileGemm
-    like: Gemm
-    x: TileRows
-    epilogue: RowEpilogue
-    shape: Handle
-    run: int
-    slots: int
-    tiles: int
-
-    @property
-    def panels(self) -> int:
-        """Panels of columns."""
-        return -(-self.weights.columns // self.gemm.width)
-
-    @property
-    def bundle(self) -> int:
-        """Panels that x passes together."""
-        return self.gemm.run
-
-    @property
-    def bundles(self) -> int:
-        """How many of these there are."""
-        return -(-self.panels // self.bundle)
-
-    @property
-    def groups(self) -> int:
-        return int(self.weights.scale_GN.shape[0])
 
 
 def multiply_tiles(build: KernelBuilder, weights: Weights, digits: Digits, stored: PackedWeights, dot: TileDot,
                    x: TileRows, rows: Extent, epilogue: RowEpilogue, runs: Extent = 1) -> None:  # fmt: skip
     """A phase: epilogue(x[rows, K] @ weights[K, N]) where `runs` is 1; nothing where it is 0."""
-    wide = 2 if stored.vectors % 2 == 0 else 1
-    height = ROWS if isinstance(rows, int) and rows <= ROWS else TALLEST
+    grouped = dot.exact and in_groups(weights)
+    wide = 2 if stored.vectors % 2 == 0 and not grouped else 1
+    height = ROWS if grouped or (isinstance(rows, int) and rows <= ROWS) else TALLEST
     steps = -(-weights.depth // dot.depth)
-    parts = -(-steps * wide * dot.right_bytes // _PARTS_BYTES)
-    depth, run = -(-steps // parts), max(min(known(ceil_div(rows, height)), _KEPT_BLOCKS), 1)
+    most = _GROUPED_BYTES // dot.right_bytes if grouped else _PARTS_BYTES // (wide * dot.right_bytes)
+    alike = scaled_together(weights, dot, most) if grouped else 1
+    depth = alike * ceil_div(ceil_div(steps, ceil_div(steps, most)), alike)
+    run = max(min(known(ceil_div(rows, height)), _KEPT_ROWS // height), 1)
     together = min(-(-weights.columns // (wide * COLUMNS * _FEWEST_BUNDLES)), _MOST_PANELS)
     gemm = TileGemm(dot, rows, weights.columns, steps, height, wide, depth, together)
     like = Gemm(bfloat16_dot(build.isa), Tile(height, wide), rows, weights.columns, steps, steps, 1)
-    job = _Job(
+    job = Job(
         weights, digits, stored, gemm, like, x, epilogue, build.pack(configuration()), run,
         build.scratch(gemm.slot_bytes * run * gemm.run), build.scratch(depth * gemm.step_bytes * gemm.run),
+        table_of(build, weights, digits, dot), build.scratch(2 * TILE_BYTES), alike,
     )  # fmt: skip
 
     def body(f: PhaseFunction, begin: Value, end: Value) -> None:
@@ -104,7 +71,7 @@ def multiply_tiles(build: KernelBuilder, weights: Weights, digits: Digits, store
     build.phase(product((runs, ceil_div(gemm.blocks, run), job.bundles, run)), body, grain=run)
 
 
-def _visit(f: PhaseFunction, job: _Job, number: Value, begin: Value, end: Value) -> None:
+def _visit(f: PhaseFunction, job: Job, number: Value, begin: Value, end: Value) -> None:
     """The blocks of rows among items [begin, end) of a bundle of panels: part of K for part."""
     gemm, run = job.gemm, job.run
     limit = f.index(f.extent(gemm.blocks))
@@ -137,12 +104,12 @@ class _Part:
     kept: Value
 
 
-def _multiply_part(f: PhaseFunction, job: _Job, part: _Part, tile: Value, count: Index, started: bool,
+def _multiply_part(f: PhaseFunction, job: Job, part: _Part, tile: Value, count: Index, started: bool,
                    final: Callable[[Callable[[], None]], object]) -> None:  # fmt: skip
     """The products of `count` tiles of K: all blocks of rows pass all panels, so that x comes once for several."""
     gemm, x = job.gemm, job.x
     tiles, panel_bytes = f.at(f.scratch, job.tiles), gemm.depth * gemm.step_bytes
-    f.loop(0, part.panels, lambda p: _unpack(f, job, part.panel + p, tile, count, f.at(tiles, p * panel_bytes)))
+    f.loop(0, part.panels, lambda p: unpack(f, job, part.panel + p, tile, count, f.at(tiles, p * panel_bytes)))
 
     def block(index: Value) -> None:
         row = index * gemm.height
@@ -152,80 +119,20 @@ def _multiply_part(f: PhaseFunction, job: _Job, part: _Part, tile: Value, count:
         def panel(p: Value) -> None:
             slot = f.at(f.scratch, ((index - part.kept) * job.bundle + p) * gemm.slot_bytes + job.slots)
             ahead = f.at(left, p * (gemm.share * gemm.depth) + (gemm.height // ROWS) * x.group_bytes)
-            multiply(f, gemm, left, x.group_bytes, f.at(tiles, p * panel_bytes), count, slot, started, ahead)
-            place = part.panel + p
-            final(lambda: finish_tile(f, job.like, job.epilogue, job.like.tile, row, place, None, slot, there))
+            place, right = part.panel + p, f.at(tiles, p * panel_bytes)
+            if job.grouped:
+                add_groups(f, job, Products(place, left, right, ahead, tile, count), slot, started)
+            else:
+                multiply(f, gemm, left, x.group_bytes, right, count, slot, started, ahead)
+            final(lambda: _finish(f, job, place, row, slot, there))
 
         f.loop(0, part.panels, panel)
 
     f.loop(part.first, part.last, block)
 
 
-# weights to tiles
-
-
-@dataclass(frozen=True, eq=False)
-class _Scale:
-    """scale, and -(2^bits + zero) * scale, of a vector of columns."""
-
-    factor: Value
-    shift: Value
-
-
-def _unpack(f: PhaseFunction, job: _Job, panel: Value, tile: Value, count: Index, target: Value) -> None:
-    """`count` tiles of K from `tile` on: [tile][part][vector][16 pairs of K][16 columns][2]."""
-    gemm, stored, wide = job.gemm, job.stored, job.gemm.wide
-    halves = stored.vectors // wide
-    whole, half = f.index(f.divide(panel, halves)), f.index(f.remainder(panel, halves))
-    words_of_tile, row_bytes = gemm.dot.depth // job.digits.count, stored.vectors * _LINE
-    words = f.at(f.pointer(stored.words), whole * (stored.rows * row_bytes) + half * (wide * _LINE))
-    words = f.at(words, tile * (words_of_tile * row_bytes))
-    shared = job.groups == 1 or job.weights.group % gemm.dot.depth == 0
-
-    def one(t: Value, words: Value, target: Value) -> list[Value]:
-        k = (tile + t) * gemm.dot.depth
-        scales = _scales(f, job, whole, half, k) if shared else []
-        for j in range(words_of_tile):
-            own = scales or _scales(f, job, whole, half, k + j * job.digits.count)
-            for i in range(wide):
-                word = f.load(_BITS, words, j * row_bytes + i * _LINE)
-                f.prefetch(words, j * row_bytes + i * _LINE + _AHEAD_BYTES)
-                _pairs(f, job, word, own[i], target, j * job.digits.count // 2, i)
-        return [f.at(words, words_of_tile * row_bytes), f.at(target, gemm.step_bytes)]
-
-    f.loop(0, count, one, [words, target])
-
-
-def _scales(f: PhaseFunction, job: _Job, panel: Value, half: Value, k: Value) -> list[_Scale]:
-    """Of the columns, at number `k` along K."""
-    stored, wide = job.stored, job.gemm.wide
-    group = f.index(0) if job.groups == 1 else f.minimum(f.index(f.divide(k, job.weights.group)), job.groups - 1)
-    vectors = (panel * job.groups + group) * stored.vectors + half * wide
-    size, found = size_of(stored.scale_dtype), []
-    place = f.at(f.pointer(stored.scales), vectors * (COLUMNS * size))
-    for i in range(wide):
-        factor = load(f, stored.scale_dtype, place, i * COLUMNS * size, COLUMNS)
-        raised = f.constant(_FLOATS, float((1 << job.digits.bits) + job.weights.zero))
-        if stored.zeros is not None:
-            zeros = f.at(f.pointer(stored.zeros), vectors * (COLUMNS * 4))
-            raised = load(f, "float32", zeros, i * COLUMNS * 4, COLUMNS) + float(1 << job.digits.bits)
-        found.append(_Scale(factor, factor * raised * -1.0))
-    return found
-
-
-def _pairs(f: Function, job: _Job, word: Value, scale: _Scale, target: Value, row: int, vector: int) -> None:
-    """A word of 16 columns as rows of pairs, from row `row` of a tile on."""
-    dot, wide = job.gemm.dot, job.gemm.wide
-    for pair in range(job.digits.count // 2):
-        first, second = (_number(f, job.digits, word, 2 * pair + k, scale) for k in range(2))
-        for part, value in enumerate(interleaved(f, dot.right_parts, first, second)):
-            f.store(value, target, (part * wide + vector) * TILE_BYTES + (row + pair) * ROW_BYTES)
-
-
-def _number(f: Function, digits: Digits, word: Value, k: int, scale: _Scale) -> Value:
-    """Number `k` of every word, scaled."""
-    distance = _MANTISSA - digits.bits - digits.place(k)
-    moved = f.binary("shl" if distance > 0 else "lshr", word, abs(distance)) if distance else word
-    mask = ((1 << digits.bits) - 1) << (_MANTISSA - digits.bits)
-    bits = f.binary("or", f.binary("and", moved, mask), (_BIAS + digits.bits) << _MANTISSA)
-    return f.fma(f.bitcast(bits, _FLOATS), scale.factor, scale.shift)
+def _finish(f: PhaseFunction, job: Job, panel: Value, row: Value, slot: Value, there: Value) -> None:
+    """What the epilogue makes of a block's sums, `there` rows of them."""
+    if job.gemm.dot.exact and not job.grouped:
+        scale_all(f, job, panel, slot)
+    finish_tile(f, job.like, job.epilogue, job.like.tile, row, panel, None, slot, there)
