@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from ingot import compiler
 from ingot.config import BuildConfig, Profile
 from ingot.engine import Engine
-from ingot.errors import BuildError, ConfigError
+from ingot.errors import BuildError, ConfigError, EngineError, ImportFailure
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import EDIT
 from ingot.llm import evidence
@@ -28,6 +29,7 @@ from ingot.llm.graph import BLOCK, GATHERED, draw_tokens, graph_of
 from ingot.llm.models import decoder_of
 from ingot.llm.projections import project
 from ingot.llm.shards import shard
+from ingot.llm.text import Text
 from ingot.llm.weights import Checkpoint, open_checkpoint
 from ingot.precision import half
 from ingot.report import BuildLog
@@ -90,6 +92,7 @@ def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | 
     with log.stage("import"):
         checkpoint = open_checkpoint(folder)
         decoder = decoder_of(checkpoint, options.context)
+        _check_text(checkpoint.files(), decoder.vocabulary)
         text = None
         if options.text is not None:
             text = evidence.tokens_of(Path(options.text), checkpoint.files(), decoder.vocabulary)
@@ -102,8 +105,17 @@ def build_ranks(folder: str | Path, options: BuildOptions, progress: Progress | 
     if not options.verify or not frozenset(made[0].variants[0].requires) <= features(kind):
         return made
     with log.stage("verify"):
-        found = evidence.verified(made, decoder, kept, text, options.max_rise)
+        found = evidence.verified(made, decoder, kept, text, options.max_rise, checkpoint.tensors)
     return [replace(engine, details={**engine.details, "evidence": found}) for engine in made]
+
+
+def _check_text(files: Mapping[str, bytes], vocabulary: int) -> None:
+    """ImportFailure where the tokenizer beside the weights is broken, or another model's, as far as one is there."""
+    if "tokenizer.json" in files and importlib.util.find_spec("tokenizers"):
+        try:
+            Text.from_files(files, vocabulary)
+        except EngineError as error:
+            raise ImportFailure(str(error)) from error
 
 
 def _calibration_of(decoder: Decoder, kept: Format, options: BuildOptions) -> str:

@@ -7,7 +7,7 @@ the mean negative log-likelihood of the checkpoint and of the engine go into the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ from ingot.llm.runner import EngineRunner
 _DRAWN, _LONGEST = 12, 1024  # tokens
 
 
-def verified(ranks: Sequence[Engine], decoder: Decoder, kept: Format, text: Array | None,
-             most: float) -> list[dict[str, Any]]:  # fmt: skip
+def verified(ranks: Sequence[Engine], decoder: Decoder, kept: Format, text: Array | None, most: float,
+             tensors: Mapping[str, Array]) -> list[dict[str, Any]]:  # fmt: skip
     """What is known of the errors of an engine, or of the ranks of one. VerificationFailed when they are beyond the
-    format's, or the negative log-likelihood of the text's tokens rises by more than `most`."""
+    format's, or the negative log-likelihood of the text's tokens rises by more than `most`. tensors: the checkpoint's,
+    of which one is named that holds what is no number."""
     blocks = -(-decoder.context // int(ranks[0].details["llm"]["block_size"]))
     runner = EngineRunner(ranks[0], blocks=blocks) if len(ranks) == 1 else local_ranks(ranks, blocks)
     try:
-        found = [_near(runner, decoder, kept)]
+        found = [_near(runner, decoder, kept, tensors)]
         if text is not None:
             found.append(_likely(runner, decoder, text[: min(_LONGEST, decoder.context)], most))
     finally:
@@ -40,10 +41,12 @@ def verified(ranks: Sequence[Engine], decoder: Decoder, kept: Format, text: Arra
     return found
 
 
-def _near(runner: EngineRunner, decoder: Decoder, kept: Format) -> dict[str, Any]:
+def _near(runner: EngineRunner, decoder: Decoder, kept: Format, tensors: Mapping[str, Array]) -> dict[str, Any]:
     count = min(_DRAWN, decoder.context)
     tokens = np.random.default_rng(0).integers(0, decoder.vocabulary, count)
     expected, found = logits_of(decoder, tokens), run(runner, tokens, count // 2)
+    if not np.isfinite(expected).all():
+        raise VerificationFailed(f"the checkpoint's own logits are no finite numbers; {_broken(tensors)}")
     distance = float(np.sqrt(np.mean((found - expected) ** 2)) / max(float(expected.std()), 1e-30))
     if not distance <= kept.within:
         raise VerificationFailed(
@@ -52,6 +55,14 @@ def _near(runner: EngineRunner, decoder: Decoder, kept: Format) -> dict[str, Any
             "coarse: try --precision fp32"
         )
     return {"output": "logits", "tokens": count, "distance": _two(distance)}
+
+
+def _broken(tensors: Mapping[str, Array]) -> str:
+    """Where that comes from."""
+    wrong = next((name for name, x in tensors.items() if not np.isfinite(np.asarray(x, np.float32)).all()), None)
+    if wrong is None:
+        return "its weights are finite, what they give is beyond float32"
+    return f"tensor '{wrong}' holds NaN or infinity: download it again, or ask who made it"
 
 
 def _likely(runner: EngineRunner, decoder: Decoder, text: Array, most: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Grammars:
                 if len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(guide)
-            return Matcher(self._compiled[guide].deep_copy())
+            return Matcher(self._compiled[guide].deep_copy(), -(-self._vocabulary // 32))
 
     def _compile(self, guide: Guide) -> Any:
         from llguidance import LLMatcher, LLTokenizer
@@ -80,7 +80,7 @@ class Grammars:
         if len(guide.text) > _LONGEST:
             raise Refused(f"the {guide.kind} has {len(guide.text)} characters; at most {_LONGEST}")
         if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._vocabulary, eos_token=self._eos or None)
+            self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._size(), eos_token=self._eos or None)
         try:
             made = LLMatcher(self._tokenizer, _GRAMMARS[guide.kind](guide.text))
         except (ValueError, TypeError, RecursionError) as error:
@@ -89,6 +89,13 @@ class Grammars:
         if fault:
             raise Refused(f"the {guide.kind} cannot be used: {fault}")
         return made
+
+    def _size(self) -> int:
+        """Tokens of the model, and what a tokenizer has beyond them (Gemma 3's mark of an image)."""
+        import tokenizers
+
+        known = tokenizers.Tokenizer.from_str(self._tokenizer_json).get_vocab(with_added_tokens=True)
+        return max(self._vocabulary, 1 + max(known.values(), default=-1))
 
 
 def _begun(made: Any) -> Any:
@@ -107,10 +114,10 @@ def _fault(matcher: Any) -> str:
 
 
 class Matcher:
-    """Where one answer is in its grammar."""
+    """Where one answer is in its grammar. A mask has `words` words of 32 tokens."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, words: int) -> None:
+        self._matcher, self._words = matcher, words
         self._mask: Future[Array] | None = None
 
     def prepare(self, pool: Executor) -> None:
@@ -124,7 +131,7 @@ class Matcher:
         return self._mask.result()
 
     def _compute(self) -> Array:
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.int32)
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.int32)[: self._words]
         return np.zeros_like(mask) if self._matcher.is_error() else mask
 
     def accept(self, token: int) -> None:

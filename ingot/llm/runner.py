@@ -13,7 +13,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.engine import Engine
-from ingot.errors import DeviceError, EngineError, InputError
+from ingot.errors import ConfigError, DeviceError, EngineError, InputError
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT, sample
 from ingot.llm.batch import MOST_EDITS, Batch, Floats, Integers, Wanted
@@ -73,6 +73,8 @@ class EngineRunner:
         self.bos: int | None = facts["bos"]
         self.eos = frozenset(map(int, facts["eos"]))
         self.width = -(-self.context // self.block_size)
+        if blocks is not None and blocks < 1:
+            raise ConfigError(f"blocks of keys and values must be at least 1, not {blocks}")
         self.blocks = blocks or self._affordable()
         self._check_memory()
         self._pools = self._made_pools()

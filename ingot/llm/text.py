@@ -27,21 +27,20 @@ class Text:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], vocabulary: int) -> Text:
-        """From what lies beside a checkpoint: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
-        import tokenizers
-
+        """From what lies beside a checkpoint: tokenizer.json, tokenizer_config.json, chat_template.jinja. Tokens that
+        were added may lie beyond the vocabulary: where a text has one, it is refused."""
         if "tokenizer.json" not in files:
             raise EngineError("this engine holds no tokenizer.json; build it again from a folder that has one")
-        source = files["tokenizer.json"].decode()
-        tokenizer = tokenizers.Tokenizer.from_str(source)
-        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        source = _words(files, "tokenizer.json")
+        tokenizer = _tokenizer(source)
+        largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
         if largest >= vocabulary:
             raise EngineError(
                 f"the tokenizer is another model's: it has token {largest}, the model has {vocabulary} tokens"
             )
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        beside = files.get("chat_template.jinja")
-        written = beside.decode() if beside is not None else config.get("chat_template")
+        config = _settings(files)
+        beside = "chat_template.jinja"
+        written = _words(files, beside) if beside in files else config.get("chat_template")
         return cls(tokenizer, source, ChatTemplate.from_config(written, config) if written else None)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -60,6 +59,34 @@ class Text:
         if self.template is None:
             raise Refused("this model has no chat template; name one with --chat-template FILE, or ask for completions")
         return self.encode(self.template.render(messages, **more), special=False)
+
+
+def _tokenizer(source: str) -> Any:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(source)
+    except Exception as error:  # what the library raises is nothing more special
+        raise EngineError(f"tokenizer.json is no tokenizer of Hugging Face's form: {error}") from error
+
+
+def _words(files: Mapping[str, bytes], name: str) -> str:
+    try:
+        return files[name].decode()
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{name} is no UTF-8: {error}") from error
+
+
+def _settings(files: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """tokenizer_config.json, or nothing."""
+    name = "tokenizer_config.json"
+    try:
+        found = json.loads(_words(files, name)) if name in files else {}
+    except json.JSONDecodeError as error:
+        raise EngineError(f"{name} is not JSON ({error})") from error
+    if not isinstance(found, Mapping):
+        raise EngineError(f"{name} is not an object of JSON")
+    return found
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingot.errors import ConfigError, VerificationFailed
+from ingot.errors import ConfigError, ImportFailure, VerificationFailed
 from ingot.llm import evidence
 from ingot.llm.build import BuildOptions, build_llm
 from ingot.llm.commands import main
@@ -53,6 +53,22 @@ def test_a_wrong_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(FORMATS, "bf16", replace(FORMATS["bf16"], within=1e-6))
     with pytest.raises(VerificationFailed, match=r"bf16 allows 1e-06"):
         build_llm(write_family(tmp_path, "qwen3"), replace(SMALL, precision="bf16"))
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    path = write_family(tmp_path, "llama") / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(VerificationFailed, match=r"tensor '.*' holds NaN or infinity"):
+        build_llm(tmp_path, SMALL)
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_build(tmp_path: Path) -> None:
+    folder = write_family(tmp_path, "llama")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ImportFailure, match="no tokenizer"):
+        build_llm(folder, SMALL)
 
 
 def test_texts_that_cannot_be_read(tmp_path: Path) -> None:

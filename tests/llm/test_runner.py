@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ingot.engine import Engine
-from ingot.errors import EngineError, InputError
+from ingot.errors import ConfigError, EngineError, InputError
 from ingot.llm.batch import Batch
 from ingot.llm.build import BuildOptions, build_llm
 from ingot.llm.runner import EngineRunner, open_runner
@@ -20,10 +20,13 @@ from tests.llm.checkpoints import TOKENS, write_family
 from tests.llm.test_families import batch_of
 
 
+TOKENIZER = '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_family(tmp_path_factory.mktemp("checkpoint"), "llama")
-    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "tokenizer.json").write_text(TOKENIZER)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     path = folder / "model.engine"
     build_llm(folder, BuildOptions(context=96, token_budget=64, sequence_budget=6, level=0)).save(path)
@@ -74,7 +77,7 @@ def test_blocks_are_copied_and_shared(runner: EngineRunner) -> None:
 def test_facts_and_files(runner: EngineRunner) -> None:
     assert (runner.vocabulary, runner.context, runner.block_size, runner.bos) == (64, 96, 16, 1)
     assert runner.eos == {2, 5}
-    assert runner.files["tokenizer.json"] == b'{"model": {}}'
+    assert runner.files["tokenizer.json"].decode() == TOKENIZER
     assert set(runner.memory) == {"weights", "activations", "cache"} and all(runner.memory.values())
     assert runner.blocks == 6 * 6
 
@@ -119,6 +122,12 @@ def test_what_would_be_read_outside_is_refused(runner: EngineRunner, change: dic
 def test_too_large_a_step_is_refused(runner: EngineRunner) -> None:
     with pytest.raises(InputError, match="takes 64 tokens of 6 sequences"):
         runner.step(batch_of(runner, [(0, 0, np.zeros(65, np.int32))]))
+
+
+def test_no_blocks_are_refused(engine: Path) -> None:
+    for blocks in (0, -3):
+        with pytest.raises(ConfigError, match=f"must be at least 1, not {blocks}"):
+            open_runner(engine, blocks=blocks)
 
 
 def test_another_engine_is_refused(engine: Path) -> None:

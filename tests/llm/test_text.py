@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from ingot.errors import EngineError
 from ingot.llm import chat
 from ingot.llm.chat import ChatTemplate
-from ingot.llm.request import Refused
+from ingot.llm.guided import Grammars
+from ingot.llm.request import Guide, Refused
 from ingot.llm.text import Growing, Stops, Text
 from tests.llm.fakes import VOCABULARY, byte_tokenizer
 
@@ -45,8 +47,30 @@ def test_a_text_that_is_none() -> None:
 def test_tokenizers_that_do_not_fit() -> None:
     with pytest.raises(EngineError, match="another model's: it has token 256, the model has 100 tokens"):
         Text.from_files(byte_tokenizer(), 100)
+    for name, content, words in (
+        ("tokenizer.json", b'{"a":', "no tokenizer of Hugging Face's form"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is no UTF-8"),
+        ("tokenizer_config.json", b"{", "tokenizer_config.json is not JSON"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json is not an object"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is no UTF-8"),
+    ):
+        with pytest.raises(EngineError, match=words):
+            Text.from_files({**byte_tokenizer(), name: content}, VOCABULARY)
     with pytest.raises(EngineError, match="holds no tokenizer"):
         Text.from_files({}, 100)
+
+
+def test_tokens_beyond_the_vocabulary() -> None:
+    """Gemma 3's tokenizer marks images by one; guided answers have masks as wide as the model's logits."""
+    document = json.loads(byte_tokenizer()["tokenizer.json"])
+    extra = {"id": 300, "content": "<image>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False}  # fmt: skip
+    document["added_tokens"].append(extra)
+    text = Text.from_files({"tokenizer.json": json.dumps(document).encode()}, VOCABULARY)
+    assert text.encode("a<image>")[-1] >= VOCABULARY
+    matcher = Grammars(text.source, VOCABULARY, frozenset()).matcher(Guide("regex", "[ab]+"))
+    assert np.unpackbits(matcher.mask().view(np.uint8), bitorder="little").nonzero()[0].tolist()[:2] == [97, 98]
+    assert len(matcher.mask()) == -(-VOCABULARY // 32)
 
 
 def template(source: str, **config: object) -> ChatTemplate:
