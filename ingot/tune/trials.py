@@ -1,12 +1,13 @@
-"""Trials: candidates compiled on all cores, then timed in one child with the machine to itself.
+"""Trials: candidates compiled on all cores, and timed in one child: with the machine to itself, where that counts.
 
 A candidate that crashes, hangs or is killed is lost alone; the others of its node are timed without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Trial:
 
 
 Code = Any  # what compile_candidate of the target's module gives, and its time_candidates takes
+Codes = Sequence[Code]
 Ready = Sequence[tuple[Candidate, Code]]
 # Where a target's candidates are compiled and timed.
 _MODULES = {"cpu": "ingot.tune.measure", "cuda": "ingot.tune.cuda_measure"}
@@ -50,22 +52,32 @@ def run(trials: Sequence[Trial], isa: Target, budget: float,
     count = sum(len(t.candidates) for t in trials)
     compiling, timing = _COMPILING * count / usable_threads(), _SETTING_UP + budget
     whole = compiling + timing * len(trials)
-    codes = _compile_all(trials, isa, lambda done: progress(compiling / whole * done / count))
-    with WorkerPool(1) as alone:
+    with ExitStack() as held:
+        codes = held.enter_context(_compiled(trials, isa, lambda done: progress(compiling / whole * done / count)))
+        alone = held.enter_context(WorkerPool(1))
         for done, trial in enumerate(trials):
-            yield trial, _outcomes(alone, trial, codes[trial], isa, budget)
+            yield trial, _outcomes(alone, trial, codes(trial), isa, budget)
             progress((compiling + timing * (done + 1)) / whole)
 
 
-def _compile_all(trials: Sequence[Trial], isa: Target, told: Callable[[int], None]) -> dict[Trial, list[Code]]:
-    done = 0
-    codes: dict[Trial, list[Code]] = {}
+@contextmanager
+def _compiled(trials: Sequence[Trial], isa: Target, told: Callable[[int], None]) -> Iterator[Callable[[Trial], Codes]]:
+    """The codes of each trial. On a CPU all are there before the first is timed, as compilers would be in its times; a
+    GPU times what is ready while the rest is compiled."""
     with WorkerPool(usable_threads()) as pool:
-        futures = {t: [_compile(pool, t.node, c, isa) for c in t.candidates] for t in trials}
-        for trial, waiting in futures.items():
-            codes[trial] = [_code(future) for future in waiting]
-            done += len(waiting)
-            told(done)
+        waiting = {t: [_compile(pool, t.node, c, isa) for c in t.candidates] for t in trials}
+        if isa.target != "cpu":
+            yield lambda trial: [_code(future) for future in waiting[trial]]
+            return
+        codes = _all_of(waiting, told)
+    yield codes.__getitem__
+
+
+def _all_of(waiting: Mapping[Trial, Sequence[Future[Code]]], told: Callable[[int], None]) -> dict[Trial, Codes]:
+    codes: dict[Trial, Codes] = {}
+    for trial, futures in waiting.items():
+        codes[trial] = [_code(future) for future in futures]
+        told(sum(map(len, codes.values())))
     return codes
 
 
@@ -81,9 +93,7 @@ def _code(future: Future[Code]) -> Code:
         return f"while it was compiled: {_words(error)}"
 
 
-def _outcomes(
-    pool: WorkerPool, trial: Trial, codes: Sequence[Code], isa: Target, budget: float
-) -> list[Outcome]:
+def _outcomes(pool: WorkerPool, trial: Trial, codes: Codes, isa: Target, budget: float) -> list[Outcome]:
     ready = [(c, code) for c, code in zip(trial.candidates, codes, strict=True) if not isinstance(code, str)]
     limit = _PATIENCE + 10 * budget + _RUNS * sum(trial.estimates) / 1e6
     times = iter(_timed(pool, trial, ready, (isa, budget, trial.share), limit))
