@@ -74,7 +74,7 @@ def test_paged_attention(seed: int, heads: tuple[int, int], depth: int, lengths:
     rng = np.random.default_rng(seed)
     positions, owners, tables = sequences(rng, lengths)
     pool = pool_of(rng, tables.size, heads[1], depth, FORMATS[kept][0])
-    forget_what_is_not_there(pool, lengths, tables, depth)
+    forget_what_is_not_there(pool, lengths, tables, depth, window)
     query = drawn(rng, len(positions), heads[0], depth)
     inputs = [query, pool, positions, owners, tables]
     attributes = {"scale": depth**-0.5, "window": window, "softcap": softcap}
@@ -84,11 +84,14 @@ def test_paged_attention(seed: int, heads: tuple[int, int], depth: int, lengths:
         check(node, inputs, expected, rtol=1e-3, atol=1e-4)
 
 
-def forget_what_is_not_there(pool: Array, lengths: list[tuple[int, int]], tables: Array, depth: int) -> None:
-    """NaN where no token has been: a kernel that reads it there is found out."""
+def forget_what_is_not_there(pool: Array, lengths: list[tuple[int, int]], tables: Array, depth: int,
+                             window: int = 0) -> None:  # fmt: skip
+    """NaN where no token has been, and in blocks that have left the window, which may be another's by now: a kernel
+    that reads it there is found out."""
     used = np.zeros((len(pool), BLOCK), bool)
-    for number, (context, _) in enumerate(lengths):
-        places = np.arange(context)
+    for number, (context, tokens) in enumerate(lengths):
+        gone = max(context - tokens + 1 - window, 0) // BLOCK * BLOCK if window else 0
+        places = np.arange(gone, context)
         used[tables[number][places // BLOCK], places % BLOCK] = True
     groups = pool.shape[2]
     keys, values = pool[:, 0].reshape(-1, groups, depth, BLOCK), pool[:, 1].reshape(-1, groups, BLOCK, depth)

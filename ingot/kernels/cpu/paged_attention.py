@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math as numbers
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ingot.kernels import kernel
 from ingot.kernels.cpu import math
@@ -65,10 +66,11 @@ def _rows(f: PhaseFunction, job: Lanes, tile: Tile) -> None:
     """All rows of a tile, chunk by chunk of the blocks they see."""
     context = job.position(f, tile.first + (tile.tokens - 1)) + 1
     blocks = f.index(f.divide(f.index(f.maximum(context, 0)) + (job.pool.block - 1), job.pool.block))
-    start: Index = 0
+    oldest: Index = 0
     if job.window:
-        oldest = f.index(f.maximum(job.position(f, tile.first) + (1 - job.window), 0))
-        start = f.index(f.divide(oldest, job.pool.block * job.chunk)) * job.chunk
+        key = f.index(f.maximum(job.position(f, tile.first) + (1 - job.window), 0))
+        oldest = f.divide(key, job.pool.block)
+    start = f.divide(oldest, job.chunk) * job.chunk
     table = job.table(f, tile.first)
     _begin(f, job, tile)
 
@@ -76,7 +78,8 @@ def _rows(f: PhaseFunction, job: Lanes, tile: Tile) -> None:
         count = f.index(f.minimum(blocks - block, job.chunk))
         _score(f, job, tile, table, block, count)
         _weigh(f, job, tile, count)
-        _accumulate(f, job, tile, table, block, count, context)
+        first = f.maximum(f.index(oldest) - block, 0) if job.window else 0
+        _accumulate(f, job, tile, Values(table, block, first, count, context))
 
     f.loop(start, blocks, chunk, step=job.chunk)
     _finish(f, job, tile)
@@ -217,17 +220,28 @@ def _weigh(f: PhaseFunction, job: Lanes, tile: Tile, count: Value) -> None:
     f.loop(0, tile.tokens * job.shared, one)
 
 
-def _accumulate(f: PhaseFunction, job: Lanes, tile: Tile, table: Value, block: Value, count: Value,
-                context: Value) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Values:
+    """Those of the blocks [block + first, block + count) of a table: what lies before may be another sequence's by
+    now."""
+
+    table: Value
+    block: Value
+    first: Index
+    count: Value
+    context: Value
+
+
+def _accumulate(f: PhaseFunction, job: Lanes, tile: Tile, part: Values) -> None:
     """sums = sums * factor + weights * values of a chunk."""
     for begin in range(0, job.depth, job.lanes * job.sum_vectors):
         places = range(begin, min(job.depth, begin + job.lanes * job.sum_vectors), job.lanes)
         _row_tiles(f, tile.tokens * job.shared, job.sum_rows,
-                   lambda r, height, p=places: _sum_rows(f, job, tile, r, height, p, table, block, count, context))  # type: ignore[misc]  # fmt: skip
+                   lambda r, height, p=places: _sum_rows(f, job, tile, r, height, p, part))  # type: ignore[misc]  # fmt: skip
 
 
-def _sum_rows(f: PhaseFunction, job: Lanes, tile: Tile, row: Value, height: int, places: range, table: Value,
-              block: Value, count: Value, context: Value) -> None:  # fmt: skip
+def _sum_rows(f: PhaseFunction, job: Lanes, tile: Tile, row: Value, height: int, places: range,
+              part: Values) -> None:  # fmt: skip
     type_, sums = vector("float", job.lanes), job.line(f, job.sums_at, row)
     start: list[Value] = []
     for r in range(height):
@@ -235,9 +249,9 @@ def _sum_rows(f: PhaseFunction, job: Lanes, tile: Tile, row: Value, height: int,
         start += [f.load(type_, sums, r * job.line_bytes + place * 4) * factor for place in places]
 
     def one(j: Value, *totals: Value) -> tuple[Value, ...]:
-        values = job.pool.values(f, job.block_number(f, table, block + j), tile.group)
+        values = job.pool.values(f, job.block_number(f, part.table, part.block + j), tile.group)
         weights = f.at(job.scores(f, row), j * (job.pool.block * 4))
-        there = f.minimum(context - (block + j) * job.pool.block, job.pool.block)
+        there = f.minimum(part.context - (part.block + j) * job.pool.block, job.pool.block)
 
         def token(t: Value, *totals: Value) -> list[Value]:
             line = f.at(values, t * (job.depth * job.pool_bytes))
@@ -253,7 +267,7 @@ def _sum_rows(f: PhaseFunction, job: Lanes, tile: Tile, row: Value, height: int,
 
         return f.loop(0, there, token, totals)
 
-    totals = f.loop(0, count, one, start)
+    totals = f.loop(part.first, part.count, one, start)
     for r in range(height):
         for v, place in enumerate(places):
             f.store(totals[r * len(places) + v], sums, r * job.line_bytes + place * 4)
