@@ -223,6 +223,8 @@ class Engine:
             raise IngotError("requests wait that no empty cache can hold")
         self._say()
         self._land(flight)
+        if flight is not None and before is not None and self._refused(flight):
+            self._flight = flight = self._begin(step)  # now that nothing else is under way there may be room
         if flight is not None and not self._leads(flight):
             self._land(None)
         if self._flight is not None or not self.scheduler.idle:
@@ -282,6 +284,11 @@ class Engine:
         for share in step.shares:
             self._entered(share, now)
         return begin(self.runner, step, asked(step.shares, self._answers, self.runner.draws), now)
+
+    def _refused(self, flight: Flight) -> bool:
+        """Whether it could not be begun, though all that it computes is still wanted."""
+        running = all(share.sequence.place is Place.RUNNING for share in flight.step.shares)
+        return running and isinstance(flight.begun, Exception)
 
     def _leads(self, flight: Flight) -> bool:
         """Whether the next step may begin before this one has ended: what it draws is not asked for here, and no

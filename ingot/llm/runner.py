@@ -178,7 +178,8 @@ class EngineRunner:
 
     def _affordable(self) -> int:
         wanted = self.sequence_budget * self.width
-        return max(min(wanted, spare_memory(self.session, self._activations()) // self._block_bytes()), 1)
+        steps = 1 + self.session.on_device  # one may be under way beside the one that is begun
+        return max(min(wanted, spare_memory(self.session, steps * self._activations()) // self._block_bytes()), 1)
 
     def _made_pools(self) -> Pools:
         facts = self.facts

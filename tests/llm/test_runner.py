@@ -19,7 +19,6 @@ from ingot.llm.runner import EngineRunner, open_runner
 from tests.llm.checkpoints import TOKENS, write_family
 from tests.llm.test_families import batch_of
 
-
 TOKENIZER = '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
 
 
