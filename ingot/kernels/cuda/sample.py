@@ -18,8 +18,8 @@ from ingot.plan.extent import product
 
 _MODULE, _INFO = "sample", 4
 _TILE, _WARPS = 4096, 8  # tokens that a block has at once
-_FOUND = 1024  # of lanes among which the last of top_k is searched
-_SHARES = ((Rung(1, 8), 32), (Rung(9, 128), 8), (Rung(129), 2))  # blocks of a row
+_FOUND = 4096  # of lanes among which the last of top_k is searched
+_SHARES = ((Rung(1, 8), 64), (Rung(9, 128), 4), (Rung(129), 2))  # blocks of a row
 
 
 def _applies(node: Node, target: Any) -> bool:

@@ -13,7 +13,6 @@ import triton.language as tl
 LANES = tl.constexpr(2048)
 REACH = tl.constexpr(40 * (1 << 24))
 FAR = tl.constexpr(2147483647)
-BINS = tl.constexpr(1024)  # of the three steps in which 30 bits are searched
 EDIT = tl.constexpr(4)
 EDITS = tl.constexpr(256)  # at once
 INFO = tl.constexpr(4)
@@ -121,10 +120,11 @@ def seen(logits, masks, draw, row, token, inside, WIDTH: tl.constexpr, MASKED: t
 def peaks(logits, masks, draw, high, places, row, first, WIDTH: tl.constexpr, MINE: tl.constexpr, DEEP: tl.constexpr,
           MASKED: tl.constexpr):  # fmt: skip
     """The highest logit of each of MINE lanes from `first` on, and where it is; NaN counts as infinite."""
-    lane, deep = first + tl.arange(0, MINE), tl.arange(0, DEEP)
-    best = tl.full((DEEP, MINE), float("-inf"), tl.float32)
-    at = tl.full((DEEP, MINE), FAR, tl.int32)
-    for start in range(0, tl.cdiv(WIDTH, LANES), DEEP):
+    ROWS: tl.constexpr = (DEEP + MASKED) // (1 + MASKED)  # masks take registers
+    lane, deep = first + tl.arange(0, MINE), tl.arange(0, ROWS)
+    best = tl.full((ROWS, MINE), float("-inf"), tl.float32)
+    at = tl.full((ROWS, MINE), FAR, tl.int32)
+    for start in range(0, tl.cdiv(WIDTH, LANES), ROWS):
         token = (start + deep)[:, None] * LANES + lane[None, :]
         x = seen(logits, masks, draw, row, token, token < WIDTH, WIDTH, MASKED)
         x = tl.where(x == x, x, float("inf"))
@@ -166,50 +166,54 @@ def _last(logits, masks, draw, list, row, nearest, best, pace, wanted, WIDTH: tl
           HIGH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Distance of the token number `wanted`, by distance: it is in a lane whose nearest is among the nearest `wanted`.
 
-    list [R, LANES]: memory for the numbers of those lanes, which are looked at SOME at a time.
+    list [R, LANES]: memory for the numbers of those lanes, which are looked at SOME at a time, two bits in each round.
     """
-    rest = tl.minimum(wanted, LANES)
     found = 0
-    for step in range(3):
-        counts = tl.histogram((nearest >> (20 - 10 * step)) & 1023, BINS, mask=(nearest >> (30 - 10 * step)) == found)
-        found, rest = _bin(counts, found, rest)
+    for step in range(15):
+        quarter = 1 << (28 - 2 * step)
+        found += quarter * _digit(_below(nearest, found, quarter), tl.minimum(wanted, LANES))
     lane = tl.arange(0, LANES)
     among = nearest <= found
     tl.debug_barrier()
     tl.store(list + row * LANES + tl.cumsum(among.to(tl.int32), 0) - 1, lane, among)
     tl.debug_barrier()
     count = tl.sum(among.to(tl.int32), 0)
-    rest = wanted
+    far = _columns(logits, masks, draw, list, row, 0, count, best, pace, WIDTH, SOME, HIGH, MASKED)
     found = 0
-    for step in range(3):
-        counts = tl.zeros((BINS,), tl.int32)
-        for start in range(0, count, SOME):
-            far = _columns(logits, masks, draw, list, row, start, count, best, pace, WIDTH, SOME, HIGH, MASKED)
-            inside = (far >= 0) & ((far >> (30 - 10 * step)) == found)
-            counts += tl.histogram((far >> (20 - 10 * step)) & 1023, BINS, mask=inside)
-        found, rest = _bin(counts, found, rest)
+    for step in range(15):
+        quarter = 1 << (28 - 2 * step)
+        below = _below(far, found, quarter)
+        for start in range(SOME, count, SOME):
+            more = _columns(logits, masks, draw, list, row, start, count, best, pace, WIDTH, SOME, HIGH, MASKED)
+            below += _below(more, found, quarter)
+        found += quarter * _digit(below, wanted)
     return found
 
 
 @triton.jit
-def _bin(counts, found, rest):
-    """(found and ten bits more, how many are wanted of that bin), where `rest` are wanted of all."""
-    sums = tl.cumsum(counts, 0)
-    place = tl.sum((sums < rest).to(tl.int32), 0)
-    before = tl.max(tl.where(sums < rest, sums, 0), 0)
-    return found * BINS + place, rest - before
+def _below(far, found, quarter):
+    """How many are nearer than found + quarter, + 2 quarters, + 3 quarters: 20 bits each."""
+    first, second, third = far < found + quarter, far < found + 2 * quarter, far < found + 3 * quarter
+    return tl.sum(first.to(tl.int64) | (second.to(tl.int64) << 20) | (third.to(tl.int64) << 40), 0)
+
+
+@triton.jit
+def _digit(below, wanted):
+    """How many of these three are fewer than wanted."""
+    fewer = ((below & 0xFFFFF) < wanted).to(tl.int32) + (((below >> 20) & 0xFFFFF) < wanted).to(tl.int32)
+    return fewer + ((below >> 40) < wanted).to(tl.int32)
 
 
 @triton.jit
 def _columns(logits, masks, draw, list, row, start, count, best, pace, WIDTH: tl.constexpr, SOME: tl.constexpr,
              HIGH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Distances of all tokens of SOME listed lanes, -1 where there is none."""
+    """Distances of all tokens of SOME listed lanes, FAR where there is none."""
     number, deep = start + tl.arange(0, SOME), tl.arange(0, HIGH)
     lane = tl.load(list + row * LANES + number, number < count, other=0, cache_modifier=".cg")
     token = deep[:, None] * LANES + lane[None, :]
     inside = (token < WIDTH) & (number < count)[None, :]
     x = seen(logits, masks, draw, row, token, inside, WIDTH, MASKED)
-    return tl.reshape(tl.where(inside, distances(x, best, pace), -1), (SOME * HIGH,))
+    return tl.reshape(tl.where(inside, distances(x, best, pace), FAR), (SOME * HIGH,))
 
 
 # -- weigh ------------------------------------------------------------------------------------------------------------
@@ -217,9 +221,10 @@ def _columns(logits, masks, draw, list, row, start, count, best, pace, WIDTH: tl
 def summed(logits, masks, draw, row, first, best, pace, limit, WIDTH: tl.constexpr, MINE: tl.constexpr,
            DEEP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Weights below the limit, added up by lanes: MINE from `first` on."""
-    lane, deep = first + tl.arange(0, MINE), tl.arange(0, DEEP)
-    sums = tl.zeros((DEEP, MINE), tl.int64)
-    for start in range(0, tl.cdiv(WIDTH, LANES), DEEP):
+    ROWS: tl.constexpr = (DEEP + MASKED) // (1 + MASKED)
+    lane, deep = first + tl.arange(0, MINE), tl.arange(0, ROWS)
+    sums = tl.zeros((ROWS, MINE), tl.int64)
+    for start in range(0, tl.cdiv(WIDTH, LANES), ROWS):
         token = (start + deep)[:, None] * LANES + lane[None, :]
         x = seen(logits, masks, draw, row, token, token < WIDTH, WIDTH, MASKED)
         sums += weights(distances(x, best, pace), limit)
