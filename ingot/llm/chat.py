@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,6 +41,25 @@ class ChatTemplate:
         }
         return cls(str(written), tokens)
 
+    @classmethod
+    def from_file(cls, path: Path, tokens: Mapping[str, str]) -> ChatTemplate:
+        """From a file that somebody named: EngineError at once where it is no template."""
+        try:
+            made = cls(path.read_text(encoding="utf-8"), tokens)
+        except UnicodeDecodeError as error:
+            raise EngineError(f"{path} is no UTF-8: {error}") from error
+        made.compiled()
+        return made
+
+    def compiled(self) -> Any:
+        """What jinja2 makes of it; EngineError with the line where it is no template."""
+        import jinja2
+
+        try:
+            return _environment().from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise EngineError(f"the chat template is no jinja2: line {error.lineno}: {error.message}") from error
+
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True, **more: Any,
@@ -48,11 +68,9 @@ class ChatTemplate:
         import jinja2
 
         values = {**self.tokens, **more, "tools": tools, "documents": None}
+        template = self.compiled()
         try:
-            template = _environment().from_string(self.source)
             return _bounded(template, {"messages": messages, "add_generation_prompt": add_generation_prompt, **values})
-        except jinja2.TemplateSyntaxError as error:
-            raise EngineError(f"the chat template is no jinja2: line {error.lineno}: {error.message}") from error
         except (jinja2.TemplateError, _Endless, TypeError, ValueError, KeyError, OverflowError) as error:
             raise Refused(f"the chat template refuses these messages: {error}") from error
 

@@ -57,7 +57,7 @@ def server_of(arguments: argparse.Namespace) -> LlmServer:
     text = Text.from_files(runner.files, runner.vocabulary)
     if arguments.chat_template is not None:
         tokens = text.template.tokens if text.template is not None else {}
-        text = replace(text, template=ChatTemplate(arguments.chat_template.read_text(), tokens))
+        text = replace(text, template=ChatTemplate.from_file(arguments.chat_template, tokens))
     small = arguments.draft_engine
     draft = open_runner(small, threads=arguments.threads, blocks=runner.blocks) if small else None
     options = EngineOptions(

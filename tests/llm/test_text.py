@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def template(source: str, **config: object) -> ChatTemplate:
     made = Text.from_files(files, VOCABULARY).template
     assert made is not None
     return made
+
+
+def test_a_template_of_the_command_line_is_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    for content, words in ((b"{% for", "no jinja2: line 1"), (b"\xff", "no UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(EngineError, match=words):
+            ChatTemplate.from_file(path, {})
+    path.write_text("{{ bos_token }}{{ messages[0].content }}")
+    assert ChatTemplate.from_file(path, {"bos_token": "<"}).render(HELLO) == "<Hello"
 
 
 def test_chat_templates() -> None:
