@@ -14,6 +14,7 @@ SIZES = {
     "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
     "int4": 1, "uint4": 1, "int2": 1, "uint2": 1, "float4_e2m1fn": 1,
 }  # fmt: skip
+LARGEST_HALF = 65504.0  # number of float16
 HOST_ONLY = frozenset({"string", "object"})
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ingot.dtypes import LARGEST_HALF
+
 Array = np.ndarray[Any, Any]
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the largest magnitude, tried for four bits
 _SPAN = 1024  # columns that take over errors from each other: more cost their square, and gain nothing that shows
@@ -88,7 +90,7 @@ def _scales(blocks: Array, bits: int) -> Array:
 
 def _half(scale: Array) -> Array:
     """The nearest float16 numbers, and 1 where that is 0."""
-    near = np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
+    near = np.clip(scale, -LARGEST_HALF, LARGEST_HALF).astype(np.float16).astype(np.float32)
     return np.where(near == 0, np.float32(1), near)
 
 

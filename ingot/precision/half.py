@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ingot.dtypes import numpy_dtype
+from ingot.dtypes import LARGEST_HALF, numpy_dtype
 from ingot.ir import expression as expressions
 from ingot.ir.expression import Expression, Input, Literal, Operand, Result
 from ingot.ir.graph import (
@@ -39,7 +39,7 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 _WIDE = "float32"
 _BYTES = (*SHORT_INTEGERS, "float8_e4m3fn")
 _KEPT = frozenset({"RNN", "TopK", "CumSum", "Range", "Unreachable", "ScatterElements", "ScatterND"})
-LIMITS = {"float16": 65504.0, "bfloat16": 3.3895e38}
+LIMITS = {"float16": LARGEST_HALF, "bfloat16": 3.3895e38}
 
 
 @dataclass(frozen=True)

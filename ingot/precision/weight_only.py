@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from ingot.dtypes import LARGEST_HALF
 from ingot.errors import ConfigError
 from ingot.precision import nodes
 from ingot.precision.formats import precision_format
@@ -27,7 +28,7 @@ _BLOCKS_OPSET = 21
 _STRENGTHS = np.linspace(0, 1, 11)
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 _SMALLEST = 1e-5
-_SMALLEST_HALF, _LARGEST_HALF = 2.0**-14, 65504.0  # normal numbers of float16
+_SMALLEST_HALF = 2.0**-14  # normal number of float16
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _best_scales(blocks: Array, weights: Array) -> Array:
 
 def _short(scale: Array) -> Array:
     """As float16 has it, so that kernels may keep it in two bytes; what would lose digits there stays as it is."""
-    fits = (scale >= _SMALLEST_HALF) & (scale < _LARGEST_HALF)
+    fits = (scale >= _SMALLEST_HALF) & (scale < LARGEST_HALF)
     return np.where(fits, np.where(fits, scale, 1).astype(np.float16).astype(np.float32), scale)
 
 

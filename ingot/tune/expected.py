@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.dtypes import LARGEST_HALF
 from ingot.ir import expression as expressions
 from ingot.ir.ops import OPS, meaning
 from ingot.kernels.node import Node
@@ -76,7 +77,7 @@ def difference(mine: Array, theirs: Array) -> float:
 
 def _huge(dtype: np.dtype[Any]) -> float:
     """From here on a number of the type may as well have become infinite."""
-    return 0.9 * {"float16": 65504.0}.get(dtype.name, 3.4e38)
+    return 0.9 * {"float16": LARGEST_HALF}.get(dtype.name, 3.4e38)
 
 
 def _same_beyond(mine: Array, theirs: Array, huge: float) -> bool:

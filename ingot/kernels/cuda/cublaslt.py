@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -163,11 +164,20 @@ def _call(build: CudaBuilder, node: Node, use: Use, algorithm: cublaslt.Algorith
     return LibraryUse(_NAME, cublaslt.recipe_of(made, algorithm), (*handles, *outputs))
 
 
+_KNOWN_ERRORS: WeakKeyDictionary[Node, float] = WeakKeyDictionary()  # a choice asks for them, and the report again
+
+
 def fast_error(node: Node) -> float:
     """How far sums that stay in the tensor units may be from those in float32, relative to the magnitudes multiplied,
     if inputs are of one sign. A step cuts 32 products off at a unit of up to 2^-13 of the sum so far. What is cut off
     cancels where products have both signs, but for chance; what is left grows with the depth and with the square of
     how far a column's weights are of one sign: f K / 32 steps, each 16 f units of f K / 2 products, on average."""
+    if node not in _KNOWN_ERRORS:
+        _KNOWN_ERRORS[node] = _fast_error(node)
+    return _KNOWN_ERRORS[node]
+
+
+def _fast_error(node: Node) -> float:
     weight = node.input(1).constant
     assert weight is not None
     values = _FLOATS[weight.view(np.uint8)]
