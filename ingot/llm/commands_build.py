@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ingot.dtypes import size_of
 from ingot.engine import Engine
+from ingot.errors import ConfigError
 from ingot.ir.ops_paged import line_of
 from ingot.llm.build import BuildOptions, build_ranks
 from ingot.llm.formats import CACHES, FORMATS
@@ -45,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Build, save, report."""
     folder = Path(arguments.folder)
     output = Path(arguments.output or folder.with_suffix(".engine"))
+    if not os.access(output.parent, os.W_OK | os.X_OK):  # before minutes go by
+        raise ConfigError(f"cannot write {output}: {output.parent} is no folder that one may write to")
     options = BuildOptions(
         arguments.precision, arguments.target, arguments.context, arguments.token_budget, arguments.sequence_budget,
         level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),

@@ -21,6 +21,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_where_an_engine_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before anything is built: there is no checkpoint either."""
+    assert main(["llm", "build", str(tmp_path / "none"), "-o", str(tmp_path / "nowhere" / "x.engine")]) == 1
+    assert "nowhere is no folder that one may write to" in capsys.readouterr().err
+
+
 def test_a_text_is_streamed(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["llm", "generate", str(engine), "--chat", "Who are you?", "--threads", "1"]) == 0
     told = capsys.readouterr()
