@@ -24,6 +24,7 @@ _SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that sha
 _KEYS = 64  # a step
 _USUAL, _EIGHTHS = (4, 2), (2, 3)  # warps and stages of a token that is alone; of many of eight bits
 _MOST_HALF = 65504.0
+_REST = 256.0  # what the second of two numbers of eight bits is too small by (cores/words.py)
 _LINE = 128  # bytes that memory is asked for at a time
 _ROWS = 128  # queries and their heads in a tile of tokens that follow each other
 
@@ -65,7 +66,8 @@ def _applies(node: Node, target: Any) -> bool:
     if node.dtype not in (*NARROW, "float32") or node.input(1).dtype not in STORED:
         return False
     sizes = Sizes.of(node)
-    return sizes.depth <= 256 and _KEYS % sizes.block == 0
+    even = sizes.depth % 2 == sizes.block % 2 == 0 or node.input(1).dtype not in LARGEST
+    return sizes.depth <= 256 and _KEYS % sizes.block == 0 and even
 
 
 @kernel("PagedAttention", on="cuda", when=_applies)
@@ -109,9 +111,10 @@ def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int
         place = f"token * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
         f.emit(f"place = {place}\ninside = exists[:, None] & (depths < {sizes.depth})[None, :]")
         _load_queries(f, node, p["query"])
-        _begin(f, rows, sizes)
+        _begin(f, node, rows, sizes)
         with f.block("for step in range(begin, end):"):
-            _step(f, build, sizes, p, ("position", "exists[:, None]", "position"))
+            _step(f, build, sizes, p, ("position", "", "position"))
+        _end(f, node, rows, sizes)
         if splits == 1:
             f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
             f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[node.output.dtype]}), inside)")
@@ -197,14 +200,15 @@ def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
         place = f"tokens[:, None] * {sizes.heads * sizes.depth} + heads[:, None] * {sizes.depth} + depths[None, :]"
         f.emit(f"place = {place}\ninside = valid[:, None] & (depths < {sizes.depth})[None, :]")
         _load_queries(f, node, p["query"])
-        _begin(f, rows, sizes)
+        _begin(f, node, rows, sizes)
         with f.block("for owner in range(first, final + 1):"):
             f.emit("mine = valid & (owners == owner)\nlimit = tl.max(tl.where(mine, positions, -1))")
             window = int(node.attributes["window"])
             low = f"tl.maximum(tl.min(tl.where(mine, positions, 2147483647)) + 1 - {window}, 0) // {_KEYS}"
             f.emit(f"begin = tl.where(limit >= 0, {low}, 0)" if window else "begin = 0")
             with f.block(f"for step in range(begin, (limit + {_KEYS}) // {_KEYS}):"):
-                _step(f, build, sizes, p, ("positions[:, None]", "mine[:, None]", "limit"))
+                _step(f, build, sizes, p, ("positions[:, None]", "mine[:, None] & ", "limit"))
+        _end(f, node, rows, sizes)
         f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
         f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[node.output.dtype]}), inside)")
     f.launch(ceil_div(sizes.tokens, tile), sizes.groups)
@@ -227,40 +231,97 @@ def _load_queries(f: FunctionBuilder, node: Node, query: str) -> None:
     f.emit(f"q = q.to({LANGUAGE[dtype]})")
 
 
-def _begin(f: FunctionBuilder, rows: int, sizes: Sizes) -> None:
+def _begin(f: FunctionBuilder, node: Node, rows: int, sizes: Sizes) -> None:
     f.emit(f"peak = tl.full(({rows},), {_LOW}, tl.float32)\ntotal = tl.zeros(({rows},), tl.float32)")
-    f.emit(f"sums = tl.zeros(({rows}, {sizes.wide}), tl.float32)")
+    halves = _turns(node)
+    for turn in range(halves):
+        f.emit(f"sums{turn} = tl.zeros(({rows}, {sizes.wide // halves}), tl.float32)")
+
+
+def _turns(node: Node) -> int:
+    """Numbers that are loaded as one: of eight bits two, which products have two apart."""
+    return 2 if node.input(1).dtype in LARGEST else 1
+
+
+def _end(f: FunctionBuilder, node: Node, rows: int, sizes: Sizes) -> None:
+    """The sums in their order."""
+    joined = f"tl.reshape(tl.join(sums0, sums1 * {_REST}), ({rows}, {sizes.wide}))" if _turns(node) == 2 else "sums0"
+    f.emit(f"sums = {joined}")
 
 
 def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str],
           seeing: tuple[str, str, str]) -> None:  # fmt: skip
-    """`_KEYS` positions of `owner`: scores, and what the sums become. seeing: the rows' positions, which rows are
-    concerned, and the last position of them all. What lies behind it may be no number at all."""
+    """`_KEYS` positions of `owner`: scores, and what the sums become. seeing: the rows' positions, a
+    condition for rows that are concerned ("": all), and the last position of them all. What lies behind it may be no
+    number at all."""
     position, mine, most = seeing
-    node, block, depth = build.node, sizes.block, sizes.depth
-    line, width = block * depth, f.extent(node.input(4).shape[1])
-    f.emit(f"keys = step * {_KEYS} + places")
-    number = f"tl.load({p['tables']} + owner * {width} + tl.minimum(keys // {block}, {width} - 1))"
-    f.emit(f"start = {number}.to(tl.int64) * {2 * sizes.groups * line} + group * {line}")
-    deep = "" if sizes.wide == depth else f"(depths < {depth})"
-    key = f"start[None, :] + (depths * {block})[:, None] + (keys % {block})[None, :]"
-    f.emit(f"k = tl.load({p['cache']} + tl.max_contiguous(tl.multiple_of({key}, [1, {block}]), [1, {block}])"
-           + (f", {deep}[:, None], other=0.0)" if deep else ")"))  # fmt: skip
-    value = f"(start + {sizes.groups * line} + keys % {block} * {depth})[:, None] + depths[None, :]"
-    aligned = min(depth & -depth, 16)
-    there = f"(keys <= {most})[:, None]" + f" & {deep}[None, :]" * bool(deep)
-    f.emit(f"v = tl.load({p['cache']} + tl.multiple_of({value}, [1, {aligned}]), {there}, other=0.0)")
+    node, turns = build.node, _turns(build.node)
     dtype = LANGUAGE[_multiplied(node)]
-    cast = f".to({dtype})" if node.input(1).dtype in LARGEST else ""
     precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
-    f.emit(f"scores = tl.dot(q, k{cast}{precision}) * {float(node.attributes['scale'])!r}")
+    _places(f, build, sizes, turns)
+    keys, values = _load_keys(f, sizes, p, turns), _load_values(f, sizes, p, turns, most)
+    scales = [float(node.attributes["scale"]) * _REST**turn for turn in range(turns)]
+    scores = [f.let(f"tl.dot(q, {key}{precision}) * {scale!r}", "scores")
+              for key, scale in zip(keys, scales, strict=True)]  # fmt: skip
     cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
-    if cap:
-        f.emit(f"scores = {cap!r} * libdevice.tanh(scores / {cap!r})")
-    seen = f"{mine} & (keys[None, :] <= {position})"
-    seen += f" & (keys[None, :] > {position} - {window})" if window else ""
-    f.emit(f"scores = tl.where({seen}, scores * {_LOG2E!r}, {_LOW})")
-    f.emit(f"higher = tl.maximum(peak, tl.max(scores, 1))\nbase = tl.where(higher == {_LOW}, 0.0, higher)")
-    f.emit("powers = tl.exp2(scores - base[:, None])\nfactor = tl.exp2(peak - base)")
-    f.emit("total = total * factor + tl.sum(powers, 1)\nsums = sums * factor[:, None]\npeak = higher")
-    f.emit(f"sums = tl.dot(powers.to({dtype}), v{cast}, sums{precision})")
+    for turn, name in enumerate(scores):
+        if cap:
+            f.emit(f"{name} = {cap!r} * libdevice.tanh({name} / {cap!r})")
+        key = f"(keys[None, :] + {turn})" if turn else "keys[None, :]"
+        seen = f"{mine}({key} <= {position})" + (f" & ({key} > {position} - {window})" if window else "")
+        f.emit(f"{name} = tl.where({seen}, {name} * {_LOG2E!r}, {_LOW})")
+    f.emit("higher = peak")
+    for name in scores:
+        f.emit(f"higher = tl.maximum(higher, tl.max({name}, 1))")
+    f.emit(f"base = tl.where(higher == {_LOW}, 0.0, higher)\nfactor = tl.exp2(peak - base)\npeak = higher")
+    powers = [f.let(f"tl.exp2({name} - base[:, None])", "powers") for name in scores]
+    f.emit(f"total = total * factor + {' + '.join(f'tl.sum({name}, 1)' for name in powers)}")
+    for half in range(turns):
+        f.emit(f"sums{half} = sums{half} * factor[:, None]")
+        for turn, name in enumerate(powers):
+            f.emit(f"sums{half} = tl.dot({name}.to({dtype}), {values[turn][half]}, sums{half}{precision})")
+
+
+def _places(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, turns: int) -> None:
+    """`keys`, the first of each `turns`, and where their blocks `start`, in units of as many numbers."""
+    line, width = sizes.block * sizes.depth, f.extent(build.node.input(4).shape[1])
+    f.emit(f"keys = step * {_KEYS} + " + (f"{turns} * tl.arange(0, {_KEYS // turns})" if turns > 1 else "places"))
+    number = f"tl.load({f.pointer(build.input(4))} + owner * {width} + tl.minimum(keys // {sizes.block}, {width} - 1))"
+    f.emit(f"start = {number}.to(tl.int64) * {2 * sizes.groups * line // turns} + group * {line // turns}")
+
+
+def _load_keys(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int) -> list[str]:
+    """[depth, keys]: for each turn those that products take."""
+    block = sizes.block // turns
+    deep = "" if sizes.wide == sizes.depth else f", (depths < {sizes.depth})[:, None], other=0"
+    place = f"start[None, :] + (depths * {block})[:, None] + (keys // {turns} % {block})[None, :]"
+    place = f"tl.max_contiguous(tl.multiple_of({place}, [1, {block}]), [1, {block}])"
+    return _numbers(f, f"tl.load({_units(p, turns)} + {place}{deep})", turns, "k")
+
+
+def _load_values(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int, most: str) -> list[list[str]]:
+    """[keys, depth] of the keys of each turn: for each turn of the depth those that products take."""
+    found, depth = [], sizes.depth // turns
+    f.emit(f"across = tl.arange(0, {sizes.wide // turns})")
+    deep = "" if sizes.wide == sizes.depth else f" & (across < {depth})[None, :]"
+    aligned = min(depth & -depth, 16)
+    for turn in range(turns):
+        row = f"(start + {sizes.groups * sizes.block * depth} + (keys % {sizes.block} + {turn}) * {depth})[:, None]"
+        place = f"tl.multiple_of({row} + across[None, :], [1, {aligned}])"
+        there = f"(keys + {turn} <= {most})[:, None]{deep}"
+        found.append(_numbers(f, f"tl.load({_units(p, turns)} + {place}, {there}, other=0)", turns, "v"))
+    return found
+
+
+def _units(p: dict[str, str], turns: int) -> str:
+    return f"{p['cache']}.to(tl.pointer_type(tl.int16))" if turns == 2 else p["cache"]
+
+
+def _numbers(f: FunctionBuilder, loaded: str, turns: int, stem: str) -> list[str]:
+    """What is multiplied: what was loaded, or the two numbers of every unit."""
+    if turns == 1:
+        return [f.let(loaded, stem)]
+    pair, names = f.let(loaded, "pair"), [f.name(stem) for _ in range(2)]
+    f.emit(f"{', '.join(names)} = {f.core('words', 'two_eighths')}({pair})")
+    f.faster(f"{', '.join(names)} = {{}}({pair})", "words", "converted_two_eighths")
+    return names

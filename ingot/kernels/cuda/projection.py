@@ -120,8 +120,8 @@ def rungs(work: Work, dtype: str) -> list[tuple[Rung, Tile]]:
     if dtype in LARGEST:
         return [
             (Rung(2, 128), Tile(128, 32 if half else 64, 128, 4, 4)),
-            (Rung(129, 512), Tile(128, 128, 128, 8, 3 if half else 4)),
-            (Rung(513), Tile(128, 128 if half else 256, 128, 8, 3)),
+            (Rung(129, 1024), Tile(128, 128, 128, 8, 3 if half else 4)),
+            (Rung(1025), Tile(128, 128 if half else 256, 128, 8, 3)),
         ]
     return [
         (Rung(2, 16), Tile(16, 32 if half else 64, 128, 4, 4)),

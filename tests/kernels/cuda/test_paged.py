@@ -123,15 +123,16 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize(("dtype", "heads", "depth", "window", "softcap"),
-                         [("float32", 4, 32, 0, 0.0), ("bfloat16", 6, 24, 20, 0.0),
-                          ("float32", 2, 16, 0, 5.0)])  # fmt: skip
-def test_paged_attention(name: str, dtype: str, heads: int, depth: int, window: int, softcap: float) -> None:
+@pytest.mark.parametrize(("dtype", "kept", "heads", "depth", "window", "softcap"),
+                         [("float32", "float32", 4, 32, 0, 0.0), ("bfloat16", "bfloat16", 6, 24, 20, 0.0),
+                          ("float32", "float32", 2, 16, 0, 5.0), ("bfloat16", "float8_e4m3fn", 4, 32, 0, 0.0),
+                          ("bfloat16", "float8_e4m3fn", 6, 24, 20, 5.0)])  # fmt: skip
+def test_paged_attention(name: str, dtype: str, kept: str, heads: int, depth: int, window: int,
+                         softcap: float) -> None:  # fmt: skip
     rng = np.random.default_rng(len(name))
     positions, owners, tables = batch(rng, *BATCHES[name])
-    kind = numpy_dtype(dtype)
-    query = rng.standard_normal((len(positions), heads, depth)).astype(kind)
-    cache = rng.standard_normal((tables.size, 2, 2, BLOCK * depth)).astype(kind)
+    query = rng.standard_normal((len(positions), heads, depth)).astype(numpy_dtype(dtype))
+    cache = rng.standard_normal((tables.size, 2, 2, BLOCK * depth)).astype(numpy_dtype(kept))
     _spoil(cache, positions, owners, tables, depth)
     attributes = {"scale": depth**-0.5, "window": window, "softcap": softcap}
     symbolic = {0: "T", 2: "T", 3: "T"}

@@ -49,3 +49,33 @@ def converted_eighths(word):
         cvt.f32.f16 $3, d;
         }""",
         "=f,=f,=f,=f,r", [word], (tl.float32, tl.float32, tl.float32, tl.float32), is_pure=True, pack=1)  # fmt: skip
+
+
+@triton.jit
+def _half_of_eighth(bits):
+    """float16 of the float8_e4m3fn in the low byte of 16 bits, times 2 ** -8."""
+    return (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def two_eighths(pair):
+    """The two float8_e4m3fn of 16 bits, as float16; the second times 2 ** -8, as whose bits it lies there."""
+    return (_half_of_eighth(pair) * 256.0).to(tl.float16), _half_of_eighth((pair >> 8) & 255)
+
+
+@triton.jit
+def converted_two_eighths(pair):
+    """The same of two pairs at a time: their first numbers converted, their second ones moved. A processor converts no
+    more than eight a clock."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 first, rest;
+        .reg .b32 turned;
+        prmt.b32 turned, $2, $2, 0x3120;
+        mov.b32 {first, rest}, turned;
+        cvt.rn.f16x2.e4m3x2 $0, first;
+        shr.u32 turned, $2, 1;
+        and.b32 turned, turned, 0x3f803f80;
+        lop3.b32 $1, $2, 0x80008000, turned, 0xea;
+        }""",
+        "=&r,=&r,r", [pair], (tl.float16, tl.float16), is_pure=True, pack=2)  # fmt: skip
