@@ -43,9 +43,12 @@ def test_the_host_draws_the_same(engine: Any, monkeypatch: pytest.MonkeyPatch) -
     for more in ({}, {"logprobs": 0}):
         runner, wanted = EngineRunner(engine), list[str]()
         begin = runner.begin
-        monkeypatch.setattr(
-            runner, "begin", lambda b, *w, begin=begin, wanted=wanted: (wanted.extend(w), begin(b, *w))[1]
-        )
+
+        def watched(batch: Batch, *what: Wanted, begin: Any = begin, wanted: list[str] = wanted) -> Any:
+            wanted.extend(what)
+            return begin(batch, *what)
+
+        monkeypatch.setattr(runner, "begin", watched)
         requests = [Request([int(token) for token in TOKENS[: 2 + n]], Sampling(**kind, **more, seed=n, max_tokens=3))
                     for n, kind in enumerate(SAMPLINGS.values())]  # fmt: skip
         told.append([tokens(events) for events in run(Engine(runner), *requests)])

@@ -19,12 +19,14 @@ from ingot.plan.extent import product
 _MODULE, _INFO = "sample", 4
 _TILE, _WARPS = 4096, 8  # tokens that a block has at once
 _FOUND = 4096  # of lanes among which the last of top_k is searched
+_WIDEST = 1 << 20  # tokens, whose counts have 20 bits
 _SHARES = ((Rung(1, 8), 64), (Rung(9, 128), 4), (Rung(129), 2))  # blocks of a row
 
 
 def _applies(node: Node, target: Any) -> bool:
     edited = len(node.inputs) > 2 and node.inputs[2] is not None
-    return node.dtype in ("float32", *(() if edited else NARROW)) and isinstance(node.input(0).shape[1], int)
+    width = node.input(0).shape[1]
+    return node.dtype in ("float32", *(() if edited else NARROW)) and isinstance(width, int) and width < _WIDEST
 
 
 @dataclass(frozen=True)
