@@ -22,9 +22,8 @@ _LOG2E = math.log2(math.e)
 _FLOAT = 4
 _SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that share a token's keys
 _KEYS = 64  # a step
-_USUAL, _EIGHTHS = (4, 2), (2, 3)  # warps and stages of a token that is alone; of many of eight bits
+_USUAL, _EIGHTHS = (4, 2), (2, 6)  # warps and stages of a token that is alone; of many of eight bits
 _MOST_HALF = 65504.0
-_REST = 256.0  # what the second of two numbers of eight bits is too small by (cores/words.py)
 _LINE = 128  # bytes that memory is asked for at a time
 _ROWS = 128  # queries and their heads in a tile of tokens that follow each other
 
@@ -245,7 +244,7 @@ def _turns(node: Node) -> int:
 
 def _end(f: FunctionBuilder, node: Node, rows: int, sizes: Sizes) -> None:
     """The sums in their order."""
-    joined = f"tl.reshape(tl.join(sums0, sums1 * {_REST}), ({rows}, {sizes.wide}))" if _turns(node) == 2 else "sums0"
+    joined = f"tl.reshape(tl.join(sums0, sums1), ({rows}, {sizes.wide}))" if _turns(node) == 2 else "sums0"
     f.emit(f"sums = {joined}")
 
 
@@ -260,9 +259,7 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
     precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
     _places(f, build, sizes, turns)
     keys, values = _load_keys(f, sizes, p, turns), _load_values(f, sizes, p, turns, most)
-    scales = [float(node.attributes["scale"]) * _REST**turn for turn in range(turns)]
-    scores = [f.let(f"tl.dot(q, {key}{precision}) * {scale!r}", "scores")
-              for key, scale in zip(keys, scales, strict=True)]  # fmt: skip
+    scores = [f.let(f"tl.dot(q, {key}{precision}) * {float(node.attributes['scale'])!r}", "scores") for key in keys]
     cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
     for turn, name in enumerate(scores):
         if cap:
