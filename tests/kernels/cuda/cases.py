@@ -255,6 +255,9 @@ def _elements() -> Iterator[Case]:
     ):
         settings = {"sizes": sizes, "mode": mode, "coordinate": coordinate}
         yield Case(f"Resize {mode}", "Resize", [(2, 6, 10, 11)], settings, dtype=dtype)
+
+
+def _pools() -> Iterator[Case]:
     pool = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "p": 2, "indices": 0}
     for kind in ("max", "average", "lp"):
         yield Case(
@@ -269,4 +272,4 @@ def _elements() -> Iterator[Case]:
                draw=lambda rng, index, shape: np.where(rng.random(shape) < 0.1, np.nan, rng.random(shape)))  # fmt: skip
 
 
-CASES = (*_elements(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES)
+CASES = (*_elements(), *_pools(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES)
