@@ -28,7 +28,7 @@ from ingot.plan.lower import Module, Work, lower
 from ingot.report import BuildLog, last_log
 from ingot.tune.cache import TimingCache, candidate_key
 from ingot.tune.price import Estimates
-from ingot.tune.tuner import LEVELS, Nodes, shortlists, weights_are_distant
+from ingot.tune.tuner import LEVELS, Nodes, shortlists, weight_bytes
 
 ROUNDS = 15
 EQUAL = 1.03
@@ -95,7 +95,7 @@ def lowered(name: str, isa: Isa) -> Module:
 
 def judged(module: Module, isa: Isa, cache: TimingCache) -> Iterator[Pruning]:
     """Each level's shortlists against the times of all candidates."""
-    nodes = Nodes(Estimates(isa, {}), weights_are_distant(module))
+    nodes = Nodes(Estimates(isa, {}), weight_bytes(module))
     steps: dict[str, list[Work]] = {}
     for work in module.all_works():
         if work.kind == "native" and len(work.choices) > 1:
