@@ -51,7 +51,8 @@ def multiply_tiles(build: KernelBuilder, weights: Weights, digits: Digits, store
     steps = -(-weights.depth // dot.depth)
     most = _GROUPED_BYTES // dot.right_bytes if grouped else _PARTS_BYTES // (wide * dot.right_bytes)
     alike = scaled_together(weights, dot, most) if grouped else 1
-    depth = alike * ceil_div(ceil_div(steps, ceil_div(steps, most)), alike)
+    parts = -(-steps // most)
+    depth = alike * -(-steps // (parts * alike))
     run = max(min(known(ceil_div(rows, height)), _KEPT_ROWS // height), 1)
     together = min(-(-weights.columns // (wide * COLUMNS * _FEWEST_BUNDLES)), _MOST_PANELS)
     gemm = TileGemm(dot, rows, weights.columns, steps, height, wide, depth, together)
@@ -131,7 +132,7 @@ def _multiply_part(f: PhaseFunction, job: Job, part: _Part, tile: Value, count: 
     f.loop(part.first, part.last, block)
 
 
-def _finish(f: PhaseFunction, job: Job, panel: Value, row: Value, slot: Value, there: Value) -> None:
+def _finish(f: PhaseFunction, job: Job, panel: Value, row: Value, slot: Value, there: Index) -> None:
     """What the epilogue makes of a block's sums, `there` rows of them."""
     if job.gemm.dot.exact and not job.grouped:
         scale_all(f, job, panel, slot)
