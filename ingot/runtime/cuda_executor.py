@@ -199,8 +199,7 @@ class CudaFrame(Frame):
                 raise InputError(f"{value.name!r} has 2^31 elements or more at these shapes; give smaller ones")
 
     def _staged_values(self) -> dict[int, Array]:
-        """Pinned arrays for the plan's inputs that are on the device and of known size; those of outputs are made when
-        they are asked for."""
+        """Pinned arrays for inputs on the device of known size; those of outputs are made when they are asked for."""
         inputs = [i for i in self.plan.inputs if self._staged_at_all(i)]
         sizes = [align(self._extent_bytes(self.plan.values[i]), 64) for i in inputs]
         block = self.context.pinned(sum(sizes))
@@ -477,6 +476,7 @@ class CudaFrame(Frame):
         for memory in (self.memory, *self._late_device.values()):
             memory.release()
         self._destroyed()
+        self.ended = None
 
 
 def _fetch(context: cuda.Context, view: dlpack.View) -> Array:

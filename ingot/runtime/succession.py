@@ -20,6 +20,8 @@ def follow(frame: CudaFrame, before: CudaFrame, carried: Sequence[Carried]) -> N
     """What is put on the frame's stream from now on begins when the last run of `before` has ended; carried elements
     are copied first. The host's inputs are on their way by then, and need not wait."""
     context, plan = frame.context, frame.plan
+    if before.ended is None and not len(carried):
+        return  # forgotten, as its run has been waited for
     context.call("cuStreamWaitEvent", frame.stream, before.ended, 0)
     for position, output, pairs_C2 in carried:
         target, source = plan.values[plan.inputs[position]], plan.values[plan.outputs[output]]

@@ -111,6 +111,12 @@ def test_where_memory_is_short_shapes_of_before_give_theirs_back(fake: FakeDrive
         assert session.run({"image": images(3)})["scores"].shape == (3, 10)
         assert fake.calls["cuStreamDestroy"] == 1, "and its stream and graph with it"
         begun = session.begin({"image": images(3)}, ["scores"])
+        begun.result()
+        fake.devices = (FakeDevice(memory=fake.used + (1 << 16)),)
+        begun = session.begin({"image": images(1)}, ["scores"], begun)
+        assert begun.result()["scores"].shape == (1, 10) and not fake.calls["cuStreamWaitEvent"], "forgotten: it ended"
+        fake.devices = (FakeDevice(memory=fake.used + (1 << 16)),)
+        begun = session.begin({"image": images(3)}, ["scores"], begun)
         with pytest.raises(DeviceError, match="are free"):
             session.begin({"image": images(3)}, ["scores"], begun)
         assert begun.result()["scores"].shape == (3, 10), "what is under way keeps what it has"
