@@ -33,6 +33,9 @@ _MOST_STREAMED = 32  # rows that may be faster without tiles
 _BYTES_PER_MICROSECOND = 20_000
 _TILE_CYCLES, _UNPACK_CYCLES = 18, 26  # a product of tiles; 64 bytes of tiles made of weights
 _LOOKUP_CYCLES, _SCALE_CYCLES = 8, 16  # the same where they are not scaled; 16 rows of sums scaled afterwards
+# Where only the run knows how many rows there are, few are timed, which come without tiles: tiles are for prompts. Both
+# ways take the same time then, so that the estimate has to settle it: with rounding allowed two products are hopeless.
+_PROMPT, _HOPELESS = 512, 4
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -87,6 +90,7 @@ def _tile_cost(dot_of: Callable[[Node], TileDot]) -> Any:
     def price(node: Node, isa: Isa, vectors: int) -> float:
         dot = dot_of(node)
         rows, (depth, columns) = known(rows_of(node)), node.input(1).shape
+        rows, worse = (rows, 1) if rows > TALLEST else (_PROMPT, 1 if dot is ROUNDED else _HOPELESS)
         steps, panels = -(-int(depth) // dot.depth), -(-int(columns) // 16)
         lines = _LOOKUP_CYCLES if dot.exact else dot.parts * _UNPACK_CYCLES
         scaled = _SCALE_CYCLES * dot.depth / max(int(node.attributes["group"]), dot.depth) if dot.exact else 0
@@ -94,7 +98,7 @@ def _tile_cost(dot_of: Callable[[Node], TileDot]) -> Any:
         cycles = steps * panels * (16 * lines + -(-rows // 16) * product)
         prepared = rows * int(depth) * 4 / 30_000
         odd = 1.1 if vectors == 1 else 1.0
-        return 2 + prepared + max(cycles * odd / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
+        return worse * (2 + prepared + max(cycles * odd / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND))
 
     return price
 
