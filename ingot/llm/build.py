@@ -147,9 +147,9 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
 
 
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
-    """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and a
-    second output `chosen` [R], the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits."""
-    model = graph_of(decoder, kept, name, hidden=not target.startswith("cuda"))
+    """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and an
+    output `chosen` [R] more, the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits."""
+    model = graph_of(decoder, kept, name)
     if not target.startswith("cuda"):
         return model
     if kept.bits < 32:
@@ -173,10 +173,11 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     typical = min(typical, options.token_budget)
     words, most = -(-decoder.vocabulary // 32), min(options.sequence_budget, options.token_budget)
     drawn = {"edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)), "masks": ((1, words), (1, words), (most, words))}
-    states = {"states": ((1,), (1,), (options.token_budget,))}
+    on_gpu = options.target.startswith("cuda")
     profile = Profile(
         **{
-            **(drawn if options.target.startswith("cuda") else states),
+            **(drawn if on_gpu else {}),
+            "states": ((0 if on_gpu else 1,), (1,), (options.token_budget,)),  # of no states a graph has no launches
             "token_ids": ((1,), (typical,), (options.token_budget,)),
             "rows": ((1,), (1,), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),

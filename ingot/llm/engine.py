@@ -93,7 +93,7 @@ class Engine:
         """Take a request; `sink` is told of its answers until each has an event with `finish`. Refused, Overloaded."""
         check(request, self.runner.vocabulary, self.longest)
         if request.pooling is not None and not self.runner.hidden:
-            raise Refused("this engine gives no hidden states: build one with --target cpu")
+            raise Refused("this engine gives no hidden states: build it with this Ingot")
         asked = request.sampling
         matchers = [self._matcher(asked.guide) for _ in range(asked.answers)]
         room = self.longest - len(request.tokens)

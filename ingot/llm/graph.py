@@ -1,7 +1,8 @@
 """A decoder as a graph over T tokens of S sequences: logits of R rows, keys and values in one pool per layer.
 
 Inputs, all int32: token_ids, positions, slots, owners [T], tables [S, W], rows [R]; then cache.0, cache.1 … [B, 2, G,
-block * depth]. A negative position marks padding. Output: logits [R, vocabulary], float32.
+block * depth], and states [E]. A negative position marks padding. Outputs, float32: logits [R, vocabulary] and hidden
+[E, hidden], the hidden states, behind the last norm, of the tokens that `states` names.
 """
 
 from __future__ import annotations
@@ -189,9 +190,8 @@ class Step:
     angles: dict[str, tuple[ir.Value, ir.Value]]
 
 
-def graph_of(decoder: Decoder, kept: Format, name: str, hidden: bool = False) -> ir.Model:
-    """The whole step as a model of canonical operators. hidden: with an input `states` [E] more, tokens whose hidden
-    states, behind the last norm, are an output `hidden` [E, hidden]."""
+def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
+    """The whole step as a model of canonical operators."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "ingot": 1}, name=name)
     writer = Writer(decoder, kept, graph)
     step = _inputs(writer)
@@ -202,9 +202,8 @@ def graph_of(decoder: Decoder, kept: Format, name: str, hidden: bool = False) ->
     ending = Epilogue()
     ending.cap(decoder.final_softcap)
     graph.outputs.append(_logits(writer, writer.norm(picked, decoder.final, "final.norm"), ending))
-    if hidden:
-        seen = writer.value("Gather", [stream, _input(writer.graph, "states", "int32", "E")], "seen", axis=0)
-        graph.outputs.append(writer.norm(seen, decoder.final, "hidden"))
+    seen = writer.value("Gather", [stream, _input(writer.graph, "states", "int32", "E")], "seen", axis=0)
+    graph.outputs.append(writer.norm(seen, decoder.final, "hidden"))
     return ir.Model(graph, ir_version=10)
 
 

@@ -32,7 +32,7 @@ def project(model: ir.Model) -> int:
         if node.op_type == "Projection":
             _with_norm(node)
     for node in reversed(list(graph)):
-        if node.op_type == "Norm" and not any(value.uses() for value in node.outputs):
+        if node.op_type == "Norm" and not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)
     return before - len(graph)
 

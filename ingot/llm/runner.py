@@ -69,6 +69,7 @@ class EngineRunner:
         self.block_size = int(facts["block_size"])
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
         self.hidden = next((int(spec.shape[-1]) for spec in engine.outputs if spec.name == "hidden"), 0)
+        self._fewest = next((spec.min[0] for spec in engine.inputs if spec.name == "states" and spec.min), 1)
         self.window = int(facts.get("window", 0))
         self.bos: int | None = facts["bos"]
         self.eos = frozenset(map(int, facts["eos"]))
@@ -142,7 +143,8 @@ class EngineRunner:
             **self._pools.feeds,
         }
         if self.hidden:
-            feeds["states"] = _filled(batch.states, self._padded(max(len(batch.states), 1)), 0)
+            some = max(len(batch.states), self._fewest)
+            feeds["states"] = _filled(batch.states, self._padded(some, beside=wide) if some else 0, 0)
         return feeds | (self._drawn_by(batch, tall) if self.draws else {})
 
     def _drawn_by(self, batch: Batch, tall: int) -> dict[str, Integers]:

@@ -36,7 +36,7 @@ log = logging.getLogger("ingot.llm.serve")
 _JSON = {b"content-type": b"application/json"}
 _FLUSH = 2.0  # seconds that clients get to read the last of what was written
 _EVENTS = {b"content-type": b"text/event-stream; charset=utf-8", b"cache-control": b"no-cache"}
-_NO_EMBEDDINGS = "this engine gives no embeddings: it is one for a GPU, or of an older Ingot; build it for the CPU"
+_NO_EMBEDDINGS = "this engine is of an older Ingot and gives no embeddings; build it anew"
 
 
 @dataclass(frozen=True)

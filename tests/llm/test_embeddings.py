@@ -22,6 +22,7 @@ from ingot.llm.request import Event, Request, Sampling
 from ingot.llm.runner import EngineRunner
 from ingot.llm.serve import LlmServer, ServeOptions, serving
 from ingot.llm.weights import open_checkpoint
+from tests.llm import interpreted
 from tests.llm.checkpoints import TOKENS, Array, write_family
 from tests.llm.fakes import FakeRunner, Writer
 from tests.llm.test_openai import TEXT, ask, client_of
@@ -74,11 +75,15 @@ def test_what_cannot_be_embedded() -> None:
         Engine(FakeRunner()).submit(Request([1], pooling="last"), events.append)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_an_engine_gives_the_states_of_the_reference(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "target"), [("llama", "cpu"), ("gpt2", "cpu"), ("llama", "cuda:sm_90")])
+def test_an_engine_gives_the_states_of_the_reference(
+    family: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if target != "cpu":
+        interpreted.use(monkeypatch)
     folder = write_family(tmp_path, family)
     states = states_of(decoder_of(open_checkpoint(folder), 64), TOKENS)
-    options = BuildOptions(context=64, token_budget=16, sequence_budget=2, level=0, verify=False)
+    options = BuildOptions(target=target, context=64, token_budget=16, sequence_budget=2, level=0, verify=False)
     with ingot.LLM(EngineRunner(build_llm(folder, options), threads=1), text=TEXT) as llm:
         last, short = llm.embed([TOKENS.tolist(), TOKENS[:3].tolist()])
         (mean,) = llm.embed([TOKENS.tolist()], pooling="mean", dimensions=8)
