@@ -179,38 +179,52 @@ def sampled(logits_V: Array, draw: Draw) -> int:
     limit = REACH if draw.top_p else draw.least + 1  # which of two thresholds is the nearer one matters to top_p alone
     if 0 < draw.top_k < len(distance):
         limit = min(int(np.partition(distance, draw.top_k - 1)[draw.top_k - 1]) + 1, limit)
-    return _drawn(*_near(distance, limit), draw)
+    return _drawn(distance, limit, draw)
 
 
-def _near(distance: Array, limit: int) -> tuple[int, Array | None, Array]:
-    """(tokens of a lane, places in the order of lanes that are nearer than the limit or None for all, distances)"""
-    rows = -(-len(distance) // LANES)
-    padded = np.full(rows * LANES, REACH, np.int32)
-    padded[: len(distance)] = distance
-    ordered = padded.reshape(rows, LANES).T.reshape(-1)
-    if limit == REACH:
-        return rows, None, ordered
-    places = np.flatnonzero(ordered < limit)
-    return rows, places, ordered[places]
-
-
-def _drawn(rows: int, places: Array | None, distance: Array, draw: Draw) -> int:
-    """The token of one of these places."""
-    weight = weights(distance)
-    total = int(weight.sum())
-    enough = max(total * draw.top_p >> 32, 1) if draw.top_p else total
-    for turn in count():
-        sums = np.cumsum(weight)
-        target = number(draw.state, turn) * int(sums[-1]) >> 64
-        found = int(np.searchsorted(sums, np.uint64(target), side="right"))
-        far = int(distance[found])
+def _drawn(distance: Array, limit: int, draw: Draw) -> int:
+    """The token that the draw finds among those nearer than the limit."""
+    token, total = _attempt(distance, limit, number(draw.state, 0))
+    enough = max(total * draw.top_p >> 32, 1)
+    for turn in count(1):
+        far = int(distance[token])
         if far <= draw.least and (far == 0 or not draw.top_p):
             break
-        weight = weight * (distance < min(far, draw.least + 1))
-        if far <= draw.least and int(weight.sum()) < enough:
+        another, before = _attempt(distance, min(far, draw.least + 1), number(draw.state, turn))
+        if far <= draw.least and before < enough:
             break
-    lane, row = divmod(int(places[found]) if places is not None else found, rows)
-    return row * LANES + lane
+        token = another
+    return token
+
+
+def _attempt(distance: Array, limit: int, bits: int) -> tuple[int, int]:
+    """(a token nearer than the limit, by random bits as shares of the running sum lane by lane; the weight of all)"""
+    if limit == REACH:
+        return _of_all(weights(distance), bits)
+    near = np.flatnonzero(distance < limit)
+    near = near[np.argsort((near % LANES).astype(np.uint16), kind="stable")]
+    running = np.cumsum(weights(distance[near]))
+    total = int(running[-1])
+    return int(near[np.searchsorted(running, np.uint64(bits * total >> 64), side="right")]), total
+
+
+def _of_all(weight: Array, bits: int) -> tuple[int, int]:
+    """The same, of all tokens: only the lane that is found is put in order."""
+    running = np.cumsum(sums := by_lanes(weight))
+    total = int(running[-1])
+    target = bits * total >> 64
+    lane = int(np.searchsorted(running, np.uint64(target), side="right"))
+    target -= int(running[lane] - sums[lane])
+    row = int(np.searchsorted(np.cumsum(weight[lane::LANES]), np.uint64(target), side="right"))
+    return row * LANES + lane, total
+
+
+def by_lanes(weight: Array) -> Array:
+    """The sum of each lane."""
+    whole = len(weight) // LANES * LANES
+    sums: Array = weight[:whole].reshape(-1, LANES).sum(0)
+    sums[: len(weight) - whole] += weight[whole:]
+    return sums
 
 
 def _sample_type(logits: TensorType, draws: TensorType, edits: TensorType | None = None,
