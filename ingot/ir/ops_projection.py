@@ -1,9 +1,12 @@
-"""Projection: a product with the norm before it and whatever is made of its columns behind it, as one operator.
+"""Projection, QuantizedProjection: a product with the norm before it and whatever is made of its columns behind it, as
+one operator.
 
 Few rows wait for memory at every launch: norm, product, gate and residual in one go is what a decoded token is fast by.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,10 +33,43 @@ def projection(x: Array, weight_KN: Array, norm_K: Array | None = None, *operand
     """expression(y[..., :N/parts], y[..., N/parts:2N/parts], …, operands) with y = x' @ weight in float32, where x' is
     x / rms(x) * norm if there is a norm, else x. Where weights have eight bits, x' may be rounded to them too, row by
     row with a scale"""
+    rows = _normalised(x, norm_K, epsilon)
+    return _finished(np.matmul(rows, weight_KN.astype(rows.dtype)), operands, parts, expression)
+
+
+def _normalised(x: Array, norm_K: Array | None, epsilon: float) -> Array:
     rows = wide(x)
-    if norm_K is not None:
-        square = np.mean(rows * rows, axis=-1, keepdims=True)
-        rows = rows / np.sqrt(square + rows.dtype.type(epsilon)) * wide(norm_K)
-    columns = np.split(np.matmul(rows, weight_KN.astype(rows.dtype)), parts, axis=-1)
-    text = expressions.parse(expression)
+    if norm_K is None:
+        return rows
+    square = np.mean(rows * rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.sqrt(square + rows.dtype.type(epsilon)) * wide(norm_K))
+
+
+def _finished(product: Array, operands: Sequence[Array], parts: int, expression: str) -> Array:
+    columns, text = np.split(product, parts, axis=-1), expressions.parse(expression)
     return np.asarray(expressions.evaluate(text, [*columns, *operands]) if text else columns[0])
+
+
+def _quantized_type(x: TensorType, weight: TensorType, norm: TensorType | None, scale: TensorType,
+                    zero: TensorType | None, *operands: TensorType, parts: int, epsilon: float, expression: str,
+                    bits: int, group: int) -> TensorType:  # fmt: skip
+    depth, width = weight.shape
+    groups = (-(-int(depth) // group), width)
+    if scale.shape != groups or (zero is not None and zero.shape != groups):
+        raise GraphError(f"QuantizedProjection: scales {scale.shape} are not {groups}, a row per {group} of {depth}")
+    return _type(x, weight, norm, *operands, parts=parts, epsilon=epsilon, expression=expression)
+
+
+@op("QuantizedProjection", "x weight norm? scale zero? *operands", _quantized_type, parts=Attribute("int", 1),
+    epsilon=Attribute("float", 1e-6), expression=Attribute("expression", ""), bits=Attribute("int"),
+    group=Attribute("int"))  # fmt: skip
+def quantized_projection(x: Array, weight_KN: Array, norm_K: Array | None, scale_GN: Array,
+                         zero_GN: Array | None = None, *operands: Array, parts: int, epsilon: float, expression: str,
+                         bits: int, group: int) -> Array:  # fmt: skip
+    """A Projection with the weights (weight[K, N] - zero[K / group, N]) * scale[K / group, N], integers of `bits` bits
+    kept as int8 or uint8"""
+    of_depth = np.arange(len(weight_KN)) // group
+    zeros = np.float32(0) if zero_GN is None else zero_GN.astype(np.float32)[of_depth]
+    floats = (weight_KN.astype(np.float32) - zeros) * scale_GN.astype(np.float32)[of_depth]
+    rows = _normalised(x, norm_K, epsilon)
+    return _finished(np.matmul(rows, floats.astype(rows.dtype)), operands, parts, expression)

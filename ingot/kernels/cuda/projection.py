@@ -20,10 +20,11 @@ from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Han
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
 from ingot.kernels.cuda.paged_update import LARGEST
-from ingot.kernels.cuda.projection_row import MAIN, Stream, Work, order_of, source_of, store
+from ingot.kernels.cuda.projection_row import Stream, Work, operands_in, order_of, source_of, store
 from ingot.kernels.cuda.projection_row import stream as stream_row
 from ingot.kernels.cuda.render import NARROW, can_render
 from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.cuda.words import order_of, source_of
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
@@ -56,7 +57,7 @@ def _applies(node: Node, target: Any) -> bool:
 
 
 def _operands(node: Node) -> list[Port]:
-    return [p for p in node.inputs[MAIN:] if p is not None]
+    return [node.input(k) for k in operands_in(node) if node.has_input(k)]
 
 
 def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
@@ -276,7 +277,7 @@ def tiles_cut(tiles: Extent, work: Work, rung: Rung) -> Extent:
 
 def _finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str]) -> None:
     operands = {}
-    for k in range(MAIN, len(build.node.inputs)):
+    for k in operands_in(build.node):
         port, pointer = build.node.input(k), f.pointer(build.input(k))
         if port.elements == 1:
             operands[k] = f.let(f"tl.load({pointer})")

@@ -16,14 +16,12 @@ import numpy as np
 from ingot.dtypes import size_of
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.render import converted, render
+from ingot.kernels.cuda.words import WORD, numbers, parted, places
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
 
 Array = np.ndarray[Any, Any]
-Integers = np.ndarray[Any, np.dtype[np.int64]]
-MAIN = 3  # x, weight, norm; the expression's operands follow
-_WORD = 4
-_UNPACKING = {"bfloat16": "bfloats", "float16": "halves", "float8_e4m3fn": "eighths"}
+MAIN = {"Projection": 3, "QuantizedProjection": 5}  # inputs before the expression's operands
 _BYTES_AHEAD = 256  # of weights that a thread asks for before it needs them
 
 
@@ -64,7 +62,7 @@ class Stream:
     @property
     def each(self) -> int:
         """Weights in a word."""
-        return _WORD // size_of(self.dtype)
+        return WORD // size_of(self.dtype)
 
     def held(self, work: Work) -> int:
         """Steps whose weights a thread asks for together."""
@@ -94,67 +92,38 @@ def stream(build: CudaBuilder, work: Work, packed: Handle, shape: Stream) -> Non
         _multiply(f, work, shape, words, row[start:stop], start == 0)
     sums = [f.let(f"tl.sum(sums{part}, 1){scaled}") for part in range(work.parts)]
     inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
-    store(f, build, sums, _of_columns(f, build, inside), "columns", inside)
+    store(f, build, sums, of_columns(f, build, inside), "columns", inside)
     f.launch(-(-work.columns // shape.columns))
 
 
 def _row(f: FunctionBuilder, build: CudaBuilder, work: Work, shape: Stream) -> list[list[str]]:
     """For every step of the row its numbers in float32, as the words of the weights have them."""
     pointer, dtype, steps = f.pointer(build.input(0)), build.node.input(0).dtype, []
-    pair = _WORD // size_of(dtype)  # numbers of a word of the row
+    pair = WORD // size_of(dtype)  # numbers of a word of the row
     if dtype != "float32":
         pointer = f"{pointer}.to(tl.pointer_type(tl.int32))"
     for start in range(0, work.depth, shape.depth):
         rest = (work.depth - start) // shape.each
         mask = f", words < {rest}, other=0" if start + shape.depth > work.depth else ""
         numbers = list[str]()
-        for place in _places(shape.each, pair):
+        for place in places(shape.each, pair):
             word = f.let(f"tl.load({pointer} + {start // pair} + {place}{mask})")
-            numbers += [word] if dtype == "float32" else _numbers(f, word, dtype, "x")
+            numbers += [word] if dtype == "float32" else numbers(f, word, dtype, "x")
         steps.append(numbers)
     return steps
-
-
-def _places(each: int, pair: int) -> list[str]:
-    """Where the row's words are that go with a word of `each` weights, `pair` numbers a word."""
-    if each == pair:
-        return ["words"]
-    if pair == 1:
-        lone = "words // 4 * 16 + words % 4 * 2 +" if each == _WORD else f"words * {each} +"
-        return [f"{lone} {k // 2 * 8 + k % 2 if each == _WORD else k}" for k in range(each)]
-    return [f"words // 4 * 8 + words % 4 + {4 * half}" for half in range(2)]
 
 
 def _scales(f: FunctionBuilder, build: CudaBuilder, work: Work, shape: Stream) -> list[list[str]]:
     """The same of the norm's scales."""
     scale = build.node.input(2).constant
     assert scale is not None
-    pointer, steps = f.pointer(build.pack(_parted(scale.astype(np.float32), shape.each))), []
+    pointer, steps = f.pointer(build.pack(parted(scale.astype(np.float32), shape.each))), []
     for start in range(0, work.depth, shape.depth):
         rest = (work.depth - start) // shape.each
         mask = f", words < {rest}, other=0.0" if start + shape.depth > work.depth else ""
         steps.append([f.let(f"tl.load({pointer} + {k * work.depth // shape.each + start // shape.each} + words{mask})",
                             "s") for k in range(shape.each)])  # fmt: skip
     return steps
-
-
-def order_of(depth: int, dtype: str) -> Integers | None:
-    """Where the depth's numbers lie in memory, None: in their own order. Sixteen of eight bits, a thread's, lie so that
-    their words fit two loads of 16 bytes of a row of 16 bits: word i has the numbers 2i, 2i + 1, 8 + 2i, 9 + 2i."""
-    if size_of(dtype) != 1:
-        return None
-    return np.arange(depth).reshape(-1, 2, 4, 2).transpose(0, 2, 1, 3).reshape(-1)
-
-
-def source_of(columns: str) -> str:
-    """The same for a kernel's columns."""
-    return f"({columns} // 16 * 16 + {columns} % 16 // 4 * 2 + {columns} % 4 // 2 * 8 + {columns} % 2)"
-
-
-def _parted(row: Array, each: int) -> Array:
-    """[each, words]: the first numbers of all words, the second ones, …"""
-    order = order_of(len(row), "float8_e4m3fn") if each == _WORD else None
-    return np.ascontiguousarray((row if order is None else row[order]).reshape(-1, each).T)
 
 
 def _weights(f: FunctionBuilder, work: Work, packed: Handle, shape: Stream, start: int, stop: int) -> list[str]:
@@ -172,29 +141,18 @@ def _weights(f: FunctionBuilder, work: Work, packed: Handle, shape: Stream, star
     return names
 
 
-def _numbers(f: FunctionBuilder, word: str, dtype: str, stem: str) -> list[str]:
-    """What a word of 32 bits holds, in float32."""
-    if dtype == "float32":
-        return [f.let(f"({word}).to(tl.float32, bitcast=True)", stem)]
-    names = [f.name(stem) for _ in range(_WORD // size_of(dtype))]
-    f.emit(f"{', '.join(names)} = {f.core('words', _UNPACKING[dtype])}({word})")
-    if dtype == "float8_e4m3fn":
-        f.faster(f"{', '.join(names)} = {{}}({word})", "words", "converted_eighths")
-    return names
-
-
 def _multiply(f: FunctionBuilder, work: Work, shape: Stream, held: Sequence[str], row: Sequence[Sequence[str]],
               first: bool) -> None:  # fmt: skip
     """The sums of the columns, spread along the depth."""
     for number, xs in enumerate(row):
         for part in range(work.parts):
-            values = _numbers(f, held[number * work.parts + part], shape.dtype, "v")
+            values = numbers(f, held[number * work.parts + part], shape.dtype, "v")
             for place, (value, x) in enumerate(zip(values, xs, strict=True)):
                 how = "=" if first and number == 0 and place == 0 else "+="
                 f.emit(f"sums{part} {how} {value} * {x}[None, :]")
 
 
-def _of_columns(f: FunctionBuilder, build: CudaBuilder, inside: str) -> dict[int, str]:
+def of_columns(f: FunctionBuilder, build: CudaBuilder, inside: str) -> dict[int, str]:
     """Operands of one row's columns."""
     mask, loaded = f", {inside}" if inside else "", {}
     for k in operands_in(build.node):
@@ -219,4 +177,4 @@ def store(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str], operands:
 
 def operands_in(node: Node) -> range:
     """Inputs that the expression reads."""
-    return range(MAIN, len(node.inputs))
+    return range(MAIN[node.op], len(node.inputs))
