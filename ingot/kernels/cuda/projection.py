@@ -20,7 +20,7 @@ from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Han
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
 from ingot.kernels.cuda.paged_update import LARGEST
-from ingot.kernels.cuda.projection_row import Stream, Work, operands_in, order_of, source_of, store
+from ingot.kernels.cuda.projection_row import Stream, Work, operands_in, store
 from ingot.kernels.cuda.projection_row import stream as stream_row
 from ingot.kernels.cuda.render import NARROW, can_render
 from ingot.kernels.cuda.rows import power_of_two

@@ -105,11 +105,11 @@ def _row(f: FunctionBuilder, build: CudaBuilder, work: Work, shape: Stream) -> l
     for start in range(0, work.depth, shape.depth):
         rest = (work.depth - start) // shape.each
         mask = f", words < {rest}, other=0" if start + shape.depth > work.depth else ""
-        numbers = list[str]()
+        found = list[str]()
         for place in places(shape.each, pair):
             word = f.let(f"tl.load({pointer} + {start // pair} + {place}{mask})")
-            numbers += [word] if dtype == "float32" else numbers(f, word, dtype, "x")
-        steps.append(numbers)
+            found += [word] if dtype == "float32" else numbers(f, word, dtype, "x")
+        steps.append(found)
     return steps
 
 
