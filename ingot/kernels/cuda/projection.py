@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ _LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
 _MULTIPLES = {1: 16, 2: 2, 4: 1}  # of the depth, for weights of so many bytes: they are loaded as words
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
+_LARGEST = {**LARGEST, "int8": 127.0}  # numbers that rows are rounded to
 
 # One row: columns of a block, depth of a step, warps.
 _SMALL, _DEEP = 1 << 24, 8192
@@ -97,11 +98,7 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     first = len(build.launches)
     sides = _sides(build, work, packed)
     restrict(build, first, Rung(2), work.rows)
-    for rung, tile in rungs(work, node.input(1).dtype):
-        if rung.takes(work.rows):
-            first = len(build.launches)
-            _tiles(build, work, sides, tile, rung)
-            restrict(build, first, rung, work.rows)
+    by_tiles(build, work, sides, rungs(work, node.input(1).dtype))
 
 
 def stored(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -136,41 +133,60 @@ def rungs(work: Work, dtype: str) -> list[tuple[Rung, Tile]]:
 
 @dataclass(frozen=True)
 class Sides:
-    """What tiles are loaded from: rows, weights, and what the rows are to be multiplied by, where they were rounded."""
+    """What tiles are loaded from: rows, weights, and what the rows are to be multiplied by, where they were rounded.
+    accumulate: how a tile's sums come about, where not by loading both sides."""
 
     rows: Handle
     weights: Handle
     sizes: Handle | None = None
+    accumulate: Callable[[FunctionBuilder, Work, Tile, int], None] | None = None
 
 
 def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
     """Rows normalised where there is a norm, and rounded to eight bits where the weights have them."""
-    node, rounded = build.node, packed.dtype in LARGEST
-    if not rounded and not node.has_input(2):
+    rounded = packed.dtype in LARGEST
+    if not rounded and not build.node.has_input(2):
         return Sides(build.input(0), packed)
-    dtype = packed.dtype if rounded else node.dtype
-    made = build.temporary(product((work.rows, work.depth, size_of(dtype))), dtype)
-    sizes = build.temporary(product((work.rows, _FLOAT)), "float32") if rounded else None
-    block = power_of_two(work.depth)
+    rows, sizes = prepared(build, work, packed.dtype if rounded else build.node.dtype, work.depth,
+                           source_of("columns") if rounded else "columns")  # fmt: skip
+    return Sides(rows, packed, sizes)
+
+
+def prepared(build: CudaBuilder, work: Work, dtype: str, depth: int, source: str) -> tuple[Handle, Handle | None]:
+    """Rows [rows, depth], normalised where there is a norm, with zeros beyond their own depth; of eight bits with the
+    size [rows] that each is to be multiplied by. source: which number lies at the place `columns`."""
+    node, largest = build.node, _LARGEST.get(dtype)
+    made = build.temporary(product((work.rows, depth, size_of(dtype))), dtype)
+    sizes = build.temporary(product((work.rows, _FLOAT)), "float32") if largest else None
+    block = power_of_two(depth)
     f = build.function(warps=min(max(block // 1024, 4), 16), stages=1)
-    f.emit(f"columns = tl.arange(0, {block})\nplace = tl.program_id(0).to(tl.int64) * {work.depth} + columns")
-    f.emit(f"source = {source_of('columns') if rounded else 'columns'}")
+    f.emit(f"columns = tl.arange(0, {block})\nsource = {source}\nrow = tl.program_id(0).to(tl.int64)")
+    inside = f"columns < {depth}" if depth == work.depth else f"(source < {work.depth}) & (columns < {depth})"
     if node.has_input(2):
-        scale = f"tl.load({f.pointer(build.input(2))} + source, columns < {work.depth}, other=0.0)"
-        f.emit(f"scale = {scale}.to(tl.float32)")
+        f.emit(f"scale = tl.load({f.pointer(build.input(2))} + source, {inside}, other=0.0).to(tl.float32)")
     f.wait()
-    x = f"{f.pointer(build.input(0))} + place - columns + source"
-    f.emit(f"x = tl.load({x}, columns < {work.depth}, other=0.0).to(tl.float32)")
+    x = f"{f.pointer(build.input(0))} + row * {work.depth} + source"
+    f.emit(f"x = tl.load({x}, {inside}, other=0.0).to(tl.float32)")
     if node.has_input(2):
         f.emit(f"square = tl.sum(x * x) / {work.depth} + {node.attributes['epsilon']!r}")
         f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
     if sizes is not None:
-        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {LARGEST[dtype]!r}")
-        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{LARGEST[dtype]!r}), {LARGEST[dtype]!r})")
-        f.emit(f"tl.store({f.pointer(sizes)} + tl.program_id(0), size)")
-    f.emit(f"tl.store({f.pointer(made)} + place, x.to({_LANGUAGE[dtype]}), columns < {work.depth})")
+        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {largest!r}")
+        f.emit(f"tl.store({f.pointer(sizes)} + row, size + 0.0 * tl.sum(x))")  # NaN stays what it is
+        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{largest!r}), {largest!r})")
+    kept = "libdevice.rint(x)" if dtype == "int8" else "x"
+    f.emit(f"tl.store({f.pointer(made)} + row * {depth} + columns, {kept}.to({_LANGUAGE[dtype]}), columns < {depth})")
     f.launch(work.rows)
-    return Sides(made, packed, sizes)
+    return made, sizes
+
+
+def by_tiles(build: CudaBuilder, work: Work, sides: Sides, ladder: Sequence[tuple[Rung, Tile]]) -> None:
+    """Launches for each range of rows."""
+    for rung, tile in ladder:
+        if rung.takes(work.rows):
+            first = len(build.launches)
+            _tiles(build, work, sides, tile, rung)
+            restrict(build, first, rung, work.rows)
 
 
 def _split_of(work: Work, tile: Tile, rung: Rung, target: Architecture) -> int:
@@ -196,7 +212,14 @@ def _tiles(build: CudaBuilder, work: Work, sides: Sides, tile: Tile, rung: Rung)
     inside = f"(rows < {rows})[:, None] & (columns < {work.columns})[None, :]"
     f.emit(f"inside = {inside}\nplace = rows[:, None] * {work.columns} + columns[None, :]")
     f.wait()
-    _accumulate(f, work, tile, sides, split)
+    if sides.accumulate is None:
+        _accumulate(f, work, tile, sides, split)
+    else:
+        sides.accumulate(f, work, tile, split)
+    if sides.sizes is not None:
+        f.emit(f"sizes = tl.load({f.pointer(sides.sizes)} + rows_in)[:, None]")
+        for part in range(work.parts):
+            f.emit(f"sums{part} = sums{part} * sizes")
     sums = [f"sums{part}" for part in range(work.parts)]
     tiles = product((down, across))
     if split == 1:
@@ -239,10 +262,6 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
             place = f"right + step * {tile.depth} + {part * work.columns * work.depth}"
             f.emit(f"b{part} = tl.load({place}{b}){cast}")
             f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}{precision})")
-    if sides.sizes is not None:
-        f.emit(f"sizes = tl.load({f.pointer(sides.sizes)} + rows_in)[:, None]")
-        for part in range(work.parts):
-            f.emit(f"sums{part} = sums{part} * sizes")
 
 
 def _join(f: FunctionBuilder, build: CudaBuilder, work: Work, sums: Sequence[str], rung: Rung, split: int,
