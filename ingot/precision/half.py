@@ -115,7 +115,7 @@ class _Change:
         x = node.inputs[0] if skipped else None
         if x is not None and dtype_name(x.dtype) in _BYTES:  # scales of sums need float32's range
             wide[skipped:] = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)][skipped:]
-        if node.op_type in STATEFUL:  # tables of angles need more digits
+        if node.op_type in STATEFUL or _of_integers(node):  # tables of angles, scales of integers need more digits
             wide = [w and constant_of(v) is None for v, w in zip(node.inputs, wide, strict=True)]
         if node in self.scope.opens:
             wide[:skipped] = [False] * skipped
@@ -196,6 +196,12 @@ class _Change:
         (self.graph.insert_after if after else self.graph.insert_before)(place, [node])
         node.outputs[0].name = f"{value.name}.{dtype}"
         return node.outputs[0]
+
+
+def _of_integers(node: ir.Node) -> bool:
+    """Whether it is a product with weights that are integers."""
+    weight = node.inputs[1] if node.op_type in ("Linear", "QuantizedLinear") else None
+    return weight is not None and dtype_name(weight.dtype) in SHORT_INTEGERS
 
 
 def _continued(made: Expression, old: Expression, places: dict[int, Operand]) -> Expression:

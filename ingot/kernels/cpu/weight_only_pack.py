@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.dtypes import compact
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.node import Node
 
@@ -110,15 +111,7 @@ def weights_of(node: Node) -> Weights:
     zeros = np.zeros(scale.shape, np.int16) if zero is None else zero.astype(np.int16)
     first = int(zeros.flat[0]) + offset
     varied = None if (zeros + offset == first).all() else (zeros + offset).astype(np.int16)
-    return Weights(unsigned, _compact(scale), varied, first, bits, group)
-
-
-def _compact(scale: Array) -> Array:
-    """Scales in two bytes where that loses nothing."""
-    wide = scale.astype(np.float32)
-    with np.errstate(over="ignore"):
-        half = wide.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), wide) else wide
+    return Weights(unsigned, compact(scale), varied, first, bits, group)
 
 
 def pack_words(weights: Weights, digits: Digits, width: int, step: int) -> Array:

@@ -52,6 +52,11 @@ def _applies(node: Node, target: Any) -> bool:
         return False
     if node.has_input(2) and node.input(2).constant is None:
         return False
+    return operands_fit(node)
+
+
+def operands_fit(node: Node) -> bool:
+    """Whether what the expression reads beside the sums is one number, a row of columns or as large as the result."""
     work, ports = Work.of(node), _operands(node)
     fits = all(p.elements == 1 or p.shape == node.output.shape or p.elements == work.columns for p in ports)
     return fits and can_render(node.epilogue, [*["float32"] * work.parts, *(p.dtype for p in ports)])

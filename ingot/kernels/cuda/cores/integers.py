@@ -60,7 +60,8 @@ def fast_nibbles(word, high, low, further_high, further_low, total):
         dp4a.u32.u32 lows, upper, $5, lows;
         mad.lo.s32 $0, highs, 256, lows;
         }""",
-        "=r,r,r,r,r,r,r", [word, high, low, further_high, further_low, total], tl.int32, is_pure=True, pack=1)  # fmt: skip
+        "=r,r,r,r,r,r,r", [word, high, low, further_high, further_low, total], tl.int32, is_pure=True,
+        pack=1)  # fmt: skip
 
 
 @triton.jit
@@ -80,3 +81,16 @@ def fast_octets(word, high, low, total):
         mad.lo.s32 $0, highs, 256, lows;
         }""",
         "=r,r,r,r,r", [word, high, low, total], tl.int32, is_pure=True, pack=1)  # fmt: skip
+
+
+@triton.jit
+def of_nibbles(words):
+    """[words, columns] to 1 + n / 16 for their numbers n [words, 8, columns], as float32."""
+    numbers = (words[:, None, :] >> (tl.arange(0, 8) * 4)[None, :, None]) & 15
+    return ((numbers << 19) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def of_octets(words):
+    """[words, columns] to their numbers [words, 4, columns], as float32."""
+    return ((words[:, None, :] << (24 - tl.arange(0, 4) * 8)[None, :, None]) >> 24).to(tl.float32)

@@ -1,0 +1,254 @@
+"""Projection of one row with weights of four or eight bits: integers are multiplied by the row in sixteen bits.
+
+Each thread has 16 bytes of a column's weights, the numbers of the row that they belong to as integers of 16 bits with
+a scale of their own, and multiplies four bytes at a time. What that leaves out of the row is 2 ** -16 of the largest
+of these numbers. Blocks ask for weights and scales before they wait for the row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import size_of
+from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
+from ingot.kernels.cuda.projection_row import Stream, Work, of_columns, store
+from ingot.kernels.cuda.words import WORD, numbers
+
+Array = np.ndarray[Any, Any]
+_THREAD = 4  # words of a column that a thread has
+_BYTES_AHEAD = 256  # of weights that a thread asks for before it needs them
+_NAN = "propagate_nan=tl.PropagateNan.ALL"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Weights in memory: `words` of int32 [columns, depth / numbers of a word], those of four bits without a sign,
+    those of eight with one; a weight is (number - zero) * scale. depth: filled up to whole threads; scales, zeros
+    [columns, groups]: one for each `group` numbers along the depth; scales None: all are 1; zeros: or one for all."""
+
+    words: Handle
+    bits: int
+    depth: int
+    group: int
+    scales: Handle | None = None
+    zeros: Handle | int = 0
+
+    @property
+    def each(self) -> int:
+        """Numbers of a word."""
+        return 8 * WORD // self.bits
+
+    @property
+    def run(self) -> int:
+        """Numbers of a thread, of which none has another scale than the others."""
+        return _THREAD * self.each
+
+    @property
+    def line(self) -> int:
+        """Words of a column."""
+        return self.depth // self.each
+
+    @property
+    def groups(self) -> int:
+        """Scales of a column."""
+        return -(-self.depth // self.group)
+
+
+def run_of(bits: int) -> int:
+    """Numbers along the depth that lie together, and share a scale."""
+    return _THREAD * 8 * WORD // bits
+
+
+def place_of(bits: int, columns: str) -> str:
+    """Which number of the depth lies at the places `columns` (text, for numpy as for kernels): the first words of a
+    thread's loads of the row belong to its first word of weights. Low and high halves of bytes take turns."""
+    if bits == 4:
+        within = f"({columns} % 2 * 2 + {columns} // 2 % 2) * 8 + {columns} % 32 // 8 * 2 + {columns} % 8 // 4"
+        return f"({columns} // 32 * 32 + {within})"
+    return f"({columns} // 16 * 16 + {columns} % 2 * 8 + {columns} % 16 // 4 * 2 + {columns} % 4 // 2)"
+
+
+def packed_words(weight_KN: Array, bits: int) -> Array:
+    """int32 [N, words] of integers [K, N] kept as int8 or uint8; zeros up to whole threads."""
+    depth, columns = weight_KN.shape
+    filled = -(-depth // run_of(bits)) * run_of(bits)
+    order = eval(place_of(bits, "k"), {"k": np.arange(filled)})
+    made = np.empty((columns, filled * bits // 8), np.uint8)
+    rows = max((1 << 24) // filled, 1)
+    for start in range(0, columns, rows):
+        part = np.zeros((min(rows, columns - start), filled), np.uint8)
+        part[:, :depth] = unsigned(weight_KN[:, start : start + rows].T, bits)
+        part = part[:, order]
+        made[start : start + rows] = part if bits == 8 else part[:, ::2] | part[:, 1::2] << 4
+    return made.view(np.int32)
+
+
+def unsigned(whole: Array, bits: int) -> Array:
+    """Bytes as they are stored: int8 of four bits become 0 to 15, uint8 of eight -128 to 127."""
+    shift = (8 if bits == 4 else 0) if whole.dtype == np.int8 else (0 if bits == 4 else -128)
+    return (whole.astype(np.int16) + shift).astype(np.uint8)
+
+
+def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream) -> None:
+    """The launch for one row: a block is a group of columns."""
+    f, node = build.function(warps=shape.warps, stages=1, early=True), build.node
+    parts = shape.depth // weights.run  # runs of numbers that a step has
+    f.emit(f"runs = tl.arange(0, {parts})\nfour = tl.arange(0, {_THREAD})[None, :]")
+    f.emit(f"words = runs[:, None] * {_THREAD} + four")
+    f.emit(f"columns = tl.program_id(0) * {shape.columns} + tl.arange(0, {shape.columns})")
+    row = _Row(f, build, work, weights, parts)
+    column = _Columns(f, work, weights, parts)
+    steps = -(-weights.depth // shape.depth)
+    held = min(steps, max(_BYTES_AHEAD // (shape.columns * work.parts * shape.depth * weights.bits // 8
+                                           // (32 * shape.warps)), 1))  # fmt: skip
+    waiting = {(step, part): column(step, part) for step in range(held) for part in range(work.parts)}
+    norms = [row.scales(step) for step in range(steps)] if node.has_input(2) else []
+    f.wait()
+    whole = [row(step, norms[step] if norms else None) for step in range(steps)]
+    for step in range(steps):
+        for part in range(work.parts):
+            found = waiting.pop((step, part), None) or column(step, part)
+            _multiply(f, weights, whole[step], found, f"sums{part}", first=step == 0)
+    scaled = ""
+    if norms:
+        f.emit(f"square = tl.sum(tl.sum(squares, 1), 0) / {work.depth} + {node.attributes['epsilon']!r}")
+        scaled = " * (1.0 / libdevice.sqrt(square))"
+    sums = [f.let(f"tl.sum(sums{part}, 1){scaled}") for part in range(work.parts)]
+    inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
+    store(f, build, sums, of_columns(f, build, inside), "columns", inside)
+    f.launch(-(-work.columns // shape.columns))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The numbers of a step of the row: pairs of words (high, low bytes), sums of a word's, sizes of a thread's."""
+
+    pairs: list[tuple[str, str]]
+    total: str
+    size: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Words of a step of the columns, with their scales and zeros."""
+
+    words: str
+    scale: str | None
+    zero: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """Loads the row, step by step, and makes integers of it."""
+
+    f: FunctionBuilder
+    build: CudaBuilder
+    work: Work
+    weights: Integers
+    parts: int
+
+    def __call__(self, step: int, norms: list[str] | None) -> _Whole:
+        f, each = self.f, self.weights.each
+        xs = self._loaded(step)
+        if norms is not None:
+            how = "=" if step == 0 else "+="
+            f.emit(f"squares {how} {' + '.join(f'{x} * {x}' for x in xs)}")
+            xs = [f.let(f"{x} * {s}", "x") for x, s in zip(xs, norms, strict=True)]
+        largest = f.let(f"tl.abs({xs[0]})", "m")
+        for x in xs[1:]:
+            f.emit(f"{largest} = tl.maximum({largest}, tl.abs({x}), {_NAN})")
+        size = f.let(f"tl.max({largest}, 1)", "size")
+        times = f.let(f"(32767.0 / tl.maximum({size}, 1e-30))[:, None]", "times")
+        f.emit(f"{size} = ({size} + 0.0 * tl.sum({largest}, 1)) * {1 / 32767!r}")  # NaN stays what it is
+        whole = [f.let(f"{f.core('integers', 'rounded')}({x}, {times})", "q") for x in xs]
+        pairs = list[tuple[str, str]]()
+        for k in range(0, each, 4):
+            high, low = f.name("high"), f.name("low")
+            f.emit(f"{high}, {low} = {f.core('integers', 'parted')}({', '.join(whole[k : k + 4])})")
+            pairs.append((high, low))
+        total = f.let(" + ".join(whole), "total") if self.weights.zeros != 0 else "0"
+        return _Whole(pairs, total, size)
+
+    def _loaded(self, step: int) -> list[str]:
+        """For every number of a word a block [runs, words of a run] of float32."""
+        f, dtype = self.f, self.build.node.input(0).dtype
+        pointer, pair = f.pointer(self.build.input(0)), WORD // size_of(dtype)
+        first, found = step * self.parts * self.weights.run, list[str]()
+        for k in range(0, self.weights.each, pair):
+            place = f"runs[:, None] * {self.weights.run} + {k // 2 * 8 + k % 2 + first} + four * 2"
+            whole = first + self.parts * self.weights.run <= self.work.depth
+            mask = "" if whole else f", {place} < {self.work.depth}, other=0"
+            if pair == 1:
+                found.append(f.let(f"tl.load({pointer} + {place}{mask})", "x"))
+                continue
+            pairs = f"runs[:, None] * {self.weights.run // 2} + {k // 2 * 4 + first // 2} + four"
+            word = f.let(f"tl.load({pointer}.to(tl.pointer_type(tl.int32)) + {pairs}{mask})")
+            found += numbers(f, word, dtype, "x")
+        return found
+
+    def scales(self, step: int) -> list[str]:
+        """The norm's scales of a step's numbers."""
+        scale, depth = self.build.node.input(2).constant, self.weights.depth
+        assert scale is not None
+        filled = np.zeros(depth, np.float32)
+        filled[: len(scale)] = scale.astype(np.float32)
+        ordered = filled.reshape(-1, self.weights.each // 2, _THREAD, 2).transpose(1, 3, 0, 2)
+        packed = self.f.pointer(self.build.pack(_kept(self.build, np.ascontiguousarray(ordered))))
+        first, line = step * self.parts, self.weights.line
+        rest = line // _THREAD - first
+        mask = f", (runs < {rest})[:, None], other=0.0" if rest < self.parts else ""
+        return [self.f.let(f"tl.load({packed} + {k * line + first * _THREAD} + words{mask})", "s")
+                for k in range(self.weights.each)]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Loads of the columns' weights."""
+
+    f: FunctionBuilder
+    work: Work
+    weights: Integers
+    parts: int
+
+    def __call__(self, step: int, part: int) -> _Found:
+        f, weights, work = self.f, self.weights, self.work
+        column = f.let(f"tl.minimum(columns, {work.columns - 1}) + {part * work.columns}", "c")
+        rest = weights.line // _THREAD - step * self.parts
+        inside = f"(runs < {rest})" if rest < self.parts else ""
+        mask = f", {inside}[None, :, None], other=0" if inside else ""
+        place = f"({column} * {weights.line})[:, None, None] + (words + {step * self.parts * _THREAD})[None, :, :]"
+        words = f.let(f"tl.load({f.pointer(weights.words)} + {place}{mask}, eviction_policy='evict_first')", "w")
+        if weights.scales is None and isinstance(weights.zeros, int):
+            return _Found(words, None, None)
+        group = f"(runs + {step * self.parts}) * {weights.run} // {weights.group}" if weights.groups > 1 else "runs * 0"
+        of_group = f.let(f"({column} * {weights.groups})[:, None] + ({group})[None, :]", "g")
+        masked = f", {inside}[None, :], other=0" if inside else ""
+        scale = None if weights.scales is None else f.let(f"tl.load({f.pointer(weights.scales)} + {of_group}{masked})")
+        if isinstance(weights.zeros, int):
+            return _Found(words, scale, None)
+        return _Found(words, scale, f.let(f"tl.load({f.pointer(weights.zeros)} + {of_group}{masked})"))
+
+
+def _kept(build: CudaBuilder, array: Array) -> Array:
+    """The same array where the builder has an equal one: steps share it."""
+    return next((c for c in build.constants if c.shape == array.shape and np.array_equal(c, array)), array)
+
+
+def _multiply(f: FunctionBuilder, weights: Integers, row: _Whole, found: _Found, sums: str, first: bool) -> None:
+    """The products of a step, added to the columns' sums [columns, runs]."""
+    nibbles, total = weights.bits == 4, row.total
+    own = found.zero is None
+    begin = "0" if total == "0" or not own else f"({total} * {-weights.zeros})[None, :, :]"  # type: ignore[operator]
+    given = ", ".join(f"{word}[None, :, :]" for pair in row.pairs for word in pair)
+    names = ("nibbles", "fast_nibbles") if nibbles else ("octets", "fast_octets")
+    whole = f.name("y")
+    f.emit(f"{whole} = {f.core('integers', names[0])}({found.words}, {given}, {begin})")
+    f.faster(f"{whole} = {{}}({found.words}, {given}, {begin})", "integers", names[1])
+    f.emit(f"{whole} = tl.sum({whole}, 2)")
+    if found.zero is not None:
+        f.emit(f"{whole} = {whole} - tl.sum({total}, 1)[None, :] * {found.zero}.to(tl.int32)")
+    size = f"{row.size}[None, :]" + (f" * {found.scale}.to(tl.float32)" if found.scale else "")
+    f.emit(f"{sums} {'=' if first else '+='} {whole}.to(tl.float32) * ({size})")

@@ -1,0 +1,269 @@
+"""Projection with weights of four or eight bits: a ladder as projection.py's.
+
+    one row       integers times a row of sixteen bits (projection_integers.py)
+    to 256 rows   a tile's weights become numbers of the rows' type in registers, scales and zeros included
+    more          the whole matrix does so once in a launch of its own, which the products that follow read
+    w8a8          rows rounded to eight bits, each with its size, and products of integers
+
+Rows of many lie in the order that the weights have in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import compact, size_of
+from ingot.kernels import kernel
+from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
+from ingot.kernels.cuda.gemm import Tile
+from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.projection import Sides, by_tiles, operands_fit, prepared, rungs
+from ingot.kernels.cuda.projection_integers import Integers, packed_words, place_of, run_of, unsigned
+from ingot.kernels.cuda.projection_integers import stream as stream_row
+from ingot.kernels.cuda.projection_row import Stream, Work
+from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.node import Node
+from ingot.plan.extent import product
+
+Accumulate = Callable[[FunctionBuilder, Work, Tile, int], None]
+_BITS = (4, 8)
+_PAIRS = 2  # numbers of the row that are loaded together
+_RESTORED = Rung(257)
+_MOST_RESTORED = 10**9  # bytes of a matrix in 16 bits that are taken for it
+_WORDS = 1024  # of a block that restores
+STREAMS = (
+    "8x4096w4", "4x4096w4", "16x4096w4", "8x8192w8", "4x8192w8", "16x8192w8", "8x4096w8", "4x4096w8", "8x2048w4",
+    "4x2048w4",
+)  # fmt: skip
+
+
+def _bits(node: Node) -> int:
+    return int(node.attributes.get("bits", 8))
+
+
+def _known(node: Node, first: int, last: int) -> bool:
+    """Whether those of the inputs that are there are constants."""
+    return all(node.input(k).constant is not None for k in range(first, last) if node.has_input(k))
+
+
+def _applies(node: Node, target: Any) -> bool:
+    """Groups are those of whole threads, or there is one."""
+    if node.input(1).dtype not in ("int8", "uint8") or node.dtype not in (*NARROW, "float32"):
+        return False
+    depth, bits = int(node.input(1).shape[0]), _bits(node)
+    group = int(node.attributes.get("group", depth))
+    shared = bits in _BITS and (group >= depth or group % run_of(bits) == 0)
+    return shared and depth % _PAIRS == 0 and _known(node, 1, 5 if _grouped(node) else 3) and operands_fit(node)
+
+
+def _grouped(node: Node) -> bool:
+    return node.op == "QuantizedProjection"
+
+
+def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
+    work, bits = Work.of(node), _bits(node)
+
+    def fits(stream: Stream) -> bool:
+        threads = 32 * stream.warps
+        held = stream.columns * stream.depth * work.parts * bits // 8 // threads  # bytes of a thread
+        return stream.depth <= max(power_of_two(work.depth), threads * run_of(bits)) and held <= 256
+
+    return tuple(text for text in STREAMS if fits(Stream.parse(text)))
+
+
+def _cost(node: Node, target: Architecture, stream: str) -> float:
+    """Of one row."""
+    work, bits = Work.of(node), _bits(node)
+    size = work.parts * work.columns * work.depth * bits / 8
+    wide = "8x8192w8" if work.depth > 4096 else "8x4096w4"
+    usual = wide if bits == 4 else "8x8192w8" if work.depth > 4096 else "4x4096w8"
+    return target.pace.step + size / (target.bandwidth * 900) + 0.01 * (stream != usual)
+
+
+def stored(node: Node, build: CudaBuilder) -> Integers:
+    """The node's weights, as they lie in the engine."""
+    weight, bits = node.input(1).constant, _bits(node)
+    assert weight is not None
+    depth = len(weight)
+    filled = -(-depth // run_of(bits)) * run_of(bits)
+    words = build.pack(packed_words(weight, bits))
+    if not _grouped(node):
+        return Integers(words, bits, filled, filled)
+    scale, group = node.input(3).constant, int(node.attributes["group"])
+    assert scale is not None
+    zero = node.input(4).constant if node.has_input(4) else np.zeros(1, weight.dtype)
+    assert zero is not None
+    zeros = unsigned(zero, bits).view(np.int8)
+    same = (zeros == zeros.flat[0]).all()
+    kept = int(zeros.flat[0]) if same else build.pack(np.ascontiguousarray(zeros.T))
+    group = filled if group >= depth else group
+    return Integers(words, bits, filled, group, build.pack(np.ascontiguousarray(compact(scale).T)), kept)
+
+
+@kernel("QuantizedProjection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
+def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
+    """expression(parts of norm(x)[M, K] @ ((w - zero) * scale)[K, N])"""
+    work, weights = Work.of(node), stored(node, build)
+    _one(build, work, weights, stream)
+    if not Rung(2).takes(work.rows):
+        return
+    first, size = len(build.launches), size_of(node.dtype)
+    rows, _ = prepared(build, work, node.dtype, weights.depth, place_of(weights.bits, "columns"))
+    restrict(build, first, Rung(2), work.rows)
+    filled = replace(work, depth=weights.depth)
+    total = work.parts * work.columns * weights.depth * size
+    whole = size == 2 and total <= _MOST_RESTORED and _RESTORED.takes(work.rows)
+    by_tiles(build, filled, Sides(rows, weights.words, None, _in_registers(weights, rows)), _few(work, size, whole))
+    if whole:
+        restored = _restored(build, filled, weights)
+        many = [(Rung(max(r.low, _RESTORED.low), r.high), t) for r, t in rungs(work, node.dtype)
+                if r.high is None or r.high >= _RESTORED.low]  # fmt: skip
+        by_tiles(build, filled, Sides(rows, restored, None, _loaded(rows, restored)), many)
+
+
+@kernel("Projection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
+def integer_projection(build: CudaBuilder, node: Node, stream: str) -> None:
+    """expression(parts of norm(x)[M, K] @ w[K, N]), w and the rows of many int8"""
+    work, weights = Work.of(node), stored(node, build)
+    _one(build, work, weights, stream)
+    if not Rung(2).takes(work.rows):
+        return
+    first = len(build.launches)
+    rows, sizes = prepared(build, work, "int8", weights.depth, place_of(8, "columns"))
+    restrict(build, first, Rung(2), work.rows)
+    sides = Sides(rows, weights.words, sizes, _loaded(rows, weights.words))
+    by_tiles(build, replace(work, depth=weights.depth), sides, rungs(work, "float8_e4m3fn"))
+
+
+def _one(build: CudaBuilder, work: Work, weights: Integers, stream: str) -> None:
+    if Rung(1, 1).takes(work.rows):
+        stream_row(build, work, weights, Stream.parse(stream))
+        restrict(build, 0, Rung(1, 1), work.rows)
+
+
+def _few(work: Work, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
+    """Ranges whose tiles restore weights for themselves: all, or those up to what is restored as a whole."""
+    half = work.parts > 1
+    if size == 4:
+        return [(Rung(2, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
+    columns = 32 if half else 64
+    last = Rung(129, _RESTORED.low - 1 if to_many else None)
+    return [
+        (Rung(2, 16), Tile(16, columns, 128, 4, 4)),
+        (Rung(17, 32), Tile(32, columns, 128, 4, 4)),
+        (Rung(33, 64), Tile(64, columns, 128, 4, 3)),
+        (Rung(65, 128), Tile(128, columns, 64, 4, 4)),
+        (last, Tile(128, 64 if half else 128, 64, 8, 3)),
+    ]
+
+
+# sums of tiles
+
+
+def _opened(f: FunctionBuilder, work: Work, tile: Tile, rows: Handle, split: int, kind: str) -> str:
+    """Sums, the rows' places; the loop's head."""
+    f.emit(f"left = {f.pointer(rows)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
+    for part in range(work.parts):
+        f.emit(f"sums{part} = tl.zeros(({tile.rows}, {tile.columns}), {kind})")
+    steps = -(-work.depth // tile.depth)
+    bounds = f"0, {steps}" if split == 1 else f"part * share, tl.minimum(part * share + share, {steps})"
+    return f"for step in range({bounds}):"
+
+
+def _rest(work: Work, tile: Tile, places: str, each: int, across: str) -> str:
+    """The mask of a load of the last step, where it is not whole."""
+    rest = f"({places} < {work.depth // each} - step * {tile.depth // each})"
+    return f", {rest}{across}, other=0" if work.depth % tile.depth else ""
+
+
+def _loaded(rows: Handle, weights: Handle) -> Accumulate:
+    """Both sides as they lie in memory, [rows, K] and [columns, K] of the rows' type."""
+    whole = rows.dtype == "int8"
+
+    def accumulate(f: FunctionBuilder, work: Work, tile: Tile, split: int) -> None:
+        kind = "tl.int32" if whole else "tl.float32"
+        head = _opened(f, work, tile, rows, split, kind)
+        pointer = f"{f.pointer(weights)}{'.to(tl.pointer_type(tl.int8))' if whole else ''}"
+        f.emit(f"right = {pointer} + (columns_in.to(tl.int64) * {work.depth})[None, :] + depths[:, None]")
+        with f.block(head):
+            f.emit(f"a = tl.load(left + step * {tile.depth}{_rest(work, tile, 'depths', 1, '[None, :]')})")
+            for part in range(work.parts):
+                place = f"right + step * {tile.depth} + {part * work.columns * work.depth}"
+                f.emit(f"b{part} = tl.load({place}{_rest(work, tile, 'depths', 1, '[:, None]')})")
+                f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}, out_dtype={kind})")
+        for part in range(work.parts if whole else 0):
+            f.emit(f"sums{part} = sums{part}.to(tl.float32)")
+
+    return accumulate
+
+
+def _in_registers(weights: Integers, rows: Handle) -> Accumulate:
+    """Weights restored on their way from words to products."""
+
+    def accumulate(f: FunctionBuilder, work: Work, tile: Tile, split: int) -> None:
+        head = _opened(f, work, tile, rows, split, "tl.float32")
+        words, each = tile.depth // weights.each, weights.each
+        shared = math.gcd(weights.group, tile.depth)  # numbers of a step that have one scale
+        f.emit(f"words = tl.arange(0, {words})\nshared = tl.arange(0, {tile.depth // shared})")
+        f.emit(f"right = {f.pointer(weights.words)} + (columns_in * {weights.line})[None, :] + words[:, None]")
+        precision = ', input_precision="tf32x3"' if rows.dtype == "float32" else ""
+        with f.block(head):
+            f.emit(f"a = tl.load(left + step * {tile.depth}{_rest(work, tile, 'depths', 1, '[None, :]')})")
+            f.emit(f"groups = (step * {tile.depth // shared} + shared) * {shared} // {weights.group}")
+            f.emit(f"groups = tl.minimum(groups, {weights.groups - 1})[:, None]")
+            for part in range(work.parts):
+                place = f"right + step * {words} + {part * work.columns * weights.line}"
+                word = f.let(f"tl.load({place}{_rest(work, tile, 'words', each, '[:, None]')})", "w")
+                of_group = f.let(f"((columns_in + {part * work.columns}) * {weights.groups})[None, :] + groups", "g")
+                b = _numbers(f, weights, word, of_group, (tile.depth // shared, shared, tile.columns))
+                f.emit(f"b{part} = tl.reshape({b}, ({tile.depth}, {tile.columns})).to({LANGUAGE[rows.dtype]})")
+                f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}{precision})")
+
+    return accumulate
+
+
+def _numbers(f: FunctionBuilder, weights: Integers, words: str, groups: str, shape: tuple[int, int, int]) -> str:
+    """What words [words, columns] hold, as float32 of a shape [groups, numbers, columns]; groups: places of scales."""
+    nibbles = weights.bits == 4
+    scale = f.let(f"tl.load({f.pointer(_handle(weights.scales))} + {groups}).to(tl.float32)", "s")
+    if isinstance(weights.zeros, int):
+        zero = f"{float(weights.zeros + (16 if nibbles else 0))!r}"
+    else:
+        loaded = f.let(f"tl.load({f.pointer(weights.zeros)} + {groups}).to(tl.float32)", "z")
+        zero = f"({loaded} + {16.0 if nibbles else 0.0})"
+    function = f.core("integers", "of_nibbles" if nibbles else "of_octets")
+    held = f.let(f"tl.reshape({function}({words}), {shape})", "v")
+    return f.let(f"{held} * ({scale} * {16.0 if nibbles else 1.0})[:, None, :] - ({scale} * {zero})[:, None, :]", "b")
+
+
+def _handle(handle: Handle | None) -> Handle:
+    assert handle is not None
+    return handle
+
+
+def _restored(build: CudaBuilder, work: Work, weights: Integers) -> Handle:
+    """The whole matrix [columns, K] in the rows' type, by a launch of its own for runs of many rows alone."""
+    dtype, first, each = build.node.dtype, len(build.launches), weights.each
+    columns = work.parts * work.columns
+    size = product((columns * work.depth * size_of(dtype), _RESTORED.factor(work.rows)))
+    made, f = build.temporary(size, dtype), build.function(warps=4, stages=1)
+    f.emit(f"place = tl.program_id(0) * {_WORDS} + tl.arange(0, {_WORDS})\ninside = place < {columns * weights.line}")
+    f.emit(f"word = tl.load({f.pointer(weights.words)} + place, inside, other=0)[:, None]")
+    group = f"place % {weights.line} * {each} // {weights.group}"
+    f.emit(f"groups = place // {weights.line} * {weights.groups} + {group}")
+    f.emit("groups = tl.where(inside, groups, 0)[:, None]")
+    f.wait()
+    held = _numbers(f, weights, "word", "groups", (_WORDS, each, 1))
+    f.emit(f"place = place.to(tl.int64)[:, None] * {each} + tl.arange(0, {each})[None, :]")
+    f.emit(f"numbers = tl.reshape({held}, ({_WORDS}, {each})).to({LANGUAGE[dtype]})")
+    f.emit(f"tl.store({f.pointer(made)} + place, numbers, inside[:, None])")
+    f.launch(-(-columns * weights.line // _WORDS))
+    restrict(build, first, _RESTORED, work.rows)
+    return made
