@@ -184,7 +184,7 @@ def profiled(runner: EngineRunner, tokens: int, context: int, count: int = 1) ->
 
 def operations(shape: Shape, tokens: int) -> float:
     """Of a prefill: weights, and attention to what is before."""
-    body = shape.matrices - shape.hidden * shape.vocabulary  # logits of the last token alone
+    body = shape.matrices + shape.routers - shape.hidden * shape.vocabulary  # logits of the last token alone
     return 2.0 * body * tokens + 2.0 * shape.layers * tokens**2 * shape.heads * shape.depth
 
 
@@ -201,7 +201,7 @@ def measured(name: str, precision: str, asked: argparse.Namespace, device: cuda.
     row["first steps s"] = time.perf_counter() - start
     alone = row["decode"] = {**answering(runner, asked.prompt, asked.steps), "each waited for ms": waited["ms"]}
     cache = 2 * shape.layers * shape.groups * shape.depth * 2 * asked.prompt
-    alone["bytes"] = shape.matrices * BYTES[precision] + cache
+    alone["bytes"] = shape.matrices * BYTES[precision] + 2 * shape.routers + cache
     alone["share of reading"] = alone["bytes"] / alone["ms"] * 1e3 / ceilings["read B/s"]
     print(f"{name} {precision} decode {alone['ms']:.3f} ms ({waited['ms']:.3f} where each step is waited for), "
           f"{alone['share of reading']:.1%} of reading", flush=True)  # fmt: skip

@@ -24,14 +24,14 @@ import numpy as np
 from ingot import compiler
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine, Variant
-from ingot.kernels.cuda import projection
+from ingot.kernels.cuda import mixture, projection
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
 from ingot.llm import build as llm_build
 from ingot.llm import projections
 from ingot.llm.build import BuildOptions
-from ingot.llm.decoder import Array, Decoder, Layer, Matrix, Scale
+from ingot.llm.decoder import Array, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.formats import FORMATS, Format, Role, Weights
 from ingot.llm.graph import BLOCK
 from ingot.llm.rope import tables
@@ -48,7 +48,7 @@ SPREAD = 0.02  # of the weights
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of these sizes."""
+    """A Llama of these sizes, whose networks are experts of which each token passes `chosen`, where there are any."""
 
     layers: int
     hidden: int
@@ -57,18 +57,35 @@ class Shape:
     groups: int
     vocabulary: int
     depth: int = 128
+    experts: int = 0
+    chosen: int = 0
 
     @property
     def matrices(self) -> int:
-        """Weights that a decoded token reads."""
-        each = self.hidden * (2 * self.heads + 2 * self.groups) * self.depth + 3 * self.hidden * self.inner
+        """Weights that a decoded token reads, but routers'."""
+        return self._with(max(self.chosen, 1))
+
+    @property
+    def every(self) -> int:
+        """Weights there are, but routers'."""
+        return self._with(max(self.experts, 1))
+
+    @property
+    def routers(self) -> int:
+        """Weights of routers."""
+        return self.layers * self.hidden * self.experts
+
+    def _with(self, networks: int) -> int:
+        each = self.hidden * (2 * self.heads + 2 * self.groups) * self.depth + 3 * self.hidden * self.inner * networks
         return self.layers * each + self.hidden * self.vocabulary
 
 
 SHAPES = {
     "llama_8b": Shape(32, 4096, 14336, 32, 8, 128256),
     "llama_70b": Shape(80, 8192, 28672, 64, 8, 128256),
+    "qwen3_30b": Shape(48, 2048, 768, 32, 4, 151936, experts=128, chosen=8),
     "llama_tiny": Shape(2, 256, 512, 4, 2, 1024, 64),
+    "moe_tiny": Shape(2, 256, 128, 4, 2, 1024, 64, 8, 2),
 }
 
 
@@ -83,12 +100,30 @@ class Unmade(Format):
         outputs, depth = matrix.outputs, matrix.weights[0].shape[1]
         key = (id(matrix.weights[0]),)
         if key not in self._known:
-            dtype = "float8_e4m3fn" if self.name.startswith("fp8") else "bfloat16"
+            dtype = self._dtype if role != "router" else "bfloat16"
             held: dict[str, Any] = {"weight": np.zeros((outputs, depth), numpy_dtype(dtype)).T}
-            if self.name.startswith("fp8"):
+            if dtype != "bfloat16":
                 held["columns"] = np.full(outputs, SPREAD, numpy_dtype("bfloat16")).astype(np.float32)
             self._known[key] = held
         return "Linear", self._known[key], {}
+
+    @property
+    def _dtype(self) -> str:
+        return "float8_e4m3fn" if self.name.startswith("fp8") else "bfloat16"
+
+    def stack(self, weights: Sequence[Array]) -> tuple[Array, Array | None]:
+        """As a format gives them."""
+        outputs, depth = weights[0].shape
+        key = (id(weights[0]), len(weights))
+        if key not in self._known:
+            scale = None
+            if self._dtype != "bfloat16":
+                scale = np.full((len(weights), outputs), SPREAD, numpy_dtype("bfloat16")).astype(np.float32)
+            whole = np.zeros((len(weights), depth, outputs), numpy_dtype(self._dtype))
+            self._known[key] = {"weight": whole, "columns": scale}
+        weight, scale = self._known[key]["weight"], self._known[key]["columns"]
+        assert weight is not None
+        return weight, scale
 
 
 @dataclass(eq=False)
@@ -129,6 +164,11 @@ def decoder_of(shape: Shape, context: int, ranks: int = 1) -> Decoder:
     output, down = matrix(shape.hidden, shape.heads * shape.depth), matrix(shape.hidden, shape.inner)
     gate, up = (matrix(shape.inner, shape.hidden) for _ in range(2))
     layer = Layer(scale, projection, output, scale, up, gate, down)
+    if shape.experts:
+        gates, ups, downs = ((part.weights[0],) * shape.experts for part in (gate, up, down))
+        router = matrix(shape.experts, shape.hidden).weights[0]
+        layer = replace(layer, up=None, gate=None, down=None,
+                        experts=Experts(router, gates, ups, downs, shape.chosen, normalised=True))  # fmt: skip
     embedding = np.zeros((shape.vocabulary, shape.hidden), numpy_dtype("bfloat16"))
     angles = tables({"rope_type": "default", "rope_theta": 500000.0}, shape.depth, context)
     whole = Decoder(
@@ -153,7 +193,10 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
         codes.append(Described(backend))
         return codes[-1]
 
-    with mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored):
+    with (
+        mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored),
+        mock.patch.object(mixture, "stored", _unstored),
+    ):  # fmt: skip
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
     variant, code = compiled.variant, codes[-1]
     facts = {
@@ -172,9 +215,9 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _unstored(weight: Array) -> Array:
+def _unstored(weight: Array, parts: int, bricked: bool) -> Array:
     """Zeros that take no memory, in the place of weights as they are kept."""
-    return np.zeros(weight.shape[::-1], weight.dtype)
+    return np.zeros((*weight.shape[:-2], weight.shape[-1], weight.shape[-2]), weight.dtype)
 
 
 def _beside(first: Array, second: Array) -> Array:

@@ -13,12 +13,27 @@ def bytes_of(node: Node) -> Extent:
     read = [port for port in node.inputs if port is not None]
     if node.op in _PICKING:
         read[0] = node.output
+    if node.op in _MIXED:
+        return _bytes_of_experts(node)
     if node.op in _POOLED:
         return product((_POOLED[node.op], node.outputs[-1].bytes))
     total: Extent = 0
     for port in (*read, *node.outputs):
         total = add(total, port.bytes)
     return add(total, -_unused_bits(node))
+
+
+def _bytes_of_experts(node: Node) -> Extent:
+    """Weights of as many experts as are chosen, if they are all different ones, and the rest as it is."""
+    experts = node.input(1).shape[1]
+    assert isinstance(experts, int)
+    weights = sum(int(port.bytes) for port in node.inputs[2:5] if port is not None)
+    chosen = product((node.input(1).shape[0], int(node.attributes["chosen"])))
+    some = min(chosen, experts) if isinstance(chosen, int) else f"min({chosen},{experts})"
+    total = product((some, weights // experts))
+    for port in (*node.inputs[:2], *node.inputs[5:], *node.outputs):
+        total = add(total, port.bytes) if port is not None else total
+    return total
 
 
 def _unused_bits(node: Node) -> int:
@@ -32,6 +47,7 @@ def _unused_bits(node: Node) -> int:
 
 # Of a pool what the tokens are, not the pool: in terms of the queries' bytes, for a few hundred tokens of context.
 _POOLED = {"CacheUpdate": 4, "PagedAttention": 64}
+_MIXED = frozenset({"Experts", "Mixture"})
 _PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 
@@ -89,8 +105,15 @@ def _projection(node: Node) -> Extent:
     return product((2, node.input(0).elements, node.input(1).shape[1]))
 
 
+def _experts(node: Node) -> Extent:
+    chosen, inner = int(node.attributes["chosen"]), node.input(2).shape[2]
+    return product((6, node.input(0).elements, chosen, inner))
+
+
 _TABLE: dict[str, Callable[[Node], Extent]] = {
     "Projection": _projection,
+    "Experts": _experts,
+    "Mixture": _experts,
     "Linear": _linear,
     "ParallelLinear": _parallel_linear,
     "GatedLinear": _parallel_linear,

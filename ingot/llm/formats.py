@@ -15,7 +15,7 @@ from ingot.llm.decoder import Array, Matrix, Quantized
 from ingot.llm.rounding import compensated, rounded, successors_of
 
 Weights = Mapping[str, Array | None]
-Role = Literal["plain", "keys", "head"]
+Role = Literal["plain", "keys", "head", "router"]
 _LARGEST_EIGHTH = 448.0  # of float8_e4m3fn
 _ROWS = 128  # that are rounded at a time: they stay in a cache
 _TOGETHER = 1024  # with errors taken over: numpy is called for each column
@@ -25,9 +25,10 @@ _TOGETHER = 1024  # with errors taken over: numpy is called for each column
 class Format:
     """`bits` of a weight (32: float32, 16: bfloat16); `group` weights along the input share a scale (8 and 4 bits).
     head_bits, key_bits: of the last product, and of those that make keys and values, which suffer most by rounding and
-    are few. within: how far logits may be from the reference, of their spread; grosser errors are faults.
-    table: type of embeddings and experts; cache: of keys and values. narrow_rows: a token's activations are rounded to
-    eight bits too, with a scale for each token and product but the last, and one for each column of weights."""
+    are few; routers are not rounded to so few. within: how far logits may be from the reference, of their spread;
+    grosser errors are faults. table: type of embeddings and routers, and of experts but in fp8; cache: of keys and
+    values. narrow_rows: a token's activations are rounded to eight bits too, with a scale for each token and product
+    but the last, and one for each column of weights."""
 
     name: str
     bits: int
@@ -46,7 +47,7 @@ class Format:
 
     def narrows(self, matrix: Matrix, role: Role) -> bool:
         """Whether what the matrix is multiplied with is rounded to eight bits."""
-        return self.narrow_rows and role != "head" and not matrix.quantized
+        return self.narrow_rows and role not in ("head", "router") and not matrix.quantized
 
     def parts_keys(self, matrix: Matrix) -> bool:
         """Whether keys and values are made with more bits than queries."""
@@ -57,13 +58,13 @@ class Format:
         stay what they are, whatever the format."""
         if matrix.quantized:
             return unpacked(matrix.quantized)
-        if self.name.startswith("fp8"):
+        if self.name.startswith("fp8") and role != "router":
             weight_KN, scale_N = eighths(matrix)
             return "Linear", {"weight": weight_KN, "columns": scale_N}, {}
         if self.narrows(matrix, role):
             weight_KN, scale_1N = integers(matrix, 8, _depth(matrix))
             return "Linear", {"weight": weight_KN, "columns": scale_1N[0]}, {}
-        if self.bits > 8:
+        if self.bits > 8 or role == "router":
             dtype = numpy_dtype("float32" if self.bits == 32 else "bfloat16")
             return "Linear", {"weight": joined(matrix, dtype)}, {}
         bits = {"head": self.head_bits, "keys": self.key_bits}.get(role, self.bits)
@@ -71,9 +72,12 @@ class Format:
         operands = {"weight": weight_KN, "scale": scale_GN, "zero": None}
         return "QuantizedLinear", operands, {"bits": bits, "group": self.group}
 
-    def stack(self, weights: Sequence[Array]) -> Array:
-        """Weights [out, in] of experts as [expert, in, out]."""
-        return np.stack([np.asarray(weight, numpy_dtype(self.table)).T for weight in weights])
+    def stack(self, weights: Sequence[Array]) -> tuple[Array, Array | None]:
+        """Weights [out, in] of experts as [expert, in, out], and the scales [expert, out] of their columns, if any."""
+        if not self.name.startswith("fp8"):
+            return np.stack([np.asarray(weight, numpy_dtype(self.table)).T for weight in weights]), None
+        kept, scales = zip(*(eighths(Matrix((weight,))) for weight in weights), strict=True)
+        return np.stack(kept), np.stack(scales)
 
     def rows(self, array: Array) -> Array:
         """A table that rows are gathered from."""

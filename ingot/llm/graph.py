@@ -344,12 +344,15 @@ def _projected(writer: Writer, x: ir.Value, matrix: Matrix, name: str) -> ir.Val
 
 
 def _experts(writer: Writer, experts: Experts, x: ir.Value, stream: ir.Value, name: str) -> ir.Value:
-    scores = writer.linear(x, Matrix((experts.router,)), f"{name}.scores")
-    stacks = [writer.constant(writer.format.stack(part), f"{name}.{which}")
-              for which, part in (("gate", experts.gates), ("up", experts.ups), ("down", experts.downs))]  # fmt: skip
+    scores = writer.linear(x, Matrix((experts.router,)), f"{name}.scores", role="router")
+    stacks, scales = list[ir.Value](), list[ir.Value]()
+    for which, part in (("gate", experts.gates), ("up", experts.ups), ("down", experts.downs)):
+        weights, scale = writer.format.stack(part)
+        stacks.append(writer.constant(weights, f"{name}.{which}"))
+        scales += [] if scale is None else [writer.constant(scale, f"{name}.{which}.scale")]
     activation = Epilogue()
     activation.activate(writer.decoder.activation)
-    mixed = writer.value("Experts", [x, scores, *stacks], name, chosen=experts.chosen,
+    mixed = writer.value("Experts", [x, scores, *stacks, *scales], name, chosen=experts.chosen,
                          normalised=int(experts.normalised), activation=activation.text)  # fmt: skip
     whole = _with_stream(writer, stream).text
     return _summed(writer, writer.value("Pointwise", [mixed, stream], f"{name}.stream", expression=whole))

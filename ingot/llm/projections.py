@@ -14,12 +14,14 @@ from ingot.ir import expression as expressions
 from ingot.ir.expression import Expression, Input, Instruction, Operand, Result
 from ingot.ir.graph import attributes, constant_of, dtype_of, make_node, replace_node
 from ingot.llm.decoder import Array
+from ingot.llm.mixtures import mix
 
 _X, _WEIGHT, _EXTRAS = 0, 1, 2
+_NORMS = {"Projection": 2, "Mixture": 8}  # who holds the norm before it, and where
 
 
 def project(model: ir.Model) -> int:
-    """Every Linear of the graph as a Projection, in place; how many norms and products went into others."""
+    """Every Linear of the graph as a Projection, Experts as Mixtures, in place; how many norms and products were taken in."""
     graph, known = model.graph, _Joined()
     before = len(graph)
     for node in list(graph):
@@ -28,8 +30,9 @@ def project(model: ir.Model) -> int:
     for node in list(graph):
         if node.op_type == "Linear":
             _plain(node)
+    mix(graph)
     for node in list(graph):
-        if node.op_type == "Projection":
+        if node.op_type in _NORMS:
             _with_norm(node)
     for node in reversed(list(graph)):
         if node.op_type == "Norm" and not any(value.uses() or value.is_graph_output() for value in node.outputs):
@@ -128,7 +131,7 @@ def _constant(graph: ir.Graph, array: Array, name: str) -> ir.Value:
 
 
 def _with_norm(node: ir.Node) -> None:
-    """Projection(rms(x), w) => Projection(x, w, norm)"""
+    """Projection(rms(x), w) => Projection(x, w, norm), and Mixtures alike"""
     x = node.inputs[_X]
     norm = x.producer() if x is not None else None
     if norm is None or norm.op_type != "Norm" or x is None or x.is_graph_output():
@@ -140,5 +143,5 @@ def _with_norm(node: ir.Node) -> None:
     if stated["kind"] != "rms" or stated["epilogue"] or not last or not scaled_only or norm.inputs[1] is None:
         return
     node.replace_input_with(_X, norm.inputs[0])
-    node.replace_input_with(2, norm.inputs[1])
+    node.replace_input_with(_NORMS[node.op_type], norm.inputs[1])
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", stated["epsilon"])

@@ -65,20 +65,20 @@ def test_steps_behind_one_another_give_the_same_answers(tmp_path: Path, monkeypa
     assert told[0] == told[1] and len(told[0][0]) == len(told[0][1]) == 4
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_random_engine_is_a_file(ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "ranks"), [("llama_tiny", 1), ("llama_tiny", 2), ("moe_tiny", 1)])
+def test_a_random_engine_is_a_file(name: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What benchmarks.llm_cuda opens on a GPU: every matrix has a place of its own, the rest is there."""
     from benchmarks import llm_cuda_engine as random_engine
 
     interpreted.use(monkeypatch)
     monkeypatch.setattr(random_engine, "filler", lambda: ("", 0, 0))
-    random_engine.main(["--folder", str(tmp_path), "--shapes", "llama_tiny", "--precisions", "fp8", "--context", "64",
+    random_engine.main(["--folder", str(tmp_path), "--shapes", name, "--precisions", "fp8", "--context", "64",
                         "--token-budget", "32", "--sequence-budget", "2", "--ranks", str(ranks)])  # fmt: skip
-    held = json.loads((tmp_path / random_engine.name_of("llama_tiny", "fp8", ranks)).read_text())
-    shape = random_engine.SHAPES["llama_tiny"]
+    held = json.loads((tmp_path / random_engine.name_of(name, "fp8", ranks)).read_text())
+    shape = random_engine.SHAPES[name]
     outputs = shape.layers * shape.hidden * shape.heads * shape.depth // ranks
     small = outputs if outputs // shape.layers < 1 << 16 else 0  # lies with what is written as it is
-    assert sum(size for _, size, kind in held["matrices"] if kind == "float8_e4m3fn") == shape.matrices // ranks - small
+    assert sum(size for _, size, kind in held["matrices"] if kind == "float8_e4m3fn") == shape.every // ranks - small
     assert (held["facts"]["ranks"], held["facts"]["groups"]) == (ranks, shape.groups // ranks)
     places = sorted((offset, offset + size) for offset, size, _ in held["matrices"])
     assert all(end <= start for (_, end), (start, _) in pairwise(places)) and places[-1][1] <= held["size"]

@@ -74,7 +74,7 @@ class Job:
 def _applies(node: Node, isa: Isa) -> bool:
     weights = [node.input(i) for i in (2, 3, 4)]
     floats = all(port.constant is not None and port.dtype in FLOATS and port.dtype in MEMORY for port in weights)
-    plain = all(node.input(i).dtype == "float32" for i in (0, 1))
+    plain = all(node.input(i).dtype == "float32" for i in (0, 1)) and len(node.inputs) == 5
     return plain and floats and can_render(parse(node.attributes["activation"]), ["float32"])
 
 

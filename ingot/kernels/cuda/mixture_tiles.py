@@ -1,0 +1,267 @@
+"""Mixture of many rows: a pair is a row and one of its experts. Each expert has a list of its pairs, in any order, and
+tiles of the products take their rows from it; results lie at their pairs' places, so that the order changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ingot.dtypes import size_of
+from ingot.ir.expression import parse
+from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
+from ingot.kernels.cuda.gemm import Tile
+from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.mixture_work import NORM, SCORES, Mix, Stacks, X, finish
+from ingot.kernels.cuda.paged_update import LARGEST
+from ingot.kernels.cuda.render import converted, render
+from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.cuda.words import source_of
+from ingot.plan.extent import Extent, add, product
+
+_APART = 32  # numbers between experts' counters, which many blocks add to at once: a cache line each
+_GROUP = 8  # row tiles that share their columns in the second level of cache
+_FLOAT = 4
+Rungs = Sequence[tuple[Rung, Tile, Tile]]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows as tiles load them, and what their sums are to be multiplied by, where they were rounded."""
+
+    rows: Handle
+    sizes: Handle | None = None
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Counts of experts' pairs, the pairs [experts, rows], and a share for each pair."""
+
+    counts: Handle
+    pairs: Handle
+    shares: Handle
+
+
+def rungs(mix: Mix) -> list[tuple[Rung, Tile, Tile]]:
+    """Ranges of rows with the tiles of gate and up (columns of one of them) and of down: about as high as an expert
+    has rows where all are chosen alike."""
+    first, each = mix.few + 1, mix.count / mix.chosen
+    if mix.weights == "float32":
+        return [(Rung(first), Tile(16, 32, 64, 4, 3), Tile(16, 32, 64, 4, 3))]
+    if mix.weights in LARGEST:
+        found = [(12, Tile(64, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4)),
+                 (None, Tile(128, 128, 128, 8, 3), Tile(128, 128, 128, 8, 4))]  # fmt: skip
+    else:
+        found = [(12, Tile(16, 32, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
+                 (48, Tile(64, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4)),
+                 (None, Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 4))]  # fmt: skip
+    made = list[tuple[Rung, Tile, Tile]]()
+    for rows, gate, down in found:
+        last = None if rows is None else max(int(rows * each), first)
+        made.append((Rung(first, last), gate, down))
+        first = 0 if last is None else last + 1
+    return made
+
+
+def many_rows(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle, ladder: Rungs) -> None:
+    """The launches for sizes of more than a few rows."""
+    lists = _Lists(
+        build.counter(mix.count * _APART * 4), build.temporary(product((mix.count, mix.rows, 4)), "int32"),
+        build.temporary(product((mix.pairs, _FLOAT)), "float32"),
+    )  # fmt: skip
+    parts = build.temporary(product((mix.pairs, mix.width, size_of(mix.kept))), mix.kept)
+    many, first = Rung(mix.few + 1), len(build.launches)
+    rows = _choose(build, mix, lists)
+    restrict(build, first, many, mix.rows)
+    for rung, gate, _ in ladder:
+        first = len(build.launches)
+        _gates(build, mix, stacks, rows, lists, inner, gate)
+        restrict(build, first, rung, mix.rows)
+    first = len(build.launches)
+    between = _rounded_inner(build, mix, inner) if mix.weights in LARGEST else _Rows(inner)
+    restrict(build, first, many, mix.rows)
+    for rung, _, down in ladder:
+        first = len(build.launches)
+        _downs(build, mix, stacks, between, lists, parts, down)
+        restrict(build, first, rung, mix.rows)
+    first = len(build.launches)
+    _sum(build, mix, lists, parts)
+    restrict(build, first, many, mix.rows)
+
+
+# the choice
+
+
+def _choose(build: CudaBuilder, mix: Mix, lists: _Lists) -> _Rows:
+    """A block is a row: its experts and shares, its place in their lists, and what tiles load of it."""
+    f, rounded = _opened(build, mix.width, "row"), mix.weights in LARGEST
+    normed = build.node.has_input(NORM)
+    f.emit(f"source = {source_of('columns') if rounded else 'columns'}")
+    if normed:
+        f.emit(f"scale = tl.load({f.pointer(build.input(NORM))} + source, inside, other=0.0).to(tl.float32)")
+    f.wait()
+    scores = f"{f.pointer(build.input(SCORES))} + row * {mix.count}"
+    mix.ranks(f, scores)
+    mix.shares(f, scores)
+    f.emit(f"experts = tl.arange(0, {mix.size})\nchosen = found < {mix.chosen}\npair = row * {mix.chosen} + found")
+    f.emit(f"tl.store({f.pointer(lists.shares)} + pair, share, chosen)")
+    f.emit(f"place = tl.atomic_add({f.pointer(lists.counts)} + experts * {_APART}, 1, chosen, sem='relaxed')")
+    f.emit(f"tl.store({f.pointer(lists.pairs)} + experts * {f.extent(mix.rows)} + place, pair, chosen)")
+    made = _Rows(build.input(X))
+    if normed or rounded:
+        f.emit(f"x = tl.load({f.pointer(build.input(X))} + row.to(tl.int64) * {mix.width} + source, inside, "
+               "other=0.0).to(tl.float32)")  # fmt: skip
+        if normed:
+            f.emit(f"square = tl.sum(x * x) / {mix.width} + {build.node.attributes['epsilon']!r}")
+            f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
+        made = _kept(f, build, mix, mix.rows, mix.width)
+    f.launch(mix.rows)
+    return made
+
+
+def _opened(build: CudaBuilder, width: int, name: str) -> FunctionBuilder:
+    """A block is a row of some width."""
+    block = power_of_two(width)
+    f = build.function(warps=min(max(block // 1024, 4), 16), stages=1)
+    f.emit(f"{name} = tl.program_id(0)\ncolumns = tl.arange(0, {block})\ninside = columns < {width}")
+    return f
+
+
+def _kept(f: FunctionBuilder, build: CudaBuilder, mix: Mix, rows: Extent, width: int) -> _Rows:
+    """x as tiles load it, rounded to eight bits where the weights have them."""
+    rounded = mix.weights in LARGEST
+    dtype = mix.weights if rounded else mix.kept
+    made = build.temporary(product((rows, width, size_of(dtype))), dtype)
+    sizes = build.temporary(product((rows, _FLOAT)), "float32") if rounded else None
+    if sizes is not None:
+        most = LARGEST[dtype]
+        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {most!r}")
+        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{most!r}), {most!r})")
+        f.emit(f"tl.store({f.pointer(sizes)} + row, size)")
+    f.emit(f"tl.store({f.pointer(made)} + row.to(tl.int64) * {width} + columns, x.to({LANGUAGE[dtype]}), inside)")
+    return _Rows(made, sizes)
+
+
+def _rounded_inner(build: CudaBuilder, mix: Mix, inner: Handle) -> _Rows:
+    """What lies between the products, to eight bits pair by pair."""
+    f = _opened(build, mix.inner, "row")
+    f.wait()
+    place = f"{f.pointer(inner)} + row.to(tl.int64) * {mix.inner} + {source_of('columns')}"
+    f.emit(f"x = tl.load({place}, inside, other=0.0).to(tl.float32)")
+    made = _kept(f, build, mix, mix.pairs, mix.inner)
+    f.launch(mix.pairs)
+    return made
+
+
+# products
+
+
+def _gates(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Lists, inner: Handle,
+           tile: Tile) -> None:  # fmt: skip
+    f = build.function(warps=tile.warps, stages=tile.stages)
+    across = -(-mix.inner // tile.columns)
+    f.wait()
+    _begin(f, mix, lists, tile, across)
+    with f.block(f"if number < total * {across}:"):
+        _tile(f, mix, lists, tile, mix.inner)
+        f.emit(f"lines = pairs // {mix.chosen}")
+        _accumulate(f, mix, rows, (stacks.gate, stacks.up), tile, mix.width, mix.inner)
+        _scaled(f, rows, [stacks.scale(f, part, f"expert * {mix.inner} + columns_in") for part in range(2)])
+        act = parse(build.node.attributes["activation"])
+        f.emit(f"made = {render(f, act, ['sums0'], ['float32'])} * sums1")
+        place = f"{f.pointer(inner)} + pairs.to(tl.int64)[:, None] * {mix.inner} + columns[None, :]"
+        f.emit(f"tl.store({place}, {converted('made', 'float32', mix.kept)}, inside)")
+    f.launch(_most_tiles(mix, tile, across))
+
+
+def _downs(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Lists, parts: Handle,
+           tile: Tile) -> None:  # fmt: skip
+    f = build.function(warps=tile.warps, stages=tile.stages)
+    across = -(-mix.width // tile.columns)
+    f.wait()
+    _begin(f, mix, lists, tile, across)
+    with f.block(f"if number < total * {across}:"):
+        _tile(f, mix, lists, tile, mix.width)
+        f.emit("lines = pairs")
+        _accumulate(f, mix, rows, (stacks.down,), tile, mix.inner, mix.width)
+        _scaled(f, rows, [stacks.scale(f, 2, f"expert * {mix.width} + columns_in")])
+        f.emit(f"made = sums0 * tl.load({f.pointer(lists.shares)} + pairs)[:, None]")
+        place = f"{f.pointer(parts)} + pairs.to(tl.int64)[:, None] * {mix.width} + columns[None, :]"
+        f.emit(f"tl.store({place}, {converted('made', 'float32', mix.kept)}, inside)")
+    f.launch(_most_tiles(mix, tile, across))
+
+
+def _most_tiles(mix: Mix, tile: Tile, across: int) -> Extent:
+    """Blocks for any choice: each expert may have a tile that is not full."""
+    if isinstance(mix.pairs, int):
+        return min(mix.pairs, mix.count + mix.pairs // tile.rows) * across
+    full = add(mix.count, f"({mix.pairs})//{tile.rows}")
+    return product((f"min({mix.pairs},{full})", across))
+
+
+def _begin(f: FunctionBuilder, mix: Mix, lists: _Lists, tile: Tile, across: int) -> None:
+    """The block's tile: in groups of rows, so that what they share stays in the cache."""
+    counts, sizes = f.pointer(lists.counts), f"{mix.count}, {mix.size}, {_APART}, {tile.rows}"
+    f.emit(f"number = tl.program_id(0)\ntotal = {f.core('mixture', 'tiles_of')}({counts}, {sizes})")
+    f.emit(f"first = number // {_GROUP * across} * {_GROUP}\nheight = tl.minimum(total - first, {_GROUP})")
+    f.emit(f"within = number % {_GROUP * across}")
+
+
+def _tile(f: FunctionBuilder, mix: Mix, lists: _Lists, tile: Tile, width: int) -> None:
+    """Its expert, pairs and columns."""
+    counts, sizes = f.pointer(lists.counts), f"{mix.count}, {mix.size}, {_APART}, {tile.rows}"
+    f.emit("row = first + within % height")
+    f.emit(f"expert, begin, count = {f.core('mixture', 'tile_of')}({counts}, row, {sizes})")
+    f.emit(f"rows = begin + tl.arange(0, {tile.rows})\nexists = rows < count")
+    f.emit(f"pairs = tl.load({f.pointer(lists.pairs)} + expert * {f.extent(mix.rows)} + rows, exists, other=0)")
+    f.emit(f"columns = within // height * {tile.columns} + tl.arange(0, {tile.columns})")
+    exact = width % tile.columns == 0
+    f.emit("columns_in = columns" if exact else f"columns_in = tl.minimum(columns, {width - 1})")
+    f.emit(f"inside = exists[:, None] & (columns < {width})[None, :]")
+
+
+def _accumulate(f: FunctionBuilder, mix: Mix, rows: _Rows, stacks: Sequence[Handle], tile: Tile, depth: int,
+                width: int) -> None:  # fmt: skip
+    """`sums0`, … of the tile with each of the expert's matrices."""
+    f.emit(f"depths = tl.arange(0, {tile.depth})")
+    f.emit(f"left = {f.pointer(rows.rows)} + lines.to(tl.int64)[:, None] * {depth} + depths[None, :]")
+    for part, stack in enumerate(stacks):
+        own = f"{f.pointer(stack)} + expert.to(tl.int64) * {width * depth}"
+        f.emit(f"right{part} = {own} + (columns_in * {depth})[None, :] + depths[:, None]")
+        f.emit(f"sums{part} = tl.zeros(({tile.rows}, {tile.columns}), tl.float32)")
+    narrow, dtype = rows.rows.dtype, stacks[0].dtype
+    cast = "" if dtype == narrow else f".to({LANGUAGE[narrow]})"
+    end = {"float32": ', input_precision="tf32x3"'}.get(narrow, "")
+    end = f", max_num_imprecise_acc={tile.depth}" if narrow in LARGEST else end
+    with f.block(f"for step in range(0, {-(-depth // tile.depth)}):"):
+        a, b = "", ""
+        if depth % tile.depth:
+            rest = f"(depths < {depth} - step * {tile.depth})"
+            a, b = f", {rest}[None, :], other=0.0", f", {rest}[:, None], other=0.0"
+        f.emit(f"a = tl.load(left + step * {tile.depth}{a})")
+        for part in range(len(stacks)):
+            f.emit(f"b{part} = tl.load(right{part} + step * {tile.depth}{b}){cast}")
+            f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}{end})")
+
+
+def _scaled(f: FunctionBuilder, rows: _Rows, scales: Sequence[str]) -> None:
+    """Sums of rounded rows and columns."""
+    if rows.sizes is not None:
+        f.emit(f"sizes = tl.load({f.pointer(rows.sizes)} + lines)[:, None]")
+    for part, scale in enumerate(scales):
+        if rows.sizes is not None or scale:
+            f.emit(f"sums{part} = sums{part}{' * sizes' if rows.sizes is not None else ''}"
+                   f"{f' * (1.0{scale})[None, :]' if scale else ''}")  # fmt: skip
+
+
+def _sum(build: CudaBuilder, mix: Mix, lists: _Lists, parts: Handle) -> None:
+    """A block is a row: its pairs' results in their order. Counters are left as they were."""
+    f = _opened(build, mix.width, "row")
+    f.emit(f"experts = tl.arange(0, {mix.size})")
+    f.wait()
+    f.emit(f"line = {f.pointer(parts)} + row.to(tl.int64) * {mix.chosen * mix.width} + columns")
+    f.emit(f"sums = tl.zeros(({power_of_two(mix.width)},), tl.float32)")
+    with f.block(f"for slot in tl.static_range(0, {mix.chosen}):"):
+        f.emit(f"sums += tl.load(line + slot * {mix.width}, inside, other=0.0).to(tl.float32)")
+    finish(f, build, "sums", f"row * {mix.width} + columns", "inside")
+    f.emit(f"tl.store({f.pointer(lists.counts)} + experts * {_APART}, 0, (experts < {mix.count}) & (row == 0))")
+    f.launch(mix.rows)
