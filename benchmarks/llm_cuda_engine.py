@@ -195,7 +195,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
 
     with (
         mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored),
-        mock.patch.object(mixture, "stored", _unstored),
+        mock.patch.object(mixture, "stored", _unstacked),
     ):  # fmt: skip
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
     variant, code = compiled.variant, codes[-1]
@@ -217,7 +217,12 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
 
 def _unstored(weight: Array, parts: int, bricked: bool) -> Array:
     """Zeros that take no memory, in the place of weights as they are kept."""
-    return np.zeros((*weight.shape[:-2], weight.shape[-1], weight.shape[-2]), weight.dtype)
+    return np.zeros(weight.shape[::-1], weight.dtype)
+
+
+def _unstacked(weights: Array) -> Array:
+    """The same of experts."""
+    return np.zeros((len(weights), *weights.shape[:0:-1]), weights.dtype)
 
 
 def _beside(first: Array, second: Array) -> Array:
