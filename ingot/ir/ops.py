@@ -11,6 +11,7 @@ from ingot.ir import (
     ops_convolution,
     ops_experts,
     ops_group,
+    ops_likely,
     ops_linear,
     ops_move,
     ops_narrow,
@@ -39,8 +40,8 @@ from ingot.ir.ops_table import (
 
 DOMAIN = "ingot"
 FAMILIES = (
-    ops_attention, ops_control, ops_convolution, ops_experts, ops_group, ops_linear, ops_move, ops_narrow, ops_paged,
-    ops_parallel, ops_projection, ops_reduce, ops_resize, ops_rnn, ops_sample, ops_search,
+    ops_attention, ops_control, ops_convolution, ops_experts, ops_group, ops_likely, ops_linear, ops_move, ops_narrow,
+    ops_paged, ops_parallel, ops_projection, ops_reduce, ops_resize, ops_rnn, ops_sample, ops_search,
 )  # fmt: skip
 
 __all__ = [

@@ -11,7 +11,7 @@ from ingot.llm.scheduler import Share, Tokens
 
 
 def asked(shares: Sequence[Share], answers: Mapping[Tokens, Answer], runner_draws: bool) -> dict[str, Integers] | None:
-    """`draws`, `edits` and `masks` of a batch of these shares; None where logits must come to the host."""
+    """`draws`, `edits`, `masks` and `told` of a batch of these shares; None where logits must come to the host."""
     drawing = [share for share in shares if share.rows]
     if not all(drawable(share, answers[share.sequence], runner_draws) for share in drawing):
         return None
@@ -20,12 +20,13 @@ def asked(shares: Sequence[Share], answers: Mapping[Tokens, Answer], runner_draw
 
 
 def drawable(share: Share, answer: Answer, runner_draws: bool) -> bool:
-    """Whether tokens are all that is wanted of it, and what they depend on is known beforehand. runner_draws: the
-    runner draws itself; masks for what is drawn here are computed beside the step."""
-    if share.sequence.whole or share.sequence.silent:
+    """Whether tokens (and log-probabilities of what is drawn) are all that is wanted of it, and what they depend on is
+    known beforehand. runner_draws: the runner draws itself; masks for what is drawn here are computed beside the step,
+    log-probabilities from logits."""
+    if share.sequence.silent or (share.sequence.whole and share.start < share.sequence.prompt):
         return False
     voice, later = answer.voice, answer.ticket.later
-    if voice.drawing.sampling.logprobs is not None or (voice.matcher is not None and not runner_draws):
+    if not runner_draws and (voice.drawing.sampling.logprobs is not None or voice.matcher is not None):
         return False
     follows = voice.matcher is not None or voice.drawing.penalised
     several = voice.matcher is not None or voice.drawing.random

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 MOST_EDITS = 1 << 20  # of a step: more are made by the host
-Wanted = Literal["logits", "chosen", "hidden"]
+Wanted = Literal["logits", "chosen", "likely", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Batch:
     are, behind the last norm. carried [C, 2]: in the place of token_ids[c, 0] the step takes what the step that was
     begun just before it chose after its row c, 1, which nobody has seen yet. draws [R, DRAW]: how the rows' tokens are
     drawn, with edits [E, EDIT] and masks [M, any], as the operator Sample has them; no draws: the likeliest of each.
-    All int32.
+    told [L]: the rows whose tokens' log-probabilities are wanted. All int32.
     """
 
     token_ids: Integers
@@ -42,6 +42,7 @@ class Batch:
     draws: Integers = field(default_factory=lambda: np.zeros((0, DRAW), np.int32))
     edits: Integers = field(default_factory=lambda: np.zeros((0, EDIT), np.int32))
     masks: Integers = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    told: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Begun(Protocol):
@@ -49,8 +50,9 @@ class Begun(Protocol):
 
     def result(self) -> Mapping[str, Any]:
         """What was wanted of it, when it is there: "logits" [R, vocabulary] of the batch's rows, float32; "chosen" [R],
-        the token drawn after each of them, int32, -1 where there is none; "hidden" [E, hidden] of its `states`,
-        float32. Raises what went wrong. To be called once, in the order in which steps were begun."""
+        the token drawn after each of them, int32, -1 where there is none; "likely" [L, LIKELY] of its `told`, what the
+        operator Likely says of them, int32; "hidden" [E, hidden] of its `states`, float32. Raises what went wrong. To
+        be called once, in the order in which steps were begun."""
         ...
 
 

@@ -31,6 +31,8 @@ from ingot.llm.projections import project
 from ingot.llm.shards import shard
 from ingot.llm.text import Text
 from ingot.llm.weights import Checkpoint, open_checkpoint
+from ingot.passes.fuse_paged import PAGED
+from ingot.passes.rewrite import Journal
 from ingot.precision import half
 from ingot.report import BuildLog
 from ingot.runtime.session import features
@@ -148,13 +150,15 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
 
 def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and an
-    output `chosen` [R] more, the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits."""
-    model = graph_of(decoder, kept, name)
+    output `chosen` [R] more, the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits, and
+    `likely` [L, LIKELY] of the rows of input `told` (as Likely's)."""
+    model = graph_of(decoder, kept, name, inside=target.startswith("cuda"))
     if not target.startswith("cuda"):
         return model
     if kept.bits < 32:
         half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
+    PAGED.apply(model.graph, Journal())
     draw_tokens(model, decoder.vocabulary)
     return model
 
@@ -172,7 +176,8 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     typical = max(options.typical, _ROWS_OF_TILES) if kept.narrow_rows else options.typical
     typical = min(typical, options.token_budget)
     words, most = -(-decoder.vocabulary // 32), min(options.sequence_budget, options.token_budget)
-    drawn = {"edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)), "masks": ((1, words), (1, words), (most, words))}
+    drawn = {"edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)), "masks": ((1, words), (1, words), (most, words)),
+             "told": ((0,), (1,), (options.token_budget,))}  # fmt: skip
     on_gpu = options.target.startswith("cuda")
     profile = Profile(
         **{

@@ -25,7 +25,7 @@ from ingot.llm.counters import Counters
 from ingot.llm.flight import Flight, Landed, Spoiled, begin, joined, one_by_one
 from ingot.llm.guided import Grammars, Matcher
 from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, check
-from ingot.llm.sampling import Drawing, logprob_of
+from ingot.llm.sampling import Drawing, logprobs_of
 from ingot.llm.scheduler import Limits, Place, Scheduler, Share, Step, Tokens
 from ingot.llm.speculation import Drafter, DraftModel, Gain, Ngrams
 from ingot.llm.text import Growing, Stops, Text
@@ -293,7 +293,7 @@ class Engine:
     def _leads(self, flight: Flight) -> bool:
         """Whether the next step may begin before this one has ended: what it draws is not asked for here, and no
         sequence becomes several. Drafts are guessed from what was drawn."""
-        if not self.runner.ahead or self._drafter is not None or not flight.plain or flight.spoiled:
+        if not self.runner.ahead or self._drafter is not None or flight.asked is None or flight.spoiled:
             return False
         if isinstance(flight.begun, Exception):
             return False
@@ -305,7 +305,7 @@ class Engine:
         if flight is None:
             return
         try:
-            landed = Landed.of(flight.step.shares, flight.result())
+            landed = Landed.of(flight.step.shares, flight.result(), flight.told)
         except GroupLost:
             raise  # no step can be computed any more
         except Exception as error:  # noqa: BLE001 - logged, and becomes the end of requests that fail alone too
@@ -362,7 +362,7 @@ class Engine:
                 first = share.row + share.rows - 1 - share.drafts
                 turns.append(Turn(share, answer.voice, first))
                 turns += [Turn(share, voice, first) for voice in answer.ticket.later]
-        draw_all(turns, landed.rows)
+        draw_all(turns, landed)
         self._go_on(turns)
 
     def _embed(self, answer: Answer, pooled: Pooled, share: Share, landed: Landed) -> None:
@@ -384,10 +384,10 @@ class Engine:
         top = answer.ticket.request.sampling.prompt_logprobs
         if top is None or not share.sequence.whole:
             return
-        logits, end = landed.own(share), min(share.start + share.rows, share.sequence.prompt - 1)
-        for place in range(share.start, end):
-            token = share.sequence.tokens[place + 1]
-            answer.ticket.prompt_logprobs[place + 1] = logprob_of(np.asarray(logits[place - share.start]), token, top)
+        end = max(min(share.start + share.rows, share.sequence.prompt - 1), share.start)
+        tokens = share.sequence.tokens[share.start + 1 : end + 1]
+        found = logprobs_of(landed.own(share)[: len(tokens)], tokens, top)
+        answer.ticket.prompt_logprobs.update(zip(range(share.start + 1, end + 1), found, strict=True))
 
     def _go_on(self, turns: Sequence[Turn]) -> None:
         """Sequences get their tokens; those that begin with the first one's logits become sequences of their own."""

@@ -4,7 +4,7 @@ at fault."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,18 @@ class Spoiled(IngotError):
 
 @dataclass(eq=False)
 class Flight:
-    """A step that was begun at `since`. plain: the runner draws its tokens, nothing else is wanted of it."""
+    """A step that was begun at `since`. asked: how the runner draws its tokens, where nothing else is wanted of it."""
 
     step: Step
-    plain: bool
+    asked: Mapping[str, Integers] | None
     since: float
     begun: Begun | Exception
     spoiled: bool = False
+
+    @property
+    def told(self) -> list[int]:
+        """The rows whose log-probabilities come with it."""
+        return [] if self.asked is None else list(self.asked["told"].tolist())
 
     def result(self) -> Mapping[str, Any]:
         """What the runner gives. Whatever was wrong is raised here, at its beginning too."""
@@ -41,16 +46,19 @@ class Flight:
 
 @dataclass(frozen=True, eq=False)
 class Landed:
-    """Shares that were computed; `rows`: logits or drawn tokens, `states`: hidden ones, at the shares' places."""
+    """Shares that were computed; `rows`: logits or drawn tokens, `states`: hidden ones, at the shares' places. likely:
+    of tokens that were drawn what the operator Likely says, by row, where that was asked for."""
 
     shares: Sequence[Share]
     rows: Floats | Integers
     states: Floats | None = None
+    likely: Mapping[int, Integers] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shares: Sequence[Share], found: Mapping[str, Any]) -> Landed:
-        """What a runner gave."""
-        return cls(shares, found["chosen"] if "chosen" in found else found["logits"], found.get("hidden"))
+    def of(cls, shares: Sequence[Share], found: Mapping[str, Any], told: Sequence[int] = ()) -> Landed:
+        """What a runner gave; told: the rows that "likely" is about."""
+        rows = found["chosen"] if "chosen" in found else found["logits"]
+        return cls(shares, rows, found.get("hidden"), dict(zip(told, found.get("likely", ()), strict=True)))
 
     def own(self, share: Share) -> Any:
         """The share's rows, or states where it is silent."""
@@ -69,13 +77,14 @@ def begin(runner: Runner, step: Step, asked: Mapping[str, Integers] | None, now:
         raise  # no step can be computed any more
     except Exception as error:  # noqa: BLE001 - raised when its result is asked for
         begun = error
-    return Flight(step, asked is not None, now, begun)
+    return Flight(step, asked, now, begun)
 
 
 def _begin(runner: Runner, shares: Sequence[Share], asked: Mapping[str, Integers] | None) -> Begun:
     batch = batch_of(shares, runner.block_size)
     if asked is not None:
-        return runner.begin(replace(batch, **asked), "chosen")
+        told: tuple[Wanted, ...] = ("likely",) if len(asked["told"]) else ()
+        return runner.begin(replace(batch, **asked), "chosen", *told)
     wanted: tuple[Wanted, ...] = ("logits", "hidden") if len(batch.states) else ("logits",)
     return runner.begin(batch, *wanted)
 

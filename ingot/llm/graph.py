@@ -77,11 +77,13 @@ class Epilogue:
 
 @dataclass(eq=False)
 class Writer:
-    """Adds nodes and constants to a graph; `format` says how matrices are kept."""
+    """Adds nodes and constants to a graph; `format` says how matrices are kept. inside: rows are rounded inside of
+    products, not by steps before them."""
 
     decoder: Decoder
     format: Format
     graph: ir.Graph
+    inside: bool = False
     _rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def constant(self, array: Array, name: str) -> ir.Value:
@@ -109,7 +111,7 @@ class Writer:
     ) -> ir.Value:
         """x @ matrix with its bias, then the epilogue's instructions."""
         whole = Epilogue()
-        if self.format.narrows(matrix, role):
+        if self.format.narrows(matrix, role) and not self.inside:
             return self._narrow_linear(x, matrix, name, epilogue)
         op, weights, attributes = self.format.linear(matrix, role)
         operands = [None if w is None else self.constant(w, f"{name}.{part}")
@@ -190,10 +192,10 @@ class Step:
     angles: dict[str, tuple[ir.Value, ir.Value]]
 
 
-def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
-    """The whole step as a model of canonical operators."""
+def graph_of(decoder: Decoder, kept: Format, name: str, inside: bool = False) -> ir.Model:
+    """The whole step as a model of canonical operators; inside: as Writer's."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "ingot": 1}, name=name)
-    writer = Writer(decoder, kept, graph)
+    writer = Writer(decoder, kept, graph, inside)
     step = _inputs(writer)
     stream = _embedded(writer, step)
     for number, layer in enumerate(decoder.layers):
@@ -208,14 +210,22 @@ def graph_of(decoder: Decoder, kept: Format, name: str) -> ir.Model:
 
 
 def draw_tokens(model: ir.Model, vocabulary: int) -> None:
-    """With inputs `draws` [R, DRAW], `edits` [D, EDIT] and `masks` [M, words] more, and an output `chosen` [R]."""
+    """With inputs `draws` [R, DRAW], `edits` [D, EDIT], `masks` [M, words] and `told` [L] more; outputs `chosen` [R]
+    and `likely` [L, LIKELY]."""
     graph, logits = model.graph, model.graph.outputs[0]
     shapes = {"draws": ("R", DRAW), "edits": ("D", EDIT), "masks": ("M", -(-vocabulary // 32))}
     given = [_input(graph, name, "int32", *shape) for name, shape in shapes.items()]
-    chosen = make_node("Sample", [logits, *given], name="chosen")
-    chosen.outputs[0].name = "chosen"
-    graph.append(chosen)
-    graph.outputs.append(chosen.outputs[0])
+    chosen = _output(graph, "Sample", [logits, *given], "chosen")
+    _output(graph, "Likely", [logits, chosen, _input(graph, "told", "int32", "L")], "likely")
+
+
+def _output(graph: ir.Graph, op: str, inputs: list[ir.Value], name: str) -> ir.Value:
+    """A node whose output is one of the graph's."""
+    node = make_node(op, inputs, name=name)
+    node.outputs[0].name = name
+    graph.append(node)
+    graph.outputs.append(node.outputs[0])
+    return node.outputs[0]
 
 
 def _logits(writer: Writer, x: ir.Value, ending: Epilogue) -> ir.Value:

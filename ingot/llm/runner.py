@@ -14,6 +14,7 @@ import numpy as np
 from ingot.dtypes import size_of
 from ingot.engine import Engine
 from ingot.errors import ConfigError, DeviceError, EngineError, InputError
+from ingot.ir.ops_likely import likely
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT, sample
 from ingot.llm.batch import MOST_EDITS, Batch, Floats, Integers, Wanted
@@ -62,6 +63,10 @@ class EngineRunner:
         facts = engine.details.get("llm")
         if not isinstance(facts, Mapping) or facts.get("form") != 1:
             raise EngineError(f"{engine.source} is no language model of this Ingot; make one with `ingot llm build`")
+        given = {"draws", "told"} & {spec.name for spec in engine.inputs}
+        if len(given) == 1:
+            raise EngineError(f"{engine.source} is of an Ingot that gave no log-probabilities on a GPU; make it anew "
+                              "with `ingot llm build`")  # fmt: skip
         self.facts: Mapping[str, Any] = facts
         self.engine = engine
         self.session = Session(engine, device or _device_of(engine), threads, group=group)
@@ -80,7 +85,7 @@ class EngineRunner:
         self._check_memory()
         self._pools = self._made_pools()
         self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
-        self.draws = any(spec.name == "draws" for spec in engine.inputs)
+        self.draws = bool(given)
         self.ahead = self.session.on_device and group is None and self.draws
         self._before: tuple[Begun, int] | None = None  # what was begun last, and its rows
 
@@ -116,7 +121,8 @@ class EngineRunner:
         if not len(batch.rows) and not len(batch.token_ids):
             nothing = {"logits": np.zeros((0, self.vocabulary), np.float32)}
             return Stepping(lambda: _wanted(nothing, wanted, batch))
-        outputs = list(dict.fromkeys(w if w != "chosen" or self.draws else "logits" for w in wanted))
+        drawn = () if self.draws else ("chosen", "likely")
+        outputs = list(dict.fromkeys(w if w not in drawn else "logits" for w in wanted))
         begun = self._begun(batch, outputs)
         self._before = begun, len(batch.rows)
         return Stepping(lambda: _wanted(begun.result(), wanted, batch))
@@ -151,8 +157,9 @@ class EngineRunner:
         """How tokens are drawn, padded: the likeliest of rows that nobody wants."""
         few = next(size for size in _EDITS if len(batch.edits) <= size)
         words, many = -(-self.vocabulary // 32), self._padded(max(len(batch.masks), 1))
+        told = self._padded(len(batch.told), beside=tall) if len(batch.told) else 0  # without any nothing is launched
         return {"draws": _grown(batch.draws, tall, DRAW), "edits": _grown(batch.edits, few, EDIT),
-                "masks": _grown(batch.masks, many, words)}  # fmt: skip
+                "masks": _grown(batch.masks, many, words), "told": _filled(batch.told, told, -1)}  # fmt: skip
 
     def _rows_of_tables(self, count: int, wide: int) -> int:
         """On a GPU tables travel: no more of them than a padded size, unless the step takes long anyhow."""
@@ -236,6 +243,7 @@ class EngineRunner:
         self._within("tokens of edits", batch.edits[:, 0], self.vocabulary)
         self._within("edits of draws", batch.draws[:, 6:8], edits + 1)
         self._within("masks of draws", batch.draws[:, 8], len(batch.masks) + 1)
+        self._within("rows that are told of", batch.told, len(batch.rows))
 
     def _within(self, name: str, numbers: Integers, stop: int) -> None:
         """Anything else would be read or written outside the pools."""
@@ -265,9 +273,13 @@ def _device_of(engine: Engine) -> str:
 
 def _wanted(found: Mapping[str, Any], wanted: Sequence[Wanted], batch: Batch) -> dict[str, Any]:
     """What was wanted, without padding; tokens are drawn here where the engine does not."""
-    extents = {"logits": len(batch.rows), "chosen": len(batch.rows), "hidden": len(batch.states)}
+    extents = {"logits": len(batch.rows), "chosen": len(batch.rows), "hidden": len(batch.states),
+               "likely": len(batch.told)}  # fmt: skip
     cut = {name: array[: extents[name]] for name, array in found.items()}
-    return {name: cut[name] if name in cut else _drawn(cut["logits"], batch) for name in wanted}
+    if not cut.keys() >= set(wanted):
+        cut["chosen"] = _drawn(cut["logits"], batch)
+        cut["likely"] = likely(cut["logits"], cut["chosen"], batch.told)
+    return {name: cut[name] for name in wanted}
 
 
 def _drawn(logits_RV: Floats, batch: Batch) -> Integers:

@@ -1,7 +1,8 @@
 """From logits to tokens. What a request draws depends on its own logits, its seed and the place in its answer alone:
 never on what else is in the batch, on chunks or on drafts, and not on where it is drawn (ingot/ir/ops_sample.py).
 
-Order: bias, penalties, mask and min_tokens, temperature, top_k, top_p, min_p. Log-probabilities are from before that.
+Order: bias, penalties, mask and min_tokens, temperature, top_k, top_p, min_p. Log-probabilities are from before that
+(ingot/ir/ops_likely.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ingot.ir.ops_likely import likely, log_probabilities
 from ingot.ir.ops_sample import DRAW, EDIT, at_places, draw_of, edits_of, sample, start_of
 from ingot.llm.batch import Array, Floats, Integers
 from ingot.llm.request import Sampling, TokenLogprob
@@ -101,7 +103,7 @@ Row = tuple[Drawing, int, Array | None]
 
 
 def asked_of(rows: Sequence[Row]) -> dict[str, Integers]:
-    """`draws`, `edits` and `masks` of the operator Sample for these rows."""
+    """`draws`, `edits` and `masks` of the operator Sample for these rows, `told` of the operator Likely."""
     held = np.frombuffer(b"".join([drawing.row for drawing, _, _ in rows]), np.int32).reshape(-1, DRAW)
     draws = at_places(held, np.array([place for _, place, _ in rows], np.uint64))
     edits, masks, end = [np.zeros((0, EDIT), np.int32)], list[Array](), 0
@@ -113,37 +115,36 @@ def asked_of(rows: Sequence[Row]) -> dict[str, Integers]:
         if mask is not None:
             masks.append(mask)
             draws[number, 8] = len(masks)
-    return {"draws": draws, "edits": np.concatenate(edits),
+    told = [number for number, (drawing, _, _) in enumerate(rows) if drawing.sampling.logprobs is not None]
+    return {"draws": draws, "edits": np.concatenate(edits), "told": np.array(told, np.int32),
             "masks": np.stack(masks) if masks else np.zeros((0, 0), np.int32)}  # fmt: skip
 
 
 def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> list[Drawn]:
     """The next token for each row of logits; beside each row's drawing a bit mask of the allowed tokens, or None."""
     asked = asked_of([(drawing, drawing.count, mask) for drawing, mask in rows])
-    found = sample(logits_RV, asked["draws"], asked["edits"], asked["masks"])
-    tokens = [token if token >= 0 else None for token in found.tolist()]
+    tokens = sample(logits_RV, asked["draws"], asked["edits"], asked["masks"])
+    words = dict(zip(asked["told"].tolist(), likely(logits_RV, tokens, asked["told"]), strict=True))
+    return drawn_of(tokens, [drawing for drawing, _ in rows], [words.get(row) for row in range(len(rows))])
+
+
+def drawn_of(tokens_R: Integers, drawings: Sequence[Drawing], words: Sequence[Integers | None]) -> list[Drawn]:
+    """What was drawn, -1 where nothing was; words: the operator Likely's about rows whose log-probabilities are asked
+    for."""
+    found = [token if token >= 0 else None for token in tokens_R.tolist()]
     return [
-        Drawn(token, _logprob(logits_RV[index], token, drawing.sampling.logprobs) if token is not None else None)
-        for index, (token, (drawing, _)) in enumerate(zip(tokens, rows, strict=True))
+        Drawn(token, None if token is None or each is None else logprob_of(each, token, drawing.sampling.logprobs or 0))
+        for token, drawing, each in zip(found, drawings, words, strict=True)
     ]
 
 
-def _best(logits_V: Floats, count: int) -> Array:
-    """The highest places, highest first; of equal ones the first."""
-    found = np.arange(len(logits_V)) if count == len(logits_V) else np.argpartition(logits_V, -count)[-count:]
-    return found[np.lexsort((found, -logits_V[found]))]
+def logprob_of(words: Integers, token: int, top: int) -> TokenLogprob:
+    """A token's log-probability and the `top` likeliest ones', of the operator Likely's words."""
+    own, likeliest = log_probabilities(words)
+    return TokenLogprob(token, own, tuple(likeliest[:top]))
 
 
-# -- log-probabilities ------------------------------------------------------------------------------------------------
-def logprob_of(logits_V: Floats, token: int, top: int) -> TokenLogprob:
-    """A token's log-probability and the `top` likeliest ones'."""
-    best = float(logits_V.max())
-    total = best + float(np.log(np.exp(logits_V.astype(np.float64) - best).sum()))
-    others = _best(logits_V, min(top, len(logits_V))) if top else ()
-    return TokenLogprob(
-        token, float(logits_V[token]) - total, tuple((int(each), float(logits_V[each]) - total) for each in others)
-    )
-
-
-def _logprob(logits_V: Floats, token: int, top: int | None) -> TokenLogprob | None:
-    return None if top is None else logprob_of(logits_V, token, top)
+def logprobs_of(logits_RV: Floats, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """The same of tokens that follow rows of logits, which are here."""
+    words = likely(logits_RV, np.array(tokens, np.int32), np.arange(len(tokens), dtype=np.int32))
+    return [logprob_of(each, token, top) for each, token in zip(words, tokens, strict=True)]

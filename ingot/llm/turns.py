@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingot.llm.answers import Answer, Voice
-from ingot.llm.batch import Floats, Integers
+from ingot.llm.flight import Landed
 from ingot.llm.request import Finish
-from ingot.llm.sampling import Drawn, draw
+from ingot.llm.sampling import Drawn, draw, drawn_of
 from ingot.llm.scheduler import Share
 
 
@@ -62,21 +62,21 @@ def _fault(voice: Voice) -> str:
     return voice.matcher.fault or "no token that the grammar allows has a number for its logit"
 
 
-def draw_all(turns: Sequence[Turn], logits_RV: Floats | Integers) -> None:
-    """Draw for every turn, and again for those whose drafts turn out right. In the place of logits there may be the
-    tokens [R] that the runner drew, -1 where there is none."""
+def draw_all(turns: Sequence[Turn], landed: Landed) -> None:
+    """Draw for every turn, and again for those whose drafts turn out right; from logits, or what the runner drew."""
     going = list(turns)
     while going:
         rows = [turn.row + len(turn.drawn) for turn in going]
-        for turn, drawn in zip(going, _drawn(going, rows, logits_RV), strict=True):
+        for turn, drawn in zip(going, _drawn(going, rows, landed), strict=True):
             turn.accept(drawn)
         going = [turn for turn in going if turn.goes_on]
 
 
-def _drawn(turns: Sequence[Turn], rows: Sequence[int], logits_RV: Any) -> list[Drawn]:
+def _drawn(turns: Sequence[Turn], rows: Sequence[int], landed: Landed) -> list[Drawn]:
     """The next token of every turn, from its row."""
-    picked = logits_RV if rows == list(range(len(logits_RV))) else logits_RV[rows]
-    if logits_RV.ndim == 1:
-        return [Drawn(token if token >= 0 else None) for token in picked.tolist()]
+    picked: Any = landed.rows if rows == list(range(len(landed.rows))) else landed.rows[rows]
+    drawings = [turn.voice.drawing for turn in turns]
+    if landed.rows.ndim == 1:
+        return drawn_of(picked, drawings, [landed.likely.get(row) for row in rows])
     masks = [turn.voice.matcher.mask() if turn.voice.matcher is not None else None for turn in turns]
-    return draw(picked, list(zip([turn.voice.drawing for turn in turns], masks, strict=True)))
+    return draw(picked, list(zip(drawings, masks, strict=True)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ingot.ir.ops_likely import likely
 from ingot.ir.ops_sample import DRAW, sample
 from ingot.llm.batch import Batch, Begun, Floats, Integers, Wanted
 
@@ -103,6 +104,7 @@ class FakeRunner:
         """What is wanted of a step."""
         logits, owner = self.step(batch), np.repeat(np.arange(len(batch.lengths)), np.diff(batch.starts))
         found: dict[str, Any] = {"logits": logits, "chosen": drawn(logits, batch)}
+        found["likely"] = likely(logits, found["chosen"], batch.told)
         if "hidden" in wanted:
             found["hidden"] = np.stack([
                 self.state_of(self._context(batch, int(row), int(owner[row]))) for row in batch.states

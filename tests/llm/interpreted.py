@@ -119,7 +119,7 @@ def use(monkeypatch: Any) -> None:
     """From now on engines for a GPU are built without compiling, and run by the interpreter."""
     monkeypatch.setitem(compiler._BACKENDS, "cuda", _backend)
     monkeypatch.setattr(paged_attention, "_SPLITS", ((Rung(1, 2), 2), (Rung(3), 1)))  # blocks take their time here
-    monkeypatch.setattr(sample, "_SHARES", ((Rung(1, 2), 2), (Rung(3), 1)))
+    monkeypatch.setattr(sample, "SHARES", ((Rung(1, 2), 2), (Rung(3), 1)))
     for module in (runner, pools):
         monkeypatch.setattr(module, "Session", InterpretedSession)
     monkeypatch.setattr(evidence, "EngineRunner", runner.EngineRunner)

@@ -37,11 +37,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.slow
 def test_the_host_draws_the_same(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log-probabilities bring logits to the host, which draws then."""
+    """Log-probabilities come with tokens; those of a prompt bring its logits to the host, which draws then."""
     interpreted.use(monkeypatch)
-    told, asked = [], []
-    for more in ({}, {"logprobs": 0}):
+    told, likely, wants = [], [], []
+    for more, here in (({}, False), ({"logprobs": 3}, False), ({"logprobs": 3}, True)):
         runner, wanted = EngineRunner(engine), list[str]()
+        if here:
+            monkeypatch.setattr("ingot.llm.engine.asked", lambda *_: None)
         begin = runner.begin
 
         def watched(batch: Batch, *what: Wanted, begin: Any = begin, wanted: list[str] = wanted) -> Any:
@@ -51,10 +53,13 @@ def test_the_host_draws_the_same(engine: Any, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(runner, "begin", watched)
         requests = [Request([int(token) for token in TOKENS[: 2 + n]], Sampling(**kind, **more, seed=n, max_tokens=3))
                     for n, kind in enumerate(SAMPLINGS.values())]  # fmt: skip
-        told.append([tokens(events) for events in run(Engine(runner), *requests)])
-        asked.append(set(wanted))
-    assert told[0] == told[1] and all(len(each) == 3 for each in told[0])
-    assert asked == [{"chosen"}, {"logits"}]
+        found = run(Engine(runner), *requests)
+        told.append([tokens(events) for events in found])
+        likely.append([each for events in found for event in events for each in event.logprobs])
+        wants.append(set(wanted))
+    assert told[0] == told[1] == told[2] and all(len(each) == 3 for each in told[0])
+    assert likely[1] == likely[2] and len(likely[1]) == 3 * len(SAMPLINGS) and not likely[0]
+    assert wants == [{"chosen"}, {"chosen", "likely"}, {"logits"}]
 
 
 def test_draws_that_do_not_fit_are_refused(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +79,7 @@ def test_draws_that_do_not_fit_are_refused(engine: Any, monkeypatch: pytest.Monk
         ({"draws": wrong, "edits": edit}, "edits of draws must be within 0 and 1"),
         ({"edits": edit + runner.vocabulary}, "tokens of edits must be within"),
         ({"draws": draws + np.eye(1, DRAW, 8, dtype=np.int32)}, "masks of draws must be within 0 and 0"),
+        ({"told": np.array([len(draws)], np.int32)}, "rows that are told of must be within 0"),
     ):  # fmt: skip
         if message:
             with pytest.raises(InputError, match=message):

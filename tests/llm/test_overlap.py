@@ -17,10 +17,15 @@ from hypothesis import strategies as st
 from ingot.llm.batch import Batch, Begun, Wanted
 from ingot.llm.cache import BlockPool
 from ingot.llm.engine import Engine, EngineOptions
-from ingot.llm.request import Event, Guide, Request, Sampling
+from ingot.llm.request import Event, Guide, Request, Sampling, TokenLogprob
 from ingot.llm.scheduler import Limits, Place, Scheduler, Tokens, batch_of
 from tests.llm.fakes import END, VOCABULARY, Distant, FakeRunner, Writer
 from tests.llm.test_engine import TEXT, finish, greedy, run, text, tokens
+
+
+def likely(events: Sequence[Event], answer: int = 0) -> list[TokenLogprob]:
+    """The answer's log-probabilities, where they are asked for."""
+    return [each for event in events if event.answer == answer for each in event.logprobs]
 
 
 def prompt(number: int, length: int = 3) -> list[int]:
@@ -49,12 +54,14 @@ def test_clients_are_told_while_the_next_step_is_computed(drafts: int) -> None:
     assert finish(told[7]) != "length" and finish(told[0]) == "length"
 
 
-@pytest.mark.parametrize("kind", ["", "drawn", "biased"])
+@pytest.mark.parametrize("kind", ["", "drawn", "biased", "likely"])
 def test_no_step_waits_for_the_host(kind: str) -> None:
     """Answers that end by their length cost no step more, one that a token ends costs one."""
     one, other = FakeRunner(), Distant()
     requests = [Request(prompt(n), _sampling(kind, n, 9)) for n in range(4)]
-    assert [tokens(e) for e in run(Engine(one), *requests)] == [tokens(e) for e in run(Engine(other), *requests)]
+    alone, ahead = run(Engine(one), *requests), run(Engine(other), *requests)
+    assert [(tokens(e), likely(e)) for e in alone] == [(tokens(e), likely(e)) for e in ahead]
+    assert all(len(likely(e)) == 9 * (kind == "likely") for e in ahead)
     assert other.steps == one.steps and other.most == 2
     last = one.greedy(prompt(0), 5)[-1]
     first = one.greedy(prompt(0), 5).index(last) + 1
@@ -65,7 +72,7 @@ def test_no_step_waits_for_the_host(kind: str) -> None:
     assert late.steps == ending.steps + 1
 
 
-KINDS = ("drawn", "two", "told", "biased", "penalised")
+KINDS = ("drawn", "two", "told", "biased", "penalised", "likely", "whole")
 asked = st.tuples(
     st.integers(0, 4), st.integers(1, 25), st.integers(1, 15), st.sampled_from(["", "", *KINDS]),
     st.none() | st.integers(1, 40),
@@ -77,6 +84,7 @@ def _sampling(kind: str, number: int, length: int) -> Sampling:
     return {
         "": plain, "drawn": replace(plain, temperature=1.5, top_p=0.9), "two": replace(plain, n=2, temperature=1.0),
         "told": replace(plain, min_tokens=4, presence_penalty=0.5, logprobs=1),
+        "likely": replace(plain, temperature=0.9, logprobs=3), "whole": replace(plain, prompt_logprobs=0, logprobs=2),
         "biased": replace(plain, temperature=0.8, min_tokens=3, logit_bias={2: 3.0, 5: -100.0}),
         "penalised": replace(plain, temperature=1.0, top_k=9, frequency_penalty=0.7, repetition_penalty=1.3),
     }[kind]  # fmt: skip
@@ -116,7 +124,7 @@ def test_nothing_that_is_told_changes(
             one, other = tokens(expected, answer), tokens(events, answer)
             ended = finish(events, answer)
             assert other == one if ended == finish(expected, answer) else ended == "cancelled"
-            assert other == one[: len(other)]
+            assert other == one[: len(other)] and likely(events, answer) == likely(expected, answer)[: len(other)]
 
 
 def test_what_depends_on_the_host_waits_for_it() -> None:

@@ -17,16 +17,16 @@ from ingot.kernels.node import Node
 from ingot.plan.extent import product
 
 _MODULE, _INFO = "sample", 4
-_TILE, _WARPS = 4096, 8  # tokens that a block has at once
+TILE, WARPS = 4096, 8  # tokens that a block has at once
 _FOUND = 4096  # of lanes among which the last of top_k is searched
-_WIDEST = 1 << 20  # tokens, whose counts have 20 bits
-_SHARES = ((Rung(1, 8), 64), (Rung(9, 128), 4), (Rung(129), 2))  # blocks of a row
+WIDEST = 1 << 20  # tokens, whose counts have 20 bits
+SHARES = ((Rung(1, 8), 64), (Rung(9, 128), 4), (Rung(129), 2))  # blocks of a row
 
 
 def _applies(node: Node, target: Any) -> bool:
     edited = len(node.inputs) > 2 and node.inputs[2] is not None
     width = node.input(0).shape[1]
-    return node.dtype in ("float32", *(() if edited else NARROW)) and isinstance(width, int) and width < _WIDEST
+    return node.dtype in ("float32", *(() if edited else NARROW)) and isinstance(width, int) and width < WIDEST
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Form:
 def sample(build: CudaBuilder, node: Node) -> None:
     """Each row as its draw says, -1 where its logits are no numbers"""
     rows = node.input(0).shape[0]
-    for rung, shares in _SHARES:
+    for rung, shares in SHARES:
         if rung.takes(rows):
             first = len(build.launches)
             _emit(build, rung, shares)
@@ -81,9 +81,9 @@ def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:
     before = build.temporary(product((build.node.input(2).shape[0], 4)), "float32") if _has(build, 2) else None
     memory = _Memory(**kept, tickets=build.counter(product((count, 4))), before=before)
     mine = LANES // shares
-    form = _Form(width, shares, mine, min(_TILE // mine, high), min(_TILE // LANES, high), high)
+    form = _Form(width, shares, mine, min(TILE // mine, high), min(TILE // LANES, high), high)
     for step in (_peaks, _weigh, _judge):
-        writer = _Writer(build, build.function(warps=_WARPS, stages=2), memory, form)
+        writer = _Writer(build, build.function(warps=WARPS, stages=2), memory, form)
         writer.f.emit("row = tl.program_id(0)")
         writer.f.emit(f"draw = {writer.f.pointer(build.input(1))} + row * {DRAW}")
         step(writer)
@@ -92,6 +92,16 @@ def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:
 
 def _has(build: CudaBuilder, index: int) -> bool:
     return len(build.node.inputs) > index and build.node.inputs[index] is not None
+
+
+@contextmanager
+def last(f: FunctionBuilder, tickets: Handle, row: str, shares: int) -> Iterator[None]:
+    """What follows is done by that one of a row's `shares` blocks which is the last to come here."""
+    place = f"{f.pointer(tickets)} + {row}"
+    f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({place}, 1, sem='acq_rel')")
+    with f.block(f"if ticket == {shares - 1}:"):
+        f.emit(f"tl.store({place}, 0)\ntl.debug_barrier()")
+        yield
 
 
 @dataclass(frozen=True)
@@ -129,10 +139,7 @@ class _Writer:
     @contextmanager
     def last(self) -> Iterator[None]:
         """What follows is done by the block of a row that is the last to come here."""
-        tickets = self.f.pointer(self.memory.tickets)
-        self.f.emit(f"tl.debug_barrier()\nticket = tl.atomic_add({tickets} + row, 1, sem='acq_rel')")
-        with self.f.block(f"if ticket == {self.form.shares - 1}:"):
-            self.f.emit(f"tl.store({tickets} + row, 0)\ntl.debug_barrier()")
+        with last(self.f, self.memory.tickets, "row", self.form.shares):
             yield
 
     @contextmanager
