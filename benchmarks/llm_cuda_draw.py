@@ -3,7 +3,8 @@
     python -m benchmarks.llm_cuda_engine --folder build/llm_cuda --precisions fp8_cache --context 2304  # anywhere
     python -m benchmarks.llm_cuda_draw --folder build/llm_cuda --precision fp8_cache [--out result.json]
 
-Kinds take turns in one run. "host" draws the usual way from logits that are copied to the host. Steps are waited for
+Kinds take turns in one run. "host" draws the usual way from logits that are copied to the host; "logprobs" tells five
+likeliest tokens beside the usual ones, and these are compared with what the host says. Steps are waited for
 one by one; answers come from the engine that serves, which prepares a step while the one before is computed.
 """
 
@@ -14,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import numpy as np
 
 from benchmarks.llm_cuda import Sequences
 from benchmarks.llm_cuda_engine import SHAPES, opened
-from ingot.llm.batch import Batch, Integers
+from ingot.ir.ops_likely import likely
+from ingot.ir.ops_sample import sample
+from ingot.llm.batch import Batch, Integers, Wanted
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Request, Sampling
 from ingot.llm.runner import EngineRunner
@@ -36,10 +39,12 @@ KINDS: Mapping[str, Sampling] = {
     "usual": USUAL,
     "top_k": replace(USUAL, top_k=50),
     "penalties": replace(USUAL, presence_penalty=0.5, frequency_penalty=0.3),
+    "logprobs": replace(USUAL, logprobs=5),
 }
-_WAITED = ("usual", "top_k")  # that must be as fast
+_WAITED = ("usual", "top_k", "logprobs")  # that must be as fast
 _SAID = 200  # tokens that penalties find in an answer
 _BEFORE = 512  # tokens of every sequence
+_COMPARED = 64  # answers at once, at most, that the host draws too
 
 
 class Kind:
@@ -58,8 +63,48 @@ class Kind:
         if self.on_host:
             drawn = draw(self.runner.step(batch), [(drawing, None) for drawing in self.drawings])
             return np.array([each.token for each in drawn], np.int32)
-        rows = [(drawing, drawing.count, None) for drawing in self.drawings]
-        return self.runner.choose(replace(batch, **asked_of(rows)))
+        asked = asked_of([(drawing, drawing.count, None) for drawing in self.drawings])
+        wanted: tuple[Wanted, ...] = ("chosen", "likely") if len(asked["told"]) else ("chosen",)
+        found: Integers = self.runner.begin(replace(batch, **asked), *wanted).result()["chosen"]
+        return found
+
+
+@dataclass
+class Compared:
+    """A runner whose tokens and words about them are compared with the host's, from the same logits."""
+
+    runner: EngineRunner
+    drawings: list[Drawing]
+    wrong: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """The runner's."""
+        return self.runner.blocks
+
+    @property
+    def block_size(self) -> int:
+        """The runner's."""
+        return self.runner.block_size
+
+    def choose(self, batch: Batch) -> Integers:
+        """The rows' tokens."""
+        asked = asked_of([(drawing, drawing.count, None) for drawing in self.drawings])
+        found = self.runner.begin(replace(batch, **asked), "chosen", "likely", "logits").result()
+        tokens = sample(found["logits"], asked["draws"], asked["edits"], asked["masks"])
+        words = likely(found["logits"], tokens, asked["told"])
+        self.wrong += int((tokens != found["chosen"]).sum() + (words != found["likely"]).any(1).sum())
+        return np.asarray(tokens)
+
+
+def wrong(runner: EngineRunner, count: int) -> int:
+    """Of two steps' rows how many have another token, or other words about its probability, than the host finds."""
+    compared = Compared(runner, [Drawing(KINDS["logprobs"], seed, np.arange(8)) for seed in range(count)])
+    sequences = Sequences(compared, count, 64)  # type: ignore[arg-type]
+    tokens = np.ones((count, 1), np.int32)
+    for _ in range(2):
+        tokens = sequences.step(tokens).astype(np.int32)[:, None]
+    return compared.wrong
 
 
 def steps(runner: EngineRunner, count: int, rounds: int) -> dict[str, list[float]]:
@@ -111,7 +156,8 @@ def row_of(runner: EngineRunner, count: int, asked: argparse.Namespace) -> dict[
         for name, sampling in KINDS.items():
             engine[name].append(answers(runner, sampling, count, asked.length))
     served = {name: min(times) for name, times in engine.items() if times}
-    return {"answers": count, "step ms": waited, "engine's step ms": served,
+    return {"answers": count, "wrong": wrong(runner, min(count, _COMPARED)),
+            "step ms": waited, "engine's step ms": served,
             "beside greedy": {name: waited[name] / waited["greedy"] for name in waited},
             "engine's beside greedy": {name: served[name] / served["greedy"] for name in served}}  # fmt: skip
 
@@ -120,7 +166,8 @@ def shown(row: Mapping[str, Any]) -> str:
     """A row in words."""
     keys = ("step ms", "beside greedy", "engine's step ms", "engine's beside greedy")
     told = {key: ", ".join(f"{name} {value:.3f}" for name, value in row[key].items()) for key in keys}
-    return "\n  ".join([f"{row['answers']} answers", *(f"{key}: {words}" for key, words in told.items())])
+    head = f"{row['answers']} answers, {row['wrong']} not as by the host"
+    return "\n  ".join([head, *(f"{key}: {words}" for key, words in told.items())])
 
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
@@ -149,7 +196,7 @@ def main(words: list[str] | None = None) -> int:
     if asked.out:
         found = {"device": str(device), "shape": asked.shape, "precision": asked.precision, "rows": rows}
         asked.out.write_text(json.dumps(found, indent=1) + "\n")
-    return int(any(row["beside greedy"][name] > WANTED for row in rows for name in _WAITED))
+    return int(any(row["wrong"] or row["beside greedy"][name] > WANTED for row in rows for name in _WAITED))
 
 
 if __name__ == "__main__":
