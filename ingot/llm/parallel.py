@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import socket
 import subprocess
 import sys
@@ -105,15 +106,56 @@ class LeadingRunner(RankRunner):
 
 
 def follow(runner: RankRunner) -> None:
-    """What another rank than 0 does with its life."""
-    while True:
-        asked, arrays = _read(runner.group.hear())
-        if asked["do"] == "end":
-            return
-        if asked["do"] == "copy":
-            runner.copy_blocks([(int(a), int(b)) for a, b in arrays[0]])
-        else:
-            runner.begin(Batch(*arrays), *asked["wanted"]).result()
+    """What another rank than 0 does with its life. Raises what a step of its own failed with, or GroupLost."""
+    waiting = _Waiting(runner) if runner.ahead else None
+    try:
+        for asked, arrays in _told(runner.group):
+            if asked["do"] == "copy":
+                runner.copy_blocks([(int(a), int(b)) for a, b in arrays[0]])
+                continue
+            begun = runner.begin(Batch(*arrays), *asked["wanted"])
+            if waiting is None:
+                begun.result()
+            else:
+                waiting.steps.put(begun)
+    finally:
+        if waiting is not None:
+            waiting.close()
+
+
+def _told(group: SharedGroup) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """What rank 0 tells, until the end."""
+    while (told := _read(group.hear()))[0]["do"] != "end":
+        yield told
+
+
+class _Waiting:
+    """Waits for steps in a thread, while this one begins those behind them. Where one fails the group ends."""
+
+    def __init__(self, runner: RankRunner) -> None:
+        self.runner, self.error = runner, None
+        self.steps = queue.SimpleQueue[Stepping | None]()
+        self._thread = threading.Thread(target=self._run, name="ingot-llm-rank", daemon=True)
+        self._thread.start()
+
+    error: Exception | None
+
+    def _run(self) -> None:
+        while (step := self.steps.get()) is not None:
+            try:
+                self.runner.session.context.activate()
+                step.result()
+            except Exception as error:  # noqa: BLE001 - raised by `close`
+                self.error = error
+                self.runner.group.end()
+                return
+
+    def close(self) -> None:
+        """When those that were begun have ended; raises what one of them failed with."""
+        self.steps.put(None)
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
 
 
 def _written(asked: dict[str, Any], arrays: Sequence[Any]) -> bytes:

@@ -86,7 +86,7 @@ class EngineRunner:
         self._pools = self._made_pools()
         self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
         self.draws = bool(given)
-        self.ahead = self.session.on_device and group is None and self.draws
+        self.ahead = self.session.goes_on and self.draws
         self._before: tuple[Begun, int] | None = None  # what was begun last, and its rows
 
     @property

@@ -106,6 +106,11 @@ class Executor:
         return Executor(plan, self.code, self.weights, self.team, self.group)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether a run goes on by itself once it is begun."""
+        return False
+
+    @property
     def arena_bytes(self) -> int:
         """Bytes of arenas held at the moment."""
         with self._lock:

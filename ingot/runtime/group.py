@@ -134,6 +134,11 @@ class SharedGroup:
         gone = [ranks[number] for number, _ in found if number in ranks]
         return self.lost or (f"rank {gone[0]} of {self.ranks} has ended" if gone else "")
 
+    def end(self) -> None:
+        """Leave, from another thread than the one that hears: it learns of it too."""
+        for each in list(self.sockets.values()):
+            each.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Leave; the others learn of it."""
         self.lost = self.lost or "this rank has left its group"

@@ -184,6 +184,11 @@ class Session:
         return self._on_device
 
     @property
+    def goes_on(self) -> bool:
+        """Whether runs that were begun go on without the host: another may be begun behind one at once."""
+        return self._executor.goes_on
+
+    @property
     def context(self) -> Any:
         """The GPU's context (ingot/runtime/cuda.py)."""
         return self._executor.context

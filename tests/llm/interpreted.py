@@ -51,7 +51,7 @@ def _backend(target: Architecture, log: Any) -> Iterator[CudaBackend]:
 class InterpretedSession:
     """As much of a session as a runner asks for; pools are arrays, updated in place."""
 
-    on_device = False
+    on_device = goes_on = False
 
     def __init__(self, engine: Engine, device: str = "cuda", threads: int | None = None, group: None = None) -> None:
         self.variant, self.threads, self.engine = engine.variants[0], 1, engine

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,13 +18,14 @@ import pytest
 from examples.tiny_llm import FOLDER
 from ingot.cli import main
 from ingot.engine import Engine
-from ingot.errors import ConfigError, EngineError
+from ingot.errors import ConfigError, DeviceError, EngineError
 from ingot.llm import engine as loops
+from ingot.llm.batch import Batch
 from ingot.llm.build import BuildOptions, build_llm, build_ranks
-from ingot.llm.parallel import LeadingRunner, local_ranks, rank_path
+from ingot.llm.parallel import LeadingRunner, RankRunner, _written, follow, local_ranks, rank_path
 from ingot.llm.request import Event, Overloaded, Request, Sampling
-from ingot.llm.runner import open_runner
-from ingot.runtime.group import GroupLost
+from ingot.llm.runner import Stepping, open_runner
+from ingot.runtime.group import GroupLost, SharedGroup, shared_groups
 from tests.llm.checkpoints import LOGITS, TOKENS, write_family
 from tests.llm.packers import Packing, write_packed
 from tests.llm.test_families import OPTIONS, WITHIN, batch_of
@@ -94,6 +99,78 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for rank, engine in enumerate(build_ranks(folder, TWO)):
         engine.save(rank_path(path, rank))
     return path
+
+
+@dataclass
+class Following:
+    """As much of a rank's runner as `follow` asks for; a step's result is there when `over` says so, then it fails or
+    not."""
+
+    group: SharedGroup
+    failing: bool = False
+    ahead: bool = True
+    done: list[Any] = field(default_factory=list)
+    steps: dict[int, threading.Event] = field(default_factory=lambda: {n: threading.Event() for n in range(3)})
+    over: threading.Event = field(default_factory=threading.Event)
+    session: Any = field(default_factory=lambda: SimpleNamespace(context=SimpleNamespace(activate=lambda: None)))
+
+    def begin(self, batch: Batch, *wanted: str) -> Stepping:
+        number = int(batch.token_ids[0])
+        self.done.append((number, wanted, batch.carried.tolist()))
+        self.steps[number].set()
+
+        def result() -> dict[str, Any]:
+            assert self.over.wait(30)
+            if self.failing:
+                raise DeviceError("a kernel failed")
+            self.done.append(f"end of {number}")
+            return {}
+
+        return Stepping(result)
+
+    def copy_blocks(self, pairs: Any) -> None:
+        self.done.append(pairs)
+
+
+def told(number: int) -> bytes:
+    """A step of one token, for other ranks."""
+    one, none = np.full(1, number, np.int32), np.zeros(1, np.int32)
+    carried = np.zeros((number, 2), np.int32)
+    batch = Batch(one, none, none, np.array([0, 1], np.int32), one, none[None], none, carried=carried)
+    return _written({"do": "step", "wanted": ["chosen"]}, astuple(batch))
+
+
+@contextmanager
+def followed(failing: bool) -> Iterator[tuple[SharedGroup, Following, Future[None]]]:
+    """The group's leader, who follows it, and what comes of that."""
+    mine, theirs = shared_groups(2, 30.0)
+    runner = Following(theirs, failing)
+    with ThreadPoolExecutor(1) as threads, closing(mine), closing(theirs):
+        yield mine, runner, threads.submit(follow, cast(RankRunner, runner))
+
+
+def test_ranks_begin_steps_behind_one_another() -> None:
+    with followed(failing=False) as (leader, runner, following):
+        for number in range(2):
+            leader.tell(told(number))
+            assert runner.steps[number].wait(30), "before the one before has ended"
+        runner.over.set()
+        leader.tell(_written({"do": "copy"}, [np.array([[3, 4]], np.int32)]))
+        leader.tell(_written({"do": "end"}, []))
+        following.result(30)
+    assert runner.done[:2] == [(0, ("chosen",), []), (1, ("chosen",), [[0, 0]])]
+    assert sorted(map(str, runner.done[2:])) == ["[(3, 4)]", "end of 0", "end of 1"]
+
+
+def test_a_step_that_fails_on_a_rank_ends_the_group() -> None:
+    with followed(failing=True) as (leader, runner, following):
+        leader.tell(told(0))
+        assert runner.steps[0].wait(30)
+        runner.over.set()
+        with pytest.raises(DeviceError, match="a kernel failed"):
+            following.result(30)
+        with pytest.raises(GroupLost, match=r"rank 1 .*has ended"):
+            leader.all_gather(np.zeros(1))
 
 
 def test_files_of_ranks(saved: Path, tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNccl]:
 def doubled(made: ingot.Engine, device: str, group: SharedGroup) -> list[Array]:
     """Two runs of a rank's session, and one of another size."""
     with closing(Session(made, device, group=group)) as session:
-        return [session.run({"x": np.full((n, 4), group.rank + n, np.float32)})["AllGather3"] for n in (2, 2, 3)]
+        found = [session.run({"x": np.full((n, 4), group.rank + n, np.float32)})["AllGather3"] for n in (2, 2, 3)]
+        assert session.goes_on == bool(session._executor.ranks)  # type: ignore[attr-defined]
+        return found
 
 
 def test_sums_are_in_one_graph(two: FakeNccl) -> None:
@@ -147,6 +149,21 @@ def test_sums_are_in_one_graph(two: FakeNccl) -> None:
     assert driver.calls["cuGraphInstantiate"] == 4 and driver.calls["cuGraphLaunch"] == 6  # two sizes, two ranks
     assert driver.calls["cuGraphExecDestroy"] >= 4
     assert two.calls == {"all_reduce": 4, "all_gather": 4, "comm_destroy": 2}
+
+
+def behind(made: ingot.Engine, device: str, group: SharedGroup) -> list[Array]:
+    """Two runs of a rank's session, the second begun before anybody has waited for the first."""
+    with closing(Session(made, device, group=group)) as session:
+        assert session.goes_on
+        first = session.begin({"x": np.ones((2, 4), np.float32)}, ["AllGather3"])
+        second = session.begin({"x": np.full((2, 4), group.rank + 2, np.float32)}, ["AllGather3"], first)
+        return [run.result()["AllGather3"] for run in (first, second)]
+
+
+def test_runs_of_ranks_follow_each_other(two: FakeNccl) -> None:
+    made = engine()
+    for found in together(lambda rank, group: behind(made, f"cuda:{rank}", group)):
+        assert [x.tolist() for x in found] == [np.full((2, 2, 4), n).tolist() for n in (8, 14)]
 
 
 def test_steps_are_timed_one_by_one(two: FakeNccl) -> None:
