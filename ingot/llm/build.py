@@ -31,8 +31,6 @@ from ingot.llm.projections import project
 from ingot.llm.shards import shard
 from ingot.llm.text import Text
 from ingot.llm.weights import Checkpoint, open_checkpoint
-from ingot.passes.fuse_paged import PAGED
-from ingot.passes.rewrite import Journal
 from ingot.precision import half
 from ingot.report import BuildLog
 from ingot.runtime.session import features
@@ -158,7 +156,6 @@ def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir
     if kept.bits < 32:
         half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
-    PAGED.apply(model.graph, Journal())
     draw_tokens(model, decoder.vocabulary)
     return model
 
