@@ -30,13 +30,13 @@ from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
 from ingot.llm.batch import Batch
 from ingot.llm.engine import Engine
+from ingot.llm.formats import FORMATS
 from ingot.llm.request import Request, Sampling
 from ingot.llm.runner import EngineRunner
 from ingot.runtime import cuda
 from ingot.runtime.cubins import Code
 from ingot.runtime.session import Begun
 
-BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_cache": 1.0}
 WANTED = {"decode": 0.8, "prefill": 0.5}
 READ = """
 import triton
@@ -201,7 +201,7 @@ def measured(name: str, precision: str, asked: argparse.Namespace, device: cuda.
     row["first steps s"] = time.perf_counter() - start
     alone = row["decode"] = {**answering(runner, asked.prompt, asked.steps), "each waited for ms": waited["ms"]}
     cache = 2 * shape.layers * shape.groups * shape.depth * 2 * asked.prompt
-    alone["bytes"] = shape.matrices * BYTES[precision] + 2 * shape.routers + cache
+    alone["bytes"] = shape.read(FORMATS[precision]) + 2 * shape.routers + cache
     alone["share of reading"] = alone["bytes"] / alone["ms"] * 1e3 / ceilings["read B/s"]
     print(f"{name} {precision} decode {alone['ms']:.3f} ms ({waited['ms']:.3f} where each step is waited for), "
           f"{alone['share of reading']:.1%} of reading", flush=True)  # fmt: skip

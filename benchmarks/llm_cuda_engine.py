@@ -14,7 +14,7 @@ import ctypes
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,7 @@ import numpy as np
 from ingot import compiler
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine, Variant
-from ingot.kernels.cuda import mixture, projection
+from ingot.kernels.cuda import mixture, projection, projection_quantized
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
@@ -44,6 +44,7 @@ from ingot.runtime import cuda, cuda_executor
 from ingot.runtime.cubins import Code as Cubin
 
 SPREAD = 0.02  # of the weights
+_WHOLE = 74  # of integers of eight bits
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ class Shape:
         """Weights of routers."""
         return self.layers * self.hidden * self.experts
 
+    def read(self, kept: Format) -> float:
+        """Bytes of weights and their scales that a decoded token reads, without routers."""
+
+        def of(bits: int, narrow: bool = False) -> float:
+            return bits / 8 + (2 / kept.group if kept.group and not narrow else 0)
+
+        keys, head = 2 * self.layers * self.hidden * self.groups * self.depth, self.hidden * self.vocabulary
+        key_bits, head_bits = (max(bits, kept.bits) for bits in (kept.key_bits, kept.head_bits))
+        rest = (self.matrices - keys - head) * of(kept.bits, kept.narrow_rows)
+        return rest + keys * of(key_bits, kept.narrow_rows) + head * of(head_bits)
+
     def _with(self, networks: int) -> int:
         each = self.hidden * (2 * self.heads + 2 * self.groups) * self.depth + 3 * self.hidden * self.inner * networks
         return self.layers * each + self.hidden * self.vocabulary
@@ -93,28 +105,40 @@ SHAPES = {
 class Unmade(Format):
     """Matrices of zeros that take no memory; the same ones for every layer."""
 
-    _known: dict[tuple[int, ...], Weights] = field(default_factory=dict)
+    _known: dict[tuple[int, int, int], Weights] = field(default_factory=dict)
 
     def linear(self, matrix: Matrix, role: Role = "plain") -> tuple[str, Weights, dict[str, Any]]:
         """As a format gives them."""
         outputs, depth = matrix.outputs, matrix.weights[0].shape[1]
-        key = (id(matrix.weights[0]),)
+        key = (outputs, depth, self.bits_of(role))
         if key not in self._known:
-            dtype = self._dtype if role != "router" else "bfloat16"
-            held: dict[str, Any] = {"weight": np.zeros((outputs, depth), numpy_dtype(dtype)).T}
-            if dtype != "bfloat16":
-                held["columns"] = np.full(outputs, SPREAD, numpy_dtype("bfloat16")).astype(np.float32)
-            self._known[key] = held
-        return "Linear", self._known[key], {}
+            self._known[key] = self._zeros(outputs, depth, matrix, role)
+        whole = self.bits_of(role) < 16 and not self.name.startswith("fp8") and not self.narrows(matrix, role)
+        stated = {"bits": self.bits_of(role), "group": self.group} if whole else {}
+        return "QuantizedLinear" if whole else "Linear", self._known[key], stated
+
+    def bits_of(self, role: Role) -> int:
+        """Of a weight."""
+        return 16 if role == "router" else {"head": self.head_bits, "keys": self.key_bits}.get(role, 0) or self.bits
+
+    def _zeros(self, outputs: int, depth: int, matrix: Matrix, role: Role) -> Weights:
+        dtype = self._dtype if role != "router" else "bfloat16"
+        held: dict[str, Any] = {"weight": np.zeros((outputs, depth), numpy_dtype(dtype)).T}
+        if dtype == "float8_e4m3fn" or (dtype == "int8" and self.narrows(matrix, role)):
+            size = SPREAD / (_WHOLE if dtype == "int8" else 1)
+            held["columns"] = np.full(outputs, size, numpy_dtype("bfloat16")).astype(np.float32)
+        elif dtype == "int8":
+            held |= {"scale": np.zeros((-(-depth // self.group), outputs), np.float16), "zero": None}
+        return held
 
     @property
     def _dtype(self) -> str:
-        return "float8_e4m3fn" if self.name.startswith("fp8") else "bfloat16"
+        return "float8_e4m3fn" if self.name.startswith("fp8") else "bfloat16" if self.bits > 8 else "int8"
 
     def stack(self, weights: Sequence[Array]) -> tuple[Array, Array | None]:
         """As a format gives them."""
         outputs, depth = weights[0].shape
-        key = (id(weights[0]), len(weights))
+        key = (outputs, depth, -len(weights))
         if key not in self._known:
             scale = None
             if self._dtype != "bfloat16":
@@ -136,7 +160,7 @@ class Described(Code):
 
     def add_weight(self, array: Array) -> int:
         """Every matrix has a place of its own."""
-        matrix = array.dtype.name in ("bfloat16", "float8_e4m3fn") and array.nbytes >= 1 << 16
+        matrix = array.dtype.name in FILLS and array.nbytes >= 1 << 16
         data = b"" if matrix else np.ascontiguousarray(array).tobytes()
         if data in self._places:
             return self._places[data]
@@ -183,7 +207,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
     """An engine without weights, as a file holds it."""
     assert options.context is not None
     kept = FORMATS[precision]
-    unmade = Unmade(kept.name, kept.bits, within=kept.within, cache=kept.cache)
+    unmade = Unmade(**{part.name: getattr(kept, part.name) for part in fields(kept)})
     decoder = decoder_of(shape, options.context, options.ranks)
     with mock.patch.object(projections._Joined, "__call__", lambda joined, *both: _beside(*both)):
         model = llm_build.graph_for(decoder, unmade, "llama", options.target)
@@ -196,6 +220,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
     with (
         mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored),
         mock.patch.object(mixture, "stored", _unstacked),
+        mock.patch.object(projection_quantized, "packed_words", _unpacked),
     ):  # fmt: skip
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
     variant, code = compiled.variant, codes[-1]
@@ -220,6 +245,11 @@ def _unstored(weight: Array, parts: int, bricked: bool) -> Array:
     return np.zeros(weight.shape[::-1], weight.dtype)
 
 
+def _unpacked(weight: Array, bits: int) -> Array:
+    """The same of words of integers."""
+    return np.zeros((weight.shape[1], len(weight) * bits // 32), np.int32)
+
+
 def _unstacked(weights: Array) -> Array:
     """The same of experts."""
     return np.zeros((len(weights), *weights.shape[:0:-1]), weights.dtype)
@@ -236,17 +266,20 @@ import triton.language as tl
 
 
 @triton.jit
-def KERNEL(words, count, seed, eight):
+def KERNEL(words, count, seed, kept, set):
     at = tl.program_id(0).to(tl.int64) * 4096 + tl.arange(0, 4096)
     x = (at + seed.to(tl.int64) * 2654435761).to(tl.uint32)
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     x = x ^ (x >> 16)
-    # sign and fraction at random, exponents within a factor of four: about SPREAD in bfloat16, about one in float8
-    of_half = (x & 0x80FF80FF) | 0x3C003C00
-    of_eighth = (x & 0x8F8F8F8F) | 0x30303030
-    tl.store(words + at, tl.where(eight != 0, of_eighth, of_half).to(tl.int32, bitcast=True), at < count)
+    tl.store(words + at, (x.to(tl.int32, bitcast=True) & kept) | set, at < count)
 """
+# Bits of two or four numbers that are drawn, and that are set: sign and fraction at random, exponents within a factor
+# of four, about SPREAD in bfloat16, about one in float8; integers anyhow; scales in float16 about SPREAD / 5.
+FILLS = {
+    "bfloat16": (0x80FF80FF, 0x3C003C00), "float8_e4m3fn": (0x8F8F8F8F, 0x30303030), "int32": (0xFFFFFFFF, 0),
+    "float16": (0x00FF00FF, 0x1C001C00),
+}  # fmt: skip
 
 
 def _text(data: Any) -> str:
@@ -255,7 +288,7 @@ def _text(data: Any) -> str:
 
 def filler() -> tuple[str, int, int]:
     """The kernel that draws matrices: code, shared memory, threads."""
-    signature = (("words", "*i32"), ("count", "i64"), ("seed", "i32"), ("eight", "i32"))
+    signature = (("words", "*i32"), ("count", "i64"), ("seed", "i32"), ("kept", "i32"), ("set", "i32"))
     cubin = compile_unit(Unit(FILL.lstrip(), signature, (), 8, 1), architecture("sm_90").name)
     return _text(cubin.code), cubin.shared, cubin.threads
 
@@ -280,9 +313,9 @@ def opened(path: Path, device: cuda.Device, rank: int = 0) -> Engine:
 def _draw(context: cuda.Context, memory: cuda.Allocation, held: dict[str, Any], stream: Any, first: int) -> None:
     code, shared, threads = held["fill"]
     kernels = cuda.Kernels(context, {"fill": Cubin(base64.b64decode(code), NAME, threads, shared, False)})
-    kinds = (ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    kinds = (ctypes.c_void_p, ctypes.c_longlong, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_void_p)
     for seed, (offset, size, dtype) in enumerate(held["matrices"], first):
-        values = (memory.address + offset, size // 4, seed, int(dtype == "float8_e4m3fn"), 0, 0)
+        values = (memory.address + offset, size // 4, seed, *(ctypes.c_int(bits).value for bits in FILLS[dtype]), 0, 0)
         kernels.launch("fill", (-(-size // 4 // 4096), 1, 1), (values, kinds), stream)
 
 

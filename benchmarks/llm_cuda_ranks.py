@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.llm_cuda import BYTES, decoding, reading
+from benchmarks.llm_cuda import decoding, reading
 from benchmarks.llm_cuda_engine import SHAPES, Shape, name_of, opened
 from ingot.llm.batch import Batch
+from ingot.llm.formats import FORMATS
 from ingot.llm.parallel import LeadingRunner, RankRunner, follow
 from ingot.llm.runner import EngineRunner
 from ingot.runtime import cuda
@@ -69,7 +70,7 @@ def measured(runner: EngineRunner, shape: Shape, asked: argparse.Namespace, rank
     """Decoding one sequence."""
     row = {"ranks": ranks, **decoding(runner, 1, asked.prompt, asked.steps)}
     cache = 2 * shape.layers * shape.groups * shape.depth * 2 * asked.prompt
-    row["bytes"] = shape.matrices * BYTES[asked.precision] + cache
+    row["bytes"] = shape.read(FORMATS[asked.precision]) + cache
     row["share of reading"] = row["bytes"] / row["ms"] * 1e3 / (rate * ranks)
     print(f"{ranks} GPUs: {row['ms']:.3f} ms, {row['share of reading']:.1%} of reading", flush=True)
     return row
@@ -94,7 +95,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/llm_cuda"))
     parser.add_argument("--shape", default="llama_70b", choices=sorted(SHAPES))
-    parser.add_argument("--precision", default="fp8", choices=sorted(BYTES))
+    parser.add_argument("--precision", default="fp8", choices=sorted(FORMATS))
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--prompt", type=int, default=512, help="tokens before those that are decoded")
     parser.add_argument("--steps", type=int, default=64)

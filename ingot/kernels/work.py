@@ -38,7 +38,7 @@ def _bytes_of_experts(node: Node) -> Extent:
 
 def _unused_bits(node: Node) -> int:
     """Bytes that weights of fewer than eight bits are packed into less by."""
-    if node.op != "QuantizedLinear":
+    if node.op not in ("QuantizedLinear", "QuantizedProjection"):
         return 0
     weights = node.input(1).bytes
     assert isinstance(weights, int)
@@ -46,7 +46,7 @@ def _unused_bits(node: Node) -> int:
 
 
 # Of a pool what the tokens are, not the pool: in terms of the queries' bytes, for a few hundred tokens of context.
-_POOLED = {"CacheUpdate": 4, "PagedAttention": 64}
+_POOLED = {"CacheUpdate": 4, "PagedAttention": 64, "CachedAttention": 68}
 _MIXED = frozenset({"Experts", "Mixture"})
 _PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
@@ -112,6 +112,7 @@ def _experts(node: Node) -> Extent:
 
 _TABLE: dict[str, Callable[[Node], Extent]] = {
     "Projection": _projection,
+    "QuantizedProjection": _projection,
     "Experts": _experts,
     "Mixture": _experts,
     "Linear": _linear,

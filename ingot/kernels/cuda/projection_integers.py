@@ -7,6 +7,7 @@ of these numbers. Blocks ask for weights and scales before they wait for the row
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,11 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.projection_row import Stream, Work, of_columns, store
+from ingot.kernels.cuda.projection_row import Work, of_columns, store
 from ingot.kernels.cuda.words import WORD, numbers
 
 Array = np.ndarray[Any, Any]
 _THREAD = 4  # words of a column that a thread has
-_BYTES_AHEAD = 256  # of weights that a thread asks for before it needs them
 _NAN = "propagate_nan=tl.PropagateNan.ALL"
 
 
@@ -27,7 +27,7 @@ _NAN = "propagate_nan=tl.PropagateNan.ALL"
 class Integers:
     """Weights in memory: `words` of int32 [columns, depth / numbers of a word], those of four bits without a sign,
     those of eight with one; a weight is (number - zero) * scale. depth: filled up to whole threads; scales, zeros
-    [columns, groups]: one for each `group` numbers along the depth; scales None: all are 1; zeros: or one for all."""
+    [groups, columns]: one for each `group` numbers along the depth; scales None: all are 1; zeros: or one for all."""
 
     words: Handle
     bits: int
@@ -92,31 +92,43 @@ def unsigned(whole: Array, bits: int) -> Array:
     return (whole.astype(np.int16) + shift).astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A block's columns, the depth of a step, its warps."""
+
+    columns: int
+    depth: int
+    warps: int
+
+    @classmethod
+    def parse(cls, text: str) -> Stream:
+        """Of "8x4096w4"."""
+        numbers = re.fullmatch(r"(\d+)x(\d+)w(\d+)", text)
+        assert numbers is not None, text
+        return cls(*map(int, numbers.groups()))
+
+
 def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream) -> None:
-    """The launch for one row: a block is a group of columns."""
+    """The launch for one row: weights of the step to come are on their way while those before them are multiplied."""
     f, node = build.function(warps=shape.warps, stages=1, early=True), build.node
-    parts = shape.depth // weights.run  # runs of numbers that a step has
+    parts, steps = shape.depth // weights.run, -(-weights.depth // shape.depth)  # runs of numbers of a step
     f.emit(f"runs = tl.arange(0, {parts})\nfour = tl.arange(0, {_THREAD})[None, :]")
     f.emit(f"words = runs[:, None] * {_THREAD} + four")
     f.emit(f"columns = tl.program_id(0) * {shape.columns} + tl.arange(0, {shape.columns})")
-    row = _Row(f, build, work, weights, parts)
-    column = _Columns(f, work, weights, parts)
-    steps = -(-weights.depth // shape.depth)
-    held = min(steps, max(_BYTES_AHEAD // (shape.columns * work.parts * shape.depth * weights.bits // 8
-                                           // (32 * shape.warps)), 1))  # fmt: skip
-    waiting = {(step, part): column(step, part) for step in range(held) for part in range(work.parts)}
+    row, column = _Row(f, build, work, weights, parts), _Columns(f, work, weights, parts, shape.columns)
+    ahead = [column(0, part) for part in range(work.parts)]
     norms = [row.scales(step) for step in range(steps)] if node.has_input(2) else []
     f.wait()
     whole = [row(step, norms[step] if norms else None) for step in range(steps)]
     for step in range(steps):
-        for part in range(work.parts):
-            found = waiting.pop((step, part), None) or column(step, part)
+        held, ahead = ahead, [column(step + 1, part) for part in range(work.parts)] if step + 1 < steps else []
+        for part, found in enumerate(held):
             _multiply(f, weights, whole[step], found, f"sums{part}", first=step == 0)
     scaled = ""
     if norms:
         f.emit(f"square = tl.sum(tl.sum(squares, 1), 0) / {work.depth} + {node.attributes['epsilon']!r}")
         scaled = " * (1.0 / libdevice.sqrt(square))"
-    sums = [f.let(f"tl.sum(sums{part}, 1){scaled}") for part in range(work.parts)]
+    sums = [f.let(f"tl.sum(sums{part}, 0){scaled}") for part in range(work.parts)]
     inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
     store(f, build, sums, of_columns(f, build, inside), "columns", inside)
     f.launch(-(-work.columns // shape.columns))
@@ -179,8 +191,7 @@ class _Row:
         first, found = step * self.parts * self.weights.run, list[str]()
         for k in range(0, self.weights.each, pair):
             place = f"runs[:, None] * {self.weights.run} + {k // 2 * 8 + k % 2 + first} + four * 2"
-            whole = first + self.parts * self.weights.run <= self.work.depth
-            mask = "" if whole else f", {place} < {self.work.depth}, other=0"
+            mask = self._rest(first, place)
             if pair == 1:
                 found.append(f.let(f"tl.load({pointer} + {place}{mask})", "x"))
                 continue
@@ -188,6 +199,14 @@ class _Row:
             word = f.let(f"tl.load({pointer}.to(tl.pointer_type(tl.int32)) + {pairs}{mask})")
             found += numbers(f, word, dtype, "x")
         return found
+
+    def _rest(self, first: int, place: str) -> str:
+        """The mask of loads of a step that begins at a number, where it is not whole."""
+        run, depth = self.weights.run, self.work.depth
+        if first + self.parts * run <= depth:
+            return ""
+        return f", (runs < {(depth - first) // run})[:, None], other=0" if depth % run == 0 else (
+            f", {place} < {depth}, other=0")  # fmt: skip
 
     def scales(self, step: int) -> list[str]:
         """The norm's scales of a step's numbers."""
@@ -212,24 +231,22 @@ class _Columns:
     work: Work
     weights: Integers
     parts: int
+    count: int
 
     def __call__(self, step: int, part: int) -> _Found:
         f, weights, work = self.f, self.weights, self.work
-        column = f.let(f"tl.minimum(columns, {work.columns - 1}) + {part * work.columns}", "c")
+        within = "columns" if work.columns % self.count == 0 else f"tl.minimum(columns, {work.columns - 1})"
+        column = f.let(f"{within} + {part * work.columns}", "c")
         rest = weights.line // _THREAD - step * self.parts
-        inside = f"(runs < {rest})" if rest < self.parts else ""
-        mask = f", {inside}[None, :, None], other=0" if inside else ""
-        place = f"({column} * {weights.line})[:, None, None] + (words + {step * self.parts * _THREAD})[None, :, :]"
-        words = f.let(f"tl.load({f.pointer(weights.words)} + {place}{mask}, eviction_policy='evict_first')", "w")
-        if weights.scales is None and isinstance(weights.zeros, int):
-            return _Found(words, None, None)
-        group = f"(runs + {step * self.parts}) * {weights.run} // {weights.group}" if weights.groups > 1 else "runs * 0"
-        of_group = f.let(f"({column} * {weights.groups})[:, None] + ({group})[None, :]", "g")
-        masked = f", {inside}[None, :], other=0" if inside else ""
-        scale = None if weights.scales is None else f.let(f"tl.load({f.pointer(weights.scales)} + {of_group}{masked})")
-        if isinstance(weights.zeros, int):
-            return _Found(words, scale, None)
-        return _Found(words, scale, f.let(f"tl.load({f.pointer(weights.zeros)} + {of_group}{masked})"))
+        masks = [f", (runs < {rest}){axes}, other=0" if rest < self.parts else ""
+                 for axes in ("[:, None, None]", "[:, None]")]  # fmt: skip
+        place = f"({column} * {weights.line})[None, :, None] + (words + {step * self.parts * _THREAD})[:, None, :]"
+        word = f.let(f"tl.load({f.pointer(weights.words)} + {place}{masks[0]}, eviction_policy='evict_first')", "w")
+        group = f"(runs + {step * self.parts}) * {weights.run} // {weights.group}"
+        places = f"(({group}) * {work.columns * work.parts})[:, None] + {column}[None, :]"
+        found = [f.let(f"tl.load({f.pointer(handle)} + {places}{masks[1]})") if isinstance(handle, Handle) else None
+                 for handle in (weights.scales, weights.zeros)]  # fmt: skip
+        return _Found(word, found[0], found[1])
 
 
 def _kept(build: CudaBuilder, array: Array) -> Array:
@@ -238,17 +255,17 @@ def _kept(build: CudaBuilder, array: Array) -> Array:
 
 
 def _multiply(f: FunctionBuilder, weights: Integers, row: _Whole, found: _Found, sums: str, first: bool) -> None:
-    """The products of a step, added to the columns' sums [columns, runs]."""
+    """The products of a step, added to the sums [runs, columns]."""
     nibbles, total = weights.bits == 4, row.total
     own = found.zero is None
-    begin = "0" if total == "0" or not own else f"({total} * {-weights.zeros})[None, :, :]"  # type: ignore[operator]
-    given = ", ".join(f"{word}[None, :, :]" for pair in row.pairs for word in pair)
+    begin = "0" if total == "0" or not own else f"({total} * {-weights.zeros})[:, None, :]"  # type: ignore[operator]
+    given = ", ".join(f"{word}[:, None, :]" for pair in row.pairs for word in pair)
     names = ("nibbles", "fast_nibbles") if nibbles else ("octets", "fast_octets")
     whole = f.name("y")
     f.emit(f"{whole} = {f.core('integers', names[0])}({found.words}, {given}, {begin})")
     f.faster(f"{whole} = {{}}({found.words}, {given}, {begin})", "integers", names[1])
     f.emit(f"{whole} = tl.sum({whole}, 2)")
     if found.zero is not None:
-        f.emit(f"{whole} = {whole} - tl.sum({total}, 1)[None, :] * {found.zero}.to(tl.int32)")
-    size = f"{row.size}[None, :]" + (f" * {found.scale}.to(tl.float32)" if found.scale else "")
+        f.emit(f"{whole} = {whole} - tl.sum({total}, 1)[:, None] * {found.zero}.to(tl.int32)")
+    size = f"{row.size}[:, None]" + (f" * {found.scale}.to(tl.float32)" if found.scale else "")
     f.emit(f"{sums} {'=' if first else '+='} {whole}.to(tl.float32) * ({size})")

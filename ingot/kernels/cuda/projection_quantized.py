@@ -1,7 +1,7 @@
 """Projection with weights of four or eight bits: a ladder as projection.py's.
 
     one row       integers times a row of sixteen bits (projection_integers.py)
-    to 256 rows   a tile's weights become numbers of the rows' type in registers, scales and zeros included
+    to 128 rows   a tile's weights become numbers of the rows' type in registers, scales and zeros included
     more          the whole matrix does so once in a launch of its own, which the products that follow read
     w8a8          rows rounded to eight bits, each with its size, and products of integers
 
@@ -10,7 +10,6 @@ Rows of many lie in the order that the weights have in memory.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,9 +23,9 @@ from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Han
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
 from ingot.kernels.cuda.projection import Sides, by_tiles, operands_fit, prepared, rungs
-from ingot.kernels.cuda.projection_integers import Integers, packed_words, place_of, run_of, unsigned
+from ingot.kernels.cuda.projection_integers import Integers, Stream, packed_words, place_of, run_of, unsigned
 from ingot.kernels.cuda.projection_integers import stream as stream_row
-from ingot.kernels.cuda.projection_row import Stream, Work
+from ingot.kernels.cuda.projection_row import Work
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
@@ -35,12 +34,11 @@ from ingot.plan.extent import product
 Accumulate = Callable[[FunctionBuilder, Work, Tile, int], None]
 _BITS = (4, 8)
 _PAIRS = 2  # numbers of the row that are loaded together
-_RESTORED = Rung(257)
+_RESTORED = Rung(129)
 _MOST_RESTORED = 10**9  # bytes of a matrix in 16 bits that are taken for it
 _WORDS = 1024  # of a block that restores
 STREAMS = (
-    "8x4096w4", "4x4096w4", "16x4096w4", "8x8192w8", "4x8192w8", "16x8192w8", "8x4096w8", "4x4096w8", "8x2048w4",
-    "4x2048w4",
+    "8x4096w4", "16x4096w4", "4x4096w4", "8x4096w8", "4x2048w4", "8x2048w4",
 )  # fmt: skip
 
 
@@ -79,11 +77,11 @@ def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:
-    """Of one row."""
+    """Of one row; what was best for a Llama's shapes on an H200, unless it is timed."""
     work, bits = Work.of(node), _bits(node)
     size = work.parts * work.columns * work.depth * bits / 8
-    wide = "8x8192w8" if work.depth > 4096 else "8x4096w4"
-    usual = wide if bits == 4 else "8x8192w8" if work.depth > 4096 else "4x4096w8"
+    few = work.parts > 1 or work.depth > 4096
+    usual = ("8x4096w4" if few else "16x4096w4") if bits == 4 else "4x4096w4" if few else "4x2048w4"
     return target.pace.step + size / (target.bandwidth * 900) + 0.01 * (stream != usual)
 
 
@@ -102,9 +100,9 @@ def stored(node: Node, build: CudaBuilder) -> Integers:
     assert zero is not None
     zeros = unsigned(zero, bits).view(np.int8)
     same = (zeros == zeros.flat[0]).all()
-    kept = int(zeros.flat[0]) if same else build.pack(np.ascontiguousarray(zeros.T))
+    kept = int(zeros.flat[0]) if same else build.pack(np.ascontiguousarray(zeros))
     group = filled if group >= depth else group
-    return Integers(words, bits, filled, group, build.pack(np.ascontiguousarray(compact(scale).T)), kept)
+    return Integers(words, bits, filled, group, build.pack(np.ascontiguousarray(compact(scale))), kept)
 
 
 @kernel("QuantizedProjection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
@@ -120,12 +118,13 @@ def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     filled = replace(work, depth=weights.depth)
     total = work.parts * work.columns * weights.depth * size
     whole = size == 2 and total <= _MOST_RESTORED and _RESTORED.takes(work.rows)
-    by_tiles(build, filled, Sides(rows, weights.words, None, _in_registers(weights, rows)), _few(work, size, whole))
+    few = Sides(rows, weights.words, accumulate=_in_registers(weights, rows))
+    by_tiles(build, filled, few, _few(work, size, whole))
     if whole:
         restored = _restored(build, filled, weights)
         many = [(Rung(max(r.low, _RESTORED.low), r.high), t) for r, t in rungs(work, node.dtype)
                 if r.high is None or r.high >= _RESTORED.low]  # fmt: skip
-        by_tiles(build, filled, Sides(rows, restored, None, _loaded(rows, restored)), many)
+        by_tiles(build, filled, Sides(rows, restored, accumulate=_loaded(rows, restored)), many)
 
 
 @kernel("Projection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
@@ -138,7 +137,7 @@ def integer_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     first = len(build.launches)
     rows, sizes = prepared(build, work, "int8", weights.depth, place_of(8, "columns"))
     restrict(build, first, Rung(2), work.rows)
-    sides = Sides(rows, weights.words, sizes, _loaded(rows, weights.words))
+    sides = Sides(rows, weights.words, sizes, accumulate=_loaded(rows, weights.words))
     by_tiles(build, replace(work, depth=weights.depth), sides, rungs(work, "float8_e4m3fn"))
 
 
@@ -154,13 +153,13 @@ def _few(work: Work, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
     if size == 4:
         return [(Rung(2, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
     columns = 32 if half else 64
-    last = Rung(129, _RESTORED.low - 1 if to_many else None)
+    rest = [] if to_many else [(_RESTORED, Tile(128, 64 if half else 128, 64, 8, 3))]
     return [
         (Rung(2, 16), Tile(16, columns, 128, 4, 4)),
         (Rung(17, 32), Tile(32, columns, 128, 4, 4)),
         (Rung(33, 64), Tile(64, columns, 128, 4, 3)),
         (Rung(65, 128), Tile(128, columns, 64, 4, 4)),
-        (last, Tile(128, 64 if half else 128, 64, 8, 3)),
+        *rest,
     ]
 
 
@@ -170,6 +169,7 @@ def _few(work: Work, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
 def _opened(f: FunctionBuilder, work: Work, tile: Tile, rows: Handle, split: int, kind: str) -> str:
     """Sums, the rows' places; the loop's head."""
     f.emit(f"left = {f.pointer(rows)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
+    f.emit(f"there = (rows < {f.extent(work.rows)})[:, None]")
     for part in range(work.parts):
         f.emit(f"sums{part} = tl.zeros(({tile.rows}, {tile.columns}), {kind})")
     steps = -(-work.depth // tile.depth)
@@ -178,9 +178,19 @@ def _opened(f: FunctionBuilder, work: Work, tile: Tile, rows: Handle, split: int
 
 
 def _rest(work: Work, tile: Tile, places: str, each: int, across: str) -> str:
-    """The mask of a load of the last step, where it is not whole."""
+    """The condition of a load of the last step, where it is not whole."""
     rest = f"({places} < {work.depth // each} - step * {tile.depth // each})"
-    return f", {rest}{across}, other=0" if work.depth % tile.depth else ""
+    return f"{rest}{across}" if work.depth % tile.depth else ""
+
+
+def _masked(*conditions: str) -> str:
+    found = " & ".join(filter(None, conditions))
+    return f", {found}, other=0" if found else ""
+
+
+def _rows(work: Work, tile: Tile) -> str:
+    """A step of the rows; those beyond the last one are not asked for: all blocks would ask for the same line."""
+    return f"a = tl.load(left + step * {tile.depth}{_masked('there', _rest(work, tile, 'depths', 1, '[None, :]'))})"
 
 
 def _loaded(rows: Handle, weights: Handle) -> Accumulate:
@@ -193,10 +203,10 @@ def _loaded(rows: Handle, weights: Handle) -> Accumulate:
         pointer = f"{f.pointer(weights)}{'.to(tl.pointer_type(tl.int8))' if whole else ''}"
         f.emit(f"right = {pointer} + (columns_in.to(tl.int64) * {work.depth})[None, :] + depths[:, None]")
         with f.block(head):
-            f.emit(f"a = tl.load(left + step * {tile.depth}{_rest(work, tile, 'depths', 1, '[None, :]')})")
+            f.emit(_rows(work, tile))
             for part in range(work.parts):
                 place = f"right + step * {tile.depth} + {part * work.columns * work.depth}"
-                f.emit(f"b{part} = tl.load({place}{_rest(work, tile, 'depths', 1, '[:, None]')})")
+                f.emit(f"b{part} = tl.load({place}{_masked(_rest(work, tile, 'depths', 1, '[:, None]'))})")
                 f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}, out_dtype={kind})")
         for part in range(work.parts if whole else 0):
             f.emit(f"sums{part} = sums{part}.to(tl.float32)")
@@ -205,42 +215,39 @@ def _loaded(rows: Handle, weights: Handle) -> Accumulate:
 
 
 def _in_registers(weights: Integers, rows: Handle) -> Accumulate:
-    """Weights restored on their way from words to products."""
+    """Weights restored on their way from words to products: [columns, words] with a scale for each."""
 
     def accumulate(f: FunctionBuilder, work: Work, tile: Tile, split: int) -> None:
         head = _opened(f, work, tile, rows, split, "tl.float32")
         words, each = tile.depth // weights.each, weights.each
-        shared = math.gcd(weights.group, tile.depth)  # numbers of a step that have one scale
-        f.emit(f"words = tl.arange(0, {words})\nshared = tl.arange(0, {tile.depth // shared})")
-        f.emit(f"right = {f.pointer(weights.words)} + (columns_in * {weights.line})[None, :] + words[:, None]")
+        f.emit(f"words = tl.arange(0, {words})")
+        f.emit(f"right = {f.pointer(weights.words)} + (columns_in * {weights.line})[:, None] + words[None, :]")
         precision = ', input_precision="tf32x3"' if rows.dtype == "float32" else ""
         with f.block(head):
-            f.emit(f"a = tl.load(left + step * {tile.depth}{_rest(work, tile, 'depths', 1, '[None, :]')})")
-            f.emit(f"groups = (step * {tile.depth // shared} + shared) * {shared} // {weights.group}")
-            f.emit(f"groups = tl.minimum(groups, {weights.groups - 1})[:, None]")
+            f.emit(_rows(work, tile))
+            groups = f"tl.minimum((step * {words} + words) * {each} // {weights.group}, {weights.groups - 1})"
+            f.emit(f"groups = {groups}")
             for part in range(work.parts):
                 place = f"right + step * {words} + {part * work.columns * weights.line}"
-                word = f.let(f"tl.load({place}{_rest(work, tile, 'words', each, '[:, None]')})", "w")
-                of_group = f.let(f"((columns_in + {part * work.columns}) * {weights.groups})[None, :] + groups", "g")
-                b = _numbers(f, weights, word, of_group, (tile.depth // shared, shared, tile.columns))
-                f.emit(f"b{part} = tl.reshape({b}, ({tile.depth}, {tile.columns})).to({LANGUAGE[rows.dtype]})")
+                word = f.let(f"tl.load({place}{_masked(_rest(work, tile, 'words', each, '[None, :]'))})", "w")
+                column = f"(columns_in + {part * work.columns})[:, None]"
+                of_group = f.let(f"groups[None, :] * {work.parts * work.columns} + {column}", "g")
+                f.emit(f"b{part} = tl.trans({_numbers(f, weights, word, of_group, rows.dtype)})")
                 f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}{precision})")
 
     return accumulate
 
 
-def _numbers(f: FunctionBuilder, weights: Integers, words: str, groups: str, shape: tuple[int, int, int]) -> str:
-    """What words [words, columns] hold, as float32 of a shape [groups, numbers, columns]; groups: places of scales."""
+def _numbers(f: FunctionBuilder, weights: Integers, words: str, groups: str, dtype: str) -> str:
+    """What a block of words holds, in a type; groups: for each word the place of its scale."""
     nibbles = weights.bits == 4
     scale = f.let(f"tl.load({f.pointer(_handle(weights.scales))} + {groups}).to(tl.float32)", "s")
-    if isinstance(weights.zeros, int):
-        zero = f"{float(weights.zeros + (16 if nibbles else 0))!r}"
-    else:
-        loaded = f.let(f"tl.load({f.pointer(weights.zeros)} + {groups}).to(tl.float32)", "z")
-        zero = f"({loaded} + {16.0 if nibbles else 0.0})"
-    function = f.core("integers", "of_nibbles" if nibbles else "of_octets")
-    held = f.let(f"tl.reshape({function}({words}), {shape})", "v")
-    return f.let(f"{held} * ({scale} * {16.0 if nibbles else 1.0})[:, None, :] - ({scale} * {zero})[:, None, :]", "b")
+    zero = f"{weights.zeros}.0"
+    if not isinstance(weights.zeros, int):
+        zero = f"tl.load({f.pointer(weights.zeros)} + {groups}).to(tl.float32)"
+    whole = (f"{scale} * 16.0", f"({zero} + 16.0) * {scale}") if nibbles else (scale, f"{zero} * {scale}")
+    function = f.core("integers", "eight_nibbles" if nibbles else "four_octets")
+    return f.let(f"{function}({words}, {whole[0]}, {whole[1]}, {LANGUAGE[dtype]})", "b")
 
 
 def _handle(handle: Handle | None) -> Handle:
@@ -255,15 +262,13 @@ def _restored(build: CudaBuilder, work: Work, weights: Integers) -> Handle:
     size = product((columns * work.depth * size_of(dtype), _RESTORED.factor(work.rows)))
     made, f = build.temporary(size, dtype), build.function(warps=4, stages=1)
     f.emit(f"place = tl.program_id(0) * {_WORDS} + tl.arange(0, {_WORDS})\ninside = place < {columns * weights.line}")
-    f.emit(f"word = tl.load({f.pointer(weights.words)} + place, inside, other=0)[:, None]")
+    f.emit(f"word = tl.load({f.pointer(weights.words)} + place, inside, other=0)")
     group = f"place % {weights.line} * {each} // {weights.group}"
-    f.emit(f"groups = place // {weights.line} * {weights.groups} + {group}")
-    f.emit("groups = tl.where(inside, groups, 0)[:, None]")
+    f.emit(f"groups = tl.where(inside, {group} * {columns} + place // {weights.line}, 0)")
     f.wait()
-    held = _numbers(f, weights, "word", "groups", (_WORDS, each, 1))
-    f.emit(f"place = place.to(tl.int64)[:, None] * {each} + tl.arange(0, {each})[None, :]")
-    f.emit(f"numbers = tl.reshape({held}, ({_WORDS}, {each})).to({LANGUAGE[dtype]})")
-    f.emit(f"tl.store({f.pointer(made)} + place, numbers, inside[:, None])")
+    numbers = _numbers(f, weights, "word", "groups", dtype)
+    f.emit(f"place = tl.program_id(0).to(tl.int64) * {_WORDS * each} + tl.arange(0, {_WORDS * each})")
+    f.emit(f"tl.store({f.pointer(made)} + place, {numbers}, place < {columns * work.depth})")
     f.launch(-(-columns * weights.line // _WORDS))
     restrict(build, first, _RESTORED, work.rows)
     return made

@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.kernels.cuda.case import Case
 from tests.kernels.cuda.cases_places import PLACES
+from tests.kernels.cuda.cases_projections import PROJECTIONS
 
 ZERO_POINTS = {"x_zero_point": 0, "weight_zero_point": 0}
 GATE = "Gelu %1 -> float32; Mul %0 $0 -> float32"
@@ -272,4 +273,5 @@ def _pools() -> Iterator[Case]:
                draw=lambda rng, index, shape: np.where(rng.random(shape) < 0.1, np.nan, rng.random(shape)))  # fmt: skip
 
 
-CASES = (*_elements(), *_pools(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES)
+CASES = (*_elements(), *_pools(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES,
+         *PROJECTIONS)  # fmt: skip

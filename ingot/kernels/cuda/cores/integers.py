@@ -84,13 +84,29 @@ def fast_octets(word, high, low, total):
 
 
 @triton.jit
-def of_nibbles(words):
-    """[words, columns] to 1 + n / 16 for their numbers n [words, 8, columns], as float32."""
-    numbers = (words[:, None, :] >> (tl.arange(0, 8) * 4)[None, :, None]) & 15
-    return ((numbers << 19) | 0x3F800000).to(tl.float32, bitcast=True)
+def _nibble(words, place: tl.constexpr, scale, less, dtype: tl.constexpr):
+    numbers = (((words >> (4 * place)) & 15) << 19) | 0x3F800000  # 1 + n / 16 as float32
+    return (numbers.to(tl.float32, bitcast=True) * scale - less).to(dtype)
 
 
 @triton.jit
-def of_octets(words):
-    """[words, columns] to their numbers [words, 4, columns], as float32."""
-    return ((words[:, None, :] << (24 - tl.arange(0, 4) * 8)[None, :, None]) >> 24).to(tl.float32)
+def eight_nibbles(words, scale, less, dtype: tl.constexpr):
+    """(1 + n / 16) * scale - less of the numbers n of four bits, [..., words] to [..., 8 * words]."""
+    even = tl.interleave(_nibble(words, 0, scale, less, dtype), _nibble(words, 4, scale, less, dtype))
+    other = tl.interleave(_nibble(words, 2, scale, less, dtype), _nibble(words, 6, scale, less, dtype))
+    odd = tl.interleave(_nibble(words, 1, scale, less, dtype), _nibble(words, 5, scale, less, dtype))
+    last = tl.interleave(_nibble(words, 3, scale, less, dtype), _nibble(words, 7, scale, less, dtype))
+    return tl.interleave(tl.interleave(even, other), tl.interleave(odd, last))
+
+
+@triton.jit
+def _octet(words, place: tl.constexpr, scale, less, dtype: tl.constexpr):
+    return (_signed_byte(words, place).to(tl.float32) * scale - less).to(dtype)
+
+
+@triton.jit
+def four_octets(words, scale, less, dtype: tl.constexpr):
+    """n * scale - less of the numbers n of eight bits, [..., words] to [..., 4 * words]."""
+    even = tl.interleave(_octet(words, 0, scale, less, dtype), _octet(words, 2, scale, less, dtype))
+    odd = tl.interleave(_octet(words, 1, scale, less, dtype), _octet(words, 3, scale, less, dtype))
+    return tl.interleave(even, odd)
