@@ -77,13 +77,18 @@ def decoding(runner: EngineRunner, count: int, prompt: int, steps: int) -> dict[
     """Milliseconds of a step in which `count` sequences of about `prompt` tokens get one more."""
     sequences = Sequences(runner, count, prompt + steps + 8)
     sequences.length = prompt - 1  # what is there are zeros: the time does not depend on it
-    tokens, times = np.ones((count, 1), np.int32), []
+    tokens, times = _any_tokens(runner, count, 1), []
     for number in range(steps + 5):
         start = time.perf_counter()
         tokens = sequences.step(tokens).astype(np.int32)[:, None]
         if number >= 5:
             times.append((time.perf_counter() - start) * 1e3)
     return {"sequences": count, "context": prompt, "ms": statistics.median(times), "best ms": min(times)}
+
+
+def _any_tokens(runner: EngineRunner, count: int, each: int) -> np.ndarray[Any, Any]:
+    """Other ones for each sequence: those of different tokens choose different experts."""
+    return np.random.default_rng(2).integers(0, runner.vocabulary, (count, each)).astype(np.int32)
 
 
 def answering(runner: EngineRunner, prompt: int, steps: int) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def profiled(runner: EngineRunner, tokens: int, context: int, count: int = 1) ->
         return begin(given, *rest)
 
     runner.session.begin = kept  # type: ignore[method-assign, assignment]
-    sequences.step(np.ones((count, tokens), np.int32))
+    sequences.step(_any_tokens(runner, count, tokens))
     runner.session.begin = begin  # type: ignore[method-assign]
     for step in runner.session.profile(feeds):
         entry = found[re.sub(r"layers\.\d+\.", "", step.name)]

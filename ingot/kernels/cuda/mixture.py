@@ -2,7 +2,7 @@
 their experts on the device, and each expert's rows are tiles of their own.
 
     few rows     norm, choice, gate and up in one launch; down, shares, expression in another
-    more rows    choice and rows in a launch, then gate and up, down, the sum: tiles of 16 to 128 rows of an expert
+    more rows    choice and rows in a launch, then gate and up, down, the sum: tiles of an expert
 
 Which expert has how many rows only the device knows: grids are as large as any choice may need, and what is beyond
 ends at once, so that one graph serves them all.
@@ -21,8 +21,8 @@ from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import CudaBuilder
 from ingot.kernels.cuda.ladder import Rung, restrict
 from ingot.kernels.cuda.mixture_row import Block, few_rows
-from ingot.kernels.cuda.mixture_tiles import many_rows, rungs
-from ingot.kernels.cuda.mixture_work import DOWN, GATE, MAIN, SCALES, SCORES, UP, Mix, Stacks, operands_in
+from ingot.kernels.cuda.mixture_tiles import many_rows
+from ingot.kernels.cuda.mixture_work import DOWN, GATE, MAIN, MOST_EXPERTS, SCALES, SCORES, UP, Mix, Stacks, operands_in
 from ingot.kernels.cuda.paged_update import LARGEST
 from ingot.kernels.cuda.render import NARROW, can_render
 from ingot.kernels.cuda.words import order_of
@@ -33,8 +33,8 @@ _MULTIPLES = {1: 16, 2: 2, 4: 1}  # of both depths, for weights of so many bytes
 _MOST_BYTES = 2**33  # of a stack: kernels count its words in 32 bits
 
 # Few rows: columns of a block, depth of a step, warps; of gate and up, and of down.
-GATES = ("4x2048w4", "2x2048w4", "2x1024w2", "4x2048w8")
-DOWNS = ("4x2048w4", "2x2048w4", "8x2048w8")
+GATES = ("8x1024w4", "4x2048w4", "16x512w4")
+DOWNS = ("4x2048w4", "2x2048w4", "8x1024w4")
 
 
 def _applies(node: Node, target: Any) -> bool:
@@ -47,6 +47,8 @@ def _applies(node: Node, target: Any) -> bool:
     if (weights == "float32" and node.dtype != "float32") or (weights in LARGEST and target.capability < EIGHTHS_FROM):
         return False
     mix, operands = Mix.of(node), [node.input(k) for k in operands_in(node)]
+    if mix.count > MOST_EXPERTS:
+        return False
     if any(depth % _MULTIPLES[size_of(weights)] for depth in (mix.width, mix.inner)) or _size(mix) >= _MOST_BYTES:
         return False
     activation, types = parse(node.attributes["activation"]), ["float32", *(port.dtype for port in operands)]
@@ -86,9 +88,8 @@ def mixture(build: CudaBuilder, node: Node, gate: str, down: str) -> None:
     if few.takes(mix.rows):
         few_rows(build, mix, stacks, inner, Block.parse(gate), Block.parse(down))
         restrict(build, 0, few, mix.rows)
-    if not Rung(mix.few + 1).takes(mix.rows):
-        return
-    many_rows(build, mix, stacks, inner, [rung for rung in rungs(mix) if rung[0].takes(mix.rows)])
+    if Rung(mix.few + 1).takes(mix.rows):
+        many_rows(build, mix, stacks, inner)
 
 
 def stored(weights_EKN: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -127,8 +127,10 @@ def _gates(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle, block: B
     norms = _norms(build, stream, starts) if build.node.has_input(NORM) else []
     f.wait()
     row = stream.row(f"{f.pointer(build.input(X))} + token * {mix.width}", mix.kept, starts)
-    mix.ranks(f, f"{f.pointer(build.input(SCORES))} + token * {mix.count}")
-    f.emit(f"expert = {f.core('mixture', 'nth')}(found, slot, {mix.size})")
+    mix.order(f, f"{f.pointer(build.input(SCORES))} + token * {mix.count}")
+    with f.block("for _ in range(slot):"):
+        mix.pass_over(f)
+    f.emit(f"expert = {mix.expert(f, 'tl.max(found, 0)')}")
     f.emit(f"place = (expert * {mix.inner} + tl.minimum(columns, {mix.inner - 1})) * {line}")
     f.emit("place = place[:, None] + words[None, :]")
     row, scaled = _normalised(f, mix, row, norms, build.node.attributes["epsilon"])
@@ -177,7 +179,7 @@ def _downs(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle, block: B
     f, groups = stream.f, block.groups(depth, 1, mix.weights)
     line = mix.inner // stream.each
     f.emit(f"columns = tl.program_id(0) * {block.columns} + lanes\ncolumns_in = tl.minimum(columns, {mix.width - 1})")
-    _choice(f, build, mix)
+    mix.choose(f, f"{f.pointer(build.input(SCORES))} + token * {mix.count}")
     held = {}
     for number, group in enumerate(groups):
         for start in group:
@@ -189,20 +191,10 @@ def _downs(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle, block: B
         pointer = f"{f.pointer(inner)} + token * {depth}"
         for start, row in zip(group, stream.row(pointer, mix.kept, group), strict=True):
             _add(f, mix, stream, stacks, start, held[start], row)
-    f.emit("whole = tl.sum(sums, 1)")
+    f.emit("sums = tl.sum(sums, 1)")
     inside = "" if mix.width % block.columns == 0 else f"columns < {mix.width}"
-    finish(f, build, "whole", f"token * {mix.width} + columns", inside)
+    finish(f, build, "sums", f"token * {mix.width} + columns", inside)
     f.launch(-(-mix.width // block.columns), mix.rows)
-
-
-def _choice(f: FunctionBuilder, build: CudaBuilder, mix: Mix) -> None:
-    """The row's experts and their shares."""
-    scores = f"{f.pointer(build.input(SCORES))} + token * {mix.count}"
-    mix.ranks(f, scores)
-    mix.shares(f, scores)
-    for slot in range(mix.chosen):
-        f.emit(f"expert{slot} = {f.core('mixture', 'nth')}(found, {slot}, {mix.size})")
-        f.emit(f"share{slot} = tl.sum(tl.where(found == {slot}, share, 0.0))")
 
 
 def _slots(mix: Mix, stream: _Stream, start: int) -> range:

@@ -3,7 +3,7 @@ tiles of the products take their rows from it; results lie at their pairs' place
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ingot.dtypes import size_of
@@ -16,12 +16,11 @@ from ingot.kernels.cuda.paged_update import LARGEST
 from ingot.kernels.cuda.render import converted, render
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.cuda.words import source_of
-from ingot.plan.extent import Extent, add, product
+from ingot.plan.extent import Extent, product
 
 _APART = 32  # numbers between experts' counters, which many blocks add to at once: a cache line each
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
-Rungs = Sequence[tuple[Rung, Tile, Tile]]
 
 
 @dataclass(frozen=True)
@@ -41,28 +40,31 @@ class _Lists:
     shares: Handle
 
 
-def rungs(mix: Mix) -> list[tuple[Rung, Tile, Tile]]:
-    """Ranges of rows with the tiles of gate and up (columns of one of them) and of down: about as high as an expert
-    has rows where all are chosen alike."""
-    first, each = mix.few + 1, mix.count / mix.chosen
-    if mix.weights == "float32":
-        return [(Rung(first), Tile(16, 32, 64, 4, 3), Tile(16, 32, 64, 4, 3))]
-    if mix.weights in LARGEST:
-        found = [(12, Tile(64, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4)),
-                 (None, Tile(128, 128, 128, 8, 3), Tile(128, 128, 128, 8, 4))]  # fmt: skip
-    else:
-        found = [(12, Tile(16, 32, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
-                 (48, Tile(64, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4)),
-                 (None, Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 4))]  # fmt: skip
-    made = list[tuple[Rung, Tile, Tile]]()
-    for rows, gate, down in found:
-        last = None if rows is None else max(int(rows * each), first)
-        made.append((Rung(first, last), gate, down))
-        first = 0 if last is None else last + 1
-    return made
+@dataclass(frozen=True)
+class Range:
+    """Experts with `low` to `high` rows (None: or more), and the tiles that these are divided into: of gate and up,
+    whose columns are those of one of them, and of down."""
+
+    low: int
+    high: int | None
+    gate: Tile
+    down: Tile
 
 
-def many_rows(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle, ladder: Rungs) -> None:
+def ranges(weights: str) -> tuple[Range, ...]:
+    """How experts are divided whose weights are of that type. Products of eight bits with few rows are made of halves,
+    which hold them."""
+    if weights == "float32":
+        return (Range(1, None, Tile(16, 32, 64, 4, 3), Tile(16, 32, 64, 4, 3)),)
+    depth = 128 if weights in LARGEST else 64
+    return (
+        Range(1, 16, Tile(16, 32, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
+        Range(17, 64, Tile(64, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4)),
+        Range(65, None, Tile(128, 128, depth, 8, 3), Tile(128, 128, depth, 8 if weights in LARGEST else 4, 4)),
+    )
+
+
+def many_rows(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle) -> None:
     """The launches for sizes of more than a few rows."""
     lists = _Lists(
         build.counter(mix.count * _APART * 4), build.temporary(product((mix.count, mix.rows, 4)), "int32"),
@@ -72,20 +74,23 @@ def many_rows(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle, ladde
     many, first = Rung(mix.few + 1), len(build.launches)
     rows = _choose(build, mix, lists)
     restrict(build, first, many, mix.rows)
-    for rung, gate, _ in ladder:
-        first = len(build.launches)
-        _gates(build, mix, stacks, rows, lists, inner, gate)
-        restrict(build, first, rung, mix.rows)
+    _by_count(build, mix, lambda part: _gates(build, mix, stacks, rows, lists, inner, part))
     first = len(build.launches)
     between = _rounded_inner(build, mix, inner) if mix.weights in LARGEST else _Rows(inner)
     restrict(build, first, many, mix.rows)
-    for rung, _, down in ladder:
-        first = len(build.launches)
-        _downs(build, mix, stacks, between, lists, parts, down)
-        restrict(build, first, rung, mix.rows)
+    _by_count(build, mix, lambda part: _downs(build, mix, stacks, between, lists, parts, part))
     first = len(build.launches)
     _sum(build, mix, lists, parts)
     restrict(build, first, many, mix.rows)
+
+
+def _by_count(build: CudaBuilder, mix: Mix, emit: Callable[[Range], None]) -> None:
+    """A launch for each range of rows that an expert may have."""
+    for part in ranges(mix.weights):
+        rung, first = Rung(max(part.low, mix.few + 1)), len(build.launches)
+        if rung.takes(mix.rows):
+            emit(part)
+            restrict(build, first, rung, mix.rows)
 
 
 # the choice
@@ -100,12 +105,15 @@ def _choose(build: CudaBuilder, mix: Mix, lists: _Lists) -> _Rows:
         f.emit(f"scale = tl.load({f.pointer(build.input(NORM))} + source, inside, other=0.0).to(tl.float32)")
     f.wait()
     scores = f"{f.pointer(build.input(SCORES))} + row * {mix.count}"
-    mix.ranks(f, scores)
-    mix.shares(f, scores)
-    f.emit(f"experts = tl.arange(0, {mix.size})\nchosen = found < {mix.chosen}\npair = row * {mix.chosen} + found")
-    f.emit(f"tl.store({f.pointer(lists.shares)} + pair, share, chosen)")
-    f.emit(f"place = tl.atomic_add({f.pointer(lists.counts)} + experts * {_APART}, 1, chosen, sem='relaxed')")
-    f.emit(f"tl.store({f.pointer(lists.pairs)} + experts * {f.extent(mix.rows)} + place, pair, chosen)")
+    mix.choose(f, scores)
+    f.emit(f"slots = tl.arange(0, {power_of_two(mix.chosen)})\nchosen = slots < {mix.chosen}")
+    f.emit("experts, shares = slots * 0, slots * 0.0")
+    for slot in range(mix.chosen):
+        f.emit(f"experts = tl.where(slots == {slot}, expert{slot}, experts)")
+        f.emit(f"shares = tl.where(slots == {slot}, share{slot}, shares)")
+    f.emit(f"pairs = row * {mix.chosen} + slots\ntl.store({f.pointer(lists.shares)} + pairs, shares, chosen)")
+    f.emit(f"places = tl.atomic_add({f.pointer(lists.counts)} + experts * {_APART}, 1, chosen, sem='relaxed')")
+    f.emit(f"tl.store({f.pointer(lists.pairs)} + experts * {f.extent(mix.rows)} + places, pairs, chosen)")
     made = _Rows(build.input(X))
     if normed or rounded:
         f.emit(f"x = tl.load({f.pointer(build.input(X))} + row.to(tl.int64) * {mix.width} + source, inside, "
@@ -156,29 +164,31 @@ def _rounded_inner(build: CudaBuilder, mix: Mix, inner: Handle) -> _Rows:
 
 
 def _gates(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Lists, inner: Handle,
-           tile: Tile) -> None:  # fmt: skip
+           part: Range) -> None:  # fmt: skip
+    tile = part.gate
     f = build.function(warps=tile.warps, stages=tile.stages)
     across = -(-mix.inner // tile.columns)
     f.wait()
-    _begin(f, mix, lists, tile, across)
+    _begin(f, mix, lists, part, tile, across)
     with f.block(f"if number < total * {across}:"):
         _tile(f, mix, lists, tile, mix.inner)
         f.emit(f"lines = pairs // {mix.chosen}")
         _accumulate(f, mix, rows, (stacks.gate, stacks.up), tile, mix.width, mix.inner)
-        _scaled(f, rows, [stacks.scale(f, part, f"expert * {mix.inner} + columns_in") for part in range(2)])
+        _scaled(f, rows, [stacks.scale(f, k, f"expert * {mix.inner} + columns_in") for k in range(2)])
         act = parse(build.node.attributes["activation"])
         f.emit(f"made = {render(f, act, ['sums0'], ['float32'])} * sums1")
         place = f"{f.pointer(inner)} + pairs.to(tl.int64)[:, None] * {mix.inner} + columns[None, :]"
         f.emit(f"tl.store({place}, {converted('made', 'float32', mix.kept)}, inside)")
-    f.launch(_most_tiles(mix, tile, across))
+    f.launch(_most_tiles(mix, part, tile, across))
 
 
 def _downs(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Lists, parts: Handle,
-           tile: Tile) -> None:  # fmt: skip
+           part: Range) -> None:  # fmt: skip
+    tile = part.down
     f = build.function(warps=tile.warps, stages=tile.stages)
     across = -(-mix.width // tile.columns)
     f.wait()
-    _begin(f, mix, lists, tile, across)
+    _begin(f, mix, lists, part, tile, across)
     with f.block(f"if number < total * {across}:"):
         _tile(f, mix, lists, tile, mix.width)
         f.emit("lines = pairs")
@@ -187,30 +197,34 @@ def _downs(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Li
         f.emit(f"made = sums0 * tl.load({f.pointer(lists.shares)} + pairs)[:, None]")
         place = f"{f.pointer(parts)} + pairs.to(tl.int64)[:, None] * {mix.width} + columns[None, :]"
         f.emit(f"tl.store({place}, {converted('made', 'float32', mix.kept)}, inside)")
-    f.launch(_most_tiles(mix, tile, across))
+    f.launch(_most_tiles(mix, part, tile, across))
 
 
-def _most_tiles(mix: Mix, tile: Tile, across: int) -> Extent:
-    """Blocks for any choice: each expert may have a tile that is not full."""
+def _most_tiles(mix: Mix, part: Range, tile: Tile, across: int) -> Extent:
+    """Blocks for any choice: as many experts as can have so many rows, each with a tile that is not full."""
+    full = 0 if part.high == tile.rows else tile.rows
     if isinstance(mix.pairs, int):
-        return min(mix.pairs, mix.count + mix.pairs // tile.rows) * across
-    full = add(mix.count, f"({mix.pairs})//{tile.rows}")
-    return product((f"min({mix.pairs},{full})", across))
+        return (min(mix.count, mix.pairs // part.low) + (mix.pairs // full if full else 0)) * across
+    experts = f"min({mix.count},({mix.pairs})//{part.low})"
+    return product((f"{experts}+({mix.pairs})//{full}" if full else experts, across))
 
 
-def _begin(f: FunctionBuilder, mix: Mix, lists: _Lists, tile: Tile, across: int) -> None:
+def _begin(f: FunctionBuilder, mix: Mix, lists: _Lists, part: Range, tile: Tile, across: int) -> None:
     """The block's tile: in groups of rows, so that what they share stays in the cache."""
-    counts, sizes = f.pointer(lists.counts), f"{mix.count}, {mix.size}, {_APART}, {tile.rows}"
-    f.emit(f"number = tl.program_id(0)\ntotal = {f.core('mixture', 'tiles_of')}({counts}, {sizes})")
+    high = part.high or 2**31 - 1
+    f.emit(f"number = tl.program_id(0)\nexperts = tl.arange(0, {mix.size})")
+    counts = f"{f.pointer(lists.counts)} + experts * {_APART}, experts < {mix.count}, other=0"
+    f.emit(f"every = tl.load({counts})")
+    f.emit(f"tiles = {f.core('mixture', 'tiles_of')}(every, {tile.rows}, {part.low}, {high})\ntotal = tl.sum(tiles, 0)")
     f.emit(f"first = number // {_GROUP * across} * {_GROUP}\nheight = tl.minimum(total - first, {_GROUP})")
     f.emit(f"within = number % {_GROUP * across}")
 
 
 def _tile(f: FunctionBuilder, mix: Mix, lists: _Lists, tile: Tile, width: int) -> None:
     """Its expert, pairs and columns."""
-    counts, sizes = f.pointer(lists.counts), f"{mix.count}, {mix.size}, {_APART}, {tile.rows}"
     f.emit("row = first + within % height")
-    f.emit(f"expert, begin, count = {f.core('mixture', 'tile_of')}({counts}, row, {sizes})")
+    sizes = f"{mix.count}, {mix.size}, {tile.rows}"
+    f.emit(f"expert, begin, count = {f.core('mixture', 'tile_of')}(every, tiles, row, {sizes})")
     f.emit(f"rows = begin + tl.arange(0, {tile.rows})\nexists = rows < count")
     f.emit(f"pairs = tl.load({f.pointer(lists.pairs)} + expert * {f.extent(mix.rows)} + rows, exists, other=0)")
     f.emit(f"columns = within // height * {tile.columns} + tl.arange(0, {tile.columns})")

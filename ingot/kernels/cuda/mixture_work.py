@@ -17,14 +17,14 @@ from ingot.plan.extent import Extent, product
 
 Array = np.ndarray[Any, Any]
 X, SCORES, GATE, UP, DOWN, *SCALES, NORM, MAIN = range(10)
-_COMPARED = 1 << 14  # scores with each other at once
+MOST_EXPERTS = 4096  # whose places fit into the bits that 16-bit scores leave
 _MOST_FEW = 8
 
 
 @dataclass(frozen=True)
 class Mix:
     """`rows` of `width`, of which each passes `chosen` of `count` experts with `inner` columns between their products;
-    `kept`: the type of rows, `weights`: that of weights."""
+    `kept`: the type of rows, `weights`: that of weights; wide: scores have 32 bits."""
 
     rows: Extent
     width: int
@@ -34,6 +34,7 @@ class Mix:
     normalised: int
     kept: str
     weights: str
+    wide: bool
 
     @classmethod
     def of(cls, node: Node) -> Mix:
@@ -41,7 +42,7 @@ class Mix:
         count, width, inner = map(int, node.input(GATE).shape)
         stated = node.attributes
         return cls(node.input(X).shape[0], width, inner, count, int(stated["chosen"]), int(stated["normalised"]),
-                   node.dtype, node.input(GATE).dtype)  # fmt: skip
+                   node.dtype, node.input(GATE).dtype, node.input(SCORES).dtype == "float32")  # fmt: skip
 
     @property
     def few(self) -> int:
@@ -63,15 +64,32 @@ class Mix:
         """What lies between the products."""
         return product((self.pairs, self.inner, size_of(self.kept)))
 
-    def ranks(self, f: FunctionBuilder, scores: str) -> None:
-        """`found`: how many scores of a row come before each."""
-        step = max(min(_COMPARED // self.size, self.size), 1)
-        f.emit(f"found = {f.core('mixture', 'ranks')}({scores}, {self.count}, {self.size}, {step})")
+    def order(self, f: FunctionBuilder, scores: str) -> None:
+        """`found`: keys of a row's scores."""
+        f.emit(f"found = {f.core('mixture', 'keys')}({scores}, {self.count}, {self.size}, {self.wide})")
 
-    def shares(self, f: FunctionBuilder, scores: str) -> None:
-        """`share`: of each expert."""
-        f.emit(f"share = {f.core('mixture', 'shares')}({scores}, found, {self.chosen}, {bool(self.normalised)}, "
-               f"{self.count}, {self.size})")  # fmt: skip
+    def pass_over(self, f: FunctionBuilder) -> None:
+        """The largest of the keys is none of them any more."""
+        f.emit(f"found = {f.core('mixture', 'without')}(found, tl.max(found, 0), {self.wide})")
+
+    def expert(self, f: FunctionBuilder, key: str) -> str:
+        """Text of the expert whose key it is."""
+        return f"{f.core('mixture', 'place_of')}({key}, {self.size})"
+
+    def choose(self, f: FunctionBuilder, scores: str) -> None:
+        """`expert0`, `share0`, … of a row, the best first."""
+        self.order(f, scores)
+        for slot in range(self.chosen):
+            f.emit(f"best{slot} = tl.max(found, 0)\nexpert{slot} = {self.expert(f, f'best{slot}')}")
+            f.emit(f"score{slot} = {f.core('mixture', 'score_of')}(best{slot}, {self.size}, {self.wide})")
+            f.emit(f"power{slot} = tl.exp(score{slot} - score0)")
+            if slot + 1 < self.chosen:
+                self.pass_over(f)
+        every = f"{f.core('mixture', 'powers')}({scores}, score0, {self.count}, {self.size})"
+        chosen = " + ".join(f"power{slot}" for slot in range(self.chosen))
+        f.emit(f"whole = {chosen if self.normalised else every}")
+        for slot in range(self.chosen):
+            f.emit(f"share{slot} = power{slot} / whole")
 
 
 @dataclass(frozen=True)
