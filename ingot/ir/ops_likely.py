@@ -62,12 +62,16 @@ def _first(logits_V: Array) -> Array:
 _WHOLE = int(weights(np.zeros(1, np.int32))[0])  # the likeliest token's weight
 
 
-def log_probabilities(words: Array) -> tuple[float, list[tuple[int, float]]]:
-    """The chosen token's log-probability, and the likeliest tokens with theirs; NaN and none for words of zeros."""
-    total = int(np.ascontiguousarray(words[:2]).view(np.uint64)[0])
-    if not total:
-        return math.nan, []
-    chosen, *logits = np.ascontiguousarray(np.append(words[2], words[3 + MOST :])).view(np.float32).tolist()
-    under = logits[0] + math.log(total / _WHOLE)
-    tokens = [token for token in words[3 : 3 + MOST].tolist() if token >= 0]
-    return chosen - under, [(token, logit - under) for token, logit in zip(tokens, logits, strict=False)]
+def log_probabilities(words_LW: Array) -> tuple[Array, Array]:
+    """Of the chosen tokens [L] and of the likeliest ones [L, MOST], float64; NaN in rows of zeros."""
+    totals = np.ascontiguousarray(words_LW[:, :2]).view(np.uint64).astype(np.float64)
+    logits = np.ascontiguousarray(words_LW[:, [2, *range(3 + MOST, LIKELY)]]).view(np.float32).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = logits - (logits[:, 1:2] + np.log(totals / _WHOLE))
+    found[totals[:, 0] == 0] = np.nan
+    return found[:, 0], found[:, 1:]
+
+
+def tokens_of(words_LW: Array) -> Array:
+    """The likeliest tokens [L, MOST], -1 where there is none."""
+    return words_LW[:, 3 : 3 + MOST]

@@ -25,7 +25,7 @@ from ingot.llm.counters import Counters
 from ingot.llm.flight import Flight, Landed, Spoiled, begin, joined, one_by_one
 from ingot.llm.guided import Grammars, Matcher
 from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, check
-from ingot.llm.sampling import Drawing, logprobs_of
+from ingot.llm.sampling import Drawing, logprobs_after
 from ingot.llm.scheduler import Limits, Place, Scheduler, Share, Step, Tokens
 from ingot.llm.speculation import Drafter, DraftModel, Gain, Ngrams
 from ingot.llm.text import Growing, Stops, Text
@@ -386,7 +386,7 @@ class Engine:
             return
         end = max(min(share.start + share.rows, share.sequence.prompt - 1), share.start)
         tokens = share.sequence.tokens[share.start + 1 : end + 1]
-        found = logprobs_of(landed.own(share)[: len(tokens)], tokens, top)
+        found = logprobs_after(landed.own(share)[: len(tokens)], tokens, top)
         answer.ticket.prompt_logprobs.update(zip(range(share.start + 1, end + 1), found, strict=True))
 
     def _go_on(self, turns: Sequence[Turn]) -> None:

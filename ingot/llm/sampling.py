@@ -7,12 +7,12 @@ Order: bias, penalties, mask and min_tokens, temperature, top_k, top_p, min_p. L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.ir.ops_likely import likely, log_probabilities
+from ingot.ir.ops_likely import likely, log_probabilities, tokens_of
 from ingot.ir.ops_sample import DRAW, EDIT, at_places, draw_of, edits_of, sample, start_of
 from ingot.llm.batch import Array, Floats, Integers
 from ingot.llm.request import Sampling, TokenLogprob
@@ -124,27 +124,30 @@ def draw(logits_RV: Floats, rows: Sequence[tuple[Drawing, Array | None]]) -> lis
     """The next token for each row of logits; beside each row's drawing a bit mask of the allowed tokens, or None."""
     asked = asked_of([(drawing, drawing.count, mask) for drawing, mask in rows])
     tokens = sample(logits_RV, asked["draws"], asked["edits"], asked["masks"])
-    words = dict(zip(asked["told"].tolist(), likely(logits_RV, tokens, asked["told"]), strict=True))
-    return drawn_of(tokens, [drawing for drawing, _ in rows], [words.get(row) for row in range(len(rows))])
+    words = likely(logits_RV, tokens, asked["told"])
+    tops = [rows[row][0].sampling.logprobs or 0 for row in asked["told"].tolist()]
+    found = logprobs_of(words, tokens[asked["told"]].tolist(), tops)
+    return drawn_of(tokens, dict(zip(asked["told"].tolist(), found, strict=True)))
 
 
-def drawn_of(tokens_R: Integers, drawings: Sequence[Drawing], words: Sequence[Integers | None]) -> list[Drawn]:
-    """What was drawn, -1 where nothing was; words: the operator Likely's about rows whose log-probabilities are asked
-    for."""
-    found = [token if token >= 0 else None for token in tokens_R.tolist()]
+def drawn_of(tokens_R: Integers, logprobs: Mapping[int, TokenLogprob]) -> list[Drawn]:
+    """What was drawn, -1 where nothing was, with log-probabilities by row where they are asked for."""
     return [
-        Drawn(token, None if token is None or each is None else logprob_of(each, token, drawing.sampling.logprobs or 0))
-        for token, drawing, each in zip(found, drawings, words, strict=True)
+        Drawn(token, logprobs.get(row)) if token >= 0 else Drawn(None) for row, token in enumerate(tokens_R.tolist())
     ]
 
 
-def logprob_of(words: Integers, token: int, top: int) -> TokenLogprob:
-    """A token's log-probability and the `top` likeliest ones', of the operator Likely's words."""
-    own, likeliest = log_probabilities(words)
-    return TokenLogprob(token, own, tuple(likeliest[:top]))
+def logprobs_of(words_LW: Integers, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
+    """Tokens' log-probabilities, and as many of the likeliest ones', of the operator Likely's words."""
+    own, others = (each.tolist() for each in log_probabilities(words_LW))
+    names = tokens_of(words_LW).tolist()
+    return [
+        TokenLogprob(token, value, tuple(pair for pair in zip(name[:top], more, strict=False) if pair[0] >= 0))
+        for token, top, value, name, more in zip(tokens, tops, own, names, others, strict=True)
+    ]
 
 
-def logprobs_of(logits_RV: Floats, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+def logprobs_after(logits_RV: Floats, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     """The same of tokens that follow rows of logits, which are here."""
     words = likely(logits_RV, np.array(tokens, np.int32), np.arange(len(tokens), dtype=np.int32))
-    return [logprob_of(each, token, top) for each, token in zip(words, tokens, strict=True)]
+    return logprobs_of(words, tokens, [top] * len(tokens))

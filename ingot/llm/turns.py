@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ingot.llm.answers import Answer, Voice
 from ingot.llm.flight import Landed
-from ingot.llm.request import Finish
-from ingot.llm.sampling import Drawn, draw, drawn_of
+from ingot.llm.request import Finish, TokenLogprob
+from ingot.llm.sampling import Drawn, draw, drawn_of, logprobs_of
 from ingot.llm.scheduler import Share
 
 
@@ -75,8 +77,18 @@ def draw_all(turns: Sequence[Turn], landed: Landed) -> None:
 def _drawn(turns: Sequence[Turn], rows: Sequence[int], landed: Landed) -> list[Drawn]:
     """The next token of every turn, from its row."""
     picked: Any = landed.rows if rows == list(range(len(landed.rows))) else landed.rows[rows]
-    drawings = [turn.voice.drawing for turn in turns]
     if landed.rows.ndim == 1:
-        return drawn_of(picked, drawings, [landed.likely.get(row) for row in rows])
+        return drawn_of(picked, _logprobs(turns, rows, landed) if landed.likely else {})
     masks = [turn.voice.matcher.mask() if turn.voice.matcher is not None else None for turn in turns]
-    return draw(picked, list(zip(drawings, masks, strict=True)))
+    return draw(picked, list(zip([turn.voice.drawing for turn in turns], masks, strict=True)))
+
+
+def _logprobs(turns: Sequence[Turn], rows: Sequence[int], landed: Landed) -> dict[int, TokenLogprob]:
+    """Of those turns, by their place, that ask for any."""
+    told = [place for place, row in enumerate(rows) if row in landed.likely]
+    if not told:
+        return {}
+    words = np.stack([landed.likely[rows[place]] for place in told])
+    tokens = [int(landed.rows[rows[place]]) for place in told]
+    tops = [turns[place].voice.drawing.sampling.logprobs or 0 for place in told]
+    return dict(zip(told, logprobs_of(words, tokens, tops), strict=True))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ingot.errors import GraphError
 from ingot.ir.ops import TensorType, infer
-from ingot.ir.ops_likely import LIKELY, MOST, likely, log_probabilities
+from ingot.ir.ops_likely import LIKELY, MOST, likely, log_probabilities, tokens_of
 
 
 @settings(deadline=None, max_examples=40)
@@ -22,14 +22,15 @@ def test_log_probabilities(width: int, spread: float, equal: bool, seed: int) ->
     logits = np.round(logits) if equal else logits
     logits[1, width // 2 + 1 :] = -np.inf
     chosen, told = rng.integers(0, width, 2).astype(np.int32), np.array([1, 0], np.int32)
-    for row, words in zip(told, likely(logits, chosen, told), strict=True):
+    words = likely(logits, chosen, told)
+    owns, others = log_probabilities(words)
+    for place, row in enumerate(told):
         exact = logits[row].astype(np.float64)
         exact = exact - exact.max() - math.log(np.exp(exact - exact.max()).sum())
-        own, first = log_probabilities(words)
-        assert own == pytest.approx(exact[chosen[row]], abs=3e-7) and first[0][1] <= 0
+        assert owns[place] == pytest.approx(exact[chosen[row]], abs=3e-7) and others[place, 0] <= 0
         order = [int(token) for token in np.lexsort((np.arange(width), -exact)) if exact[token] > -np.inf][:MOST]
-        assert [token for token, _ in first] == order
-        np.testing.assert_allclose([value for _, value in first], exact[order], atol=3e-7)
+        assert tokens_of(words)[place].tolist() == order + [-1] * (MOST - len(order))
+        np.testing.assert_allclose(others[place, : len(order)], exact[order], atol=3e-7)
 
 
 def test_rows_without_an_answer() -> None:
@@ -39,10 +40,9 @@ def test_rows_without_an_answer() -> None:
     chosen, told = np.array([-1, 0, 0, 0, 2], np.int32), np.array([0, 1, 2, 3, -1, 4], np.int32)
     words = likely(logits, chosen, told)
     assert not words[:5].any() and (words[5] == likely(logits, chosen, told[5:])[0]).all()
-    own, first = log_probabilities(words[0])
-    assert math.isnan(own) and first == []
-    own, first = log_probabilities(words[5])
-    assert own == pytest.approx(-math.log(7)) and [token for token, _ in first] == list(range(7))
+    own, others = log_probabilities(words)
+    assert np.isnan(own[:5]).all() and np.isnan(others[:5]).all()
+    assert own[5] == pytest.approx(-math.log(7)) and tokens_of(words)[5, :8].tolist() == [*range(7), -1]
 
 
 def test_types() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ingot.errors import InputError
 from ingot.llm.request import Sampling
-from ingot.llm.sampling import Drawing, draw, logprobs_of
+from ingot.llm.sampling import Drawing, draw, logprobs_after
 
 LOGITS = np.array([0.0, 3.0, 1.0, 2.0, -1.0], np.float32)
 PROBABILITIES = np.exp(LOGITS - 3.0) / np.exp(LOGITS - 3.0).sum()
@@ -85,7 +85,7 @@ def test_logprobs_are_those_of_the_model() -> None:
     assert found is not None and found.token == 0
     np.testing.assert_allclose(found.logprob, np.log(PROBABILITIES[0]), rtol=1e-5)
     assert [each for each, _ in found.top] == [1, 3]
-    assert logprobs_of(LOGITS[None], [1], 0)[0].top == ()
+    assert logprobs_after(LOGITS[None], [1], 0)[0].top == ()
 
 
 asked = st.fixed_dictionaries(
