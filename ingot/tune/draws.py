@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
-from ingot.kernels.node import Node
+from ingot.kernels.node import Node, Port
 from ingot.runtime.buffers import Array
 from ingot.tune.measure import draw, with_drawn_weights
 
 _WEIGHT = 3.0  # times the root of the depth's inverse: sums of products are of order one
 _SCORED = 3.0  # of queries and keys: some scores stand out
 _LARGEST = {"float8_e4m3fn": 448.0, "int8": 127.0}  # quantized numbers have their whole range: scales expect it
+_INTEGERS = (1, 4)  # inputs that are weights and zeros of fewer bits than their type
 _DRAWN = 1 << 20  # numbers; more repeat themselves
 Depth = Callable[[Node], int]
 
@@ -37,6 +38,7 @@ def _all_but(axis: int) -> Depth:
 _PRODUCTS: Mapping[str, Depth] = {"Conv": _all_but(0), "ParallelConv": _all_but(0), "ConvTranspose": _all_but(1),
                                   "Linear": _all_but(-1), "ParallelLinear": _all_but(-1),
                                   "LinearNorm": _all_but(-1), "GatedLinear": _all_but(-1),
+                                  "Projection": _all_but(-1),
                                   "MatMul": lambda node: int(node.input(0).shape[-1])}  # fmt: skip
 
 
@@ -65,8 +67,17 @@ def number(node: Node, index: int) -> Array:
     """Numbers for an input."""
     port, known = node.input(index), reaches(node)
     dtype: np.dtype[Any] = numpy_dtype(port.dtype)
+    if node.op == "QuantizedProjection" and index in _INTEGERS:
+        return _of_bits(port, int(node.attributes["bits"]))
     if index >= len(known) or (dtype.kind in "iub" and dtype.name not in _LARGEST):
         return draw(port)
     shape, reach = tuple(int(n) for n in port.shape), _LARGEST.get(dtype.name, known[index])
     some = np.random.default_rng(index + 1).uniform(-reach, reach, min(math.prod(shape), _DRAWN))
     return np.resize(some.astype(np.float32).astype(dtype), shape)
+
+
+def _of_bits(port: Port, bits: int) -> Array:
+    """All integers of so many bits, with a sign where the type has one."""
+    shape, whole = tuple(int(n) for n in port.shape), 1 << bits
+    some = np.random.default_rng(bits).integers(0, whole, min(math.prod(shape), _DRAWN))
+    return np.resize((some - (whole // 2 if port.dtype == "int8" else 0)).astype(numpy_dtype(port.dtype)), shape)

@@ -56,8 +56,8 @@ def expected(node: Node, feeds: Sequence[Array | None]) -> Expected:
     items = _items(node)
     given = whole if items is None else [_cut(node, k, x, items) for k, x in enumerate(whole)]
     stated = dict(node.attributes)
-    if node.epilogue:
-        stated["expression" if node.op == "Pointwise" else "epilogue"] = expressions.format(node.epilogue)
+    for key in {"epilogue", "expression"} & OPS[node.op].attributes.keys():
+        stated[key] = expressions.format(node.epilogue)
     with np.errstate(all="ignore"):
         return Expected(tuple(map(np.asarray, meaning(node.op)(*given, **stated))), items)
 

@@ -48,6 +48,16 @@ def test_attention_shows_which_key_belongs_to_which_value() -> None:
     assert expected(node, [query, key, value]).gap([confused]) > 2 * alike(node)
 
 
+@pytest.mark.parametrize(("dtype", "low", "high"), [(np.int8, -8, 7), (np.uint8, 0, 15)])
+def test_integers_of_few_bits_stay_within_them(dtype: Any, low: int, high: int) -> None:
+    inputs = [np.zeros((1, 64), np.float16), np.zeros((64, 32), dtype), None, np.ones((2, 32), np.float16),
+              np.zeros((2, 32), dtype)]  # fmt: skip
+    node, _ = node_of("QuantizedProjection", inputs, {"parts": 1, "epsilon": 1e-5, "bits": 4, "group": 32})
+    for index in (1, 4):
+        found = draws.number(node, index)
+        assert found.dtype == dtype and (found.min(), found.max()) == (low, high)
+
+
 def test_other_operands_stay_positive() -> None:
     node = drawn("Linear", [(64, 3072), (3072, 64), (64,)], {}, SUM)
     bias = draws.feeds(node)[2]

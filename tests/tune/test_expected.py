@@ -53,6 +53,14 @@ def test_items_give_what_everything_gives(op: str, shapes: list, attributes: dic
     assert wanted.gap([wrong]) > ALIKE
 
 
+@pytest.mark.parametrize("text", ["", "Mul %0 %2 -> float32; Add $0 %1 -> float32"])
+def test_projections_by_what_is_made_of_their_columns(text: str) -> None:
+    """Found on a GPU: an expression that was taken for an epilogue failed every candidate."""
+    feeds: list[np.ndarray | None] = [drawn(3, 16), drawn(16, 64), None, *([drawn(32)] if text else [])]
+    node, (whole,) = node_of("Projection", feeds, {"parts": 2, "epsilon": 1e-5}, text, constants=(1,))
+    assert whole.shape == (3, 32) and expected(node, feeds).gap([whole]) < 1e-6
+
+
 def test_layouts_that_change_nothing() -> None:
     x = drawn(2, 3, 4, 5)
     port = Port("float32", x.shape)
