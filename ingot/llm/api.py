@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class LLM:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None, **asked: Any) -> list[Answer]:
         """One answer a prompt (or `n` after each other), computed together. Refused; IngotError where one fails."""
         chosen = _sampling(sampling, asked)
+        _check_several(prompts)
         waiting = [self._submit(Request(self._tokens(prompt), chosen)) for prompt in prompts]
         return [answer for request, events in waiting for answer in _answers(request, events)]
 
@@ -71,6 +73,7 @@ class LLM:
 
     def embed(self, texts: Sequence[Prompt], *, pooling: Pooling = "last", dimensions: int | None = None) -> Floats:
         """A vector of length 1 for each text, [texts, hidden]: the hidden states' mean, or that of the last token."""
+        _check_several(texts)
         requests = [Request(self._tokens(text), _NO_SAMPLING, pooling=pooling) for text in texts]
         ends = [_checked(events.get()) for _, events in [self._submit(request) for request in requests]]
         return np.stack([shortened(end.vector or (), dimensions) for end in ends])
@@ -90,7 +93,7 @@ class LLM:
             self.engine.cancel(ticket)
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
-        return self.text.encode(prompt) if isinstance(prompt, str) else prompt
+        return self.text.encode(prompt) if isinstance(prompt, str) else _whole(prompt)
 
     def _submit(self, request: Request) -> tuple[Request, queue.SimpleQueue[Event]]:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -119,10 +122,27 @@ def _opened(engine: str | Path | Runner, threads: int | None, blocks: int | None
 def _sampling(sampling: Sampling | None, asked: Mapping[str, Any]) -> Sampling:
     if sampling is not None and asked:
         raise Refused("give either a Sampling or its fields")
+    known = [each.name for each in fields(Sampling)]
+    wrong = ", ".join(name for name in asked if name not in known)
+    if wrong:
+        raise Refused(f"there is no parameter {wrong}; there are {', '.join(known)}")
+    return sampling or (Sampling(**{"temperature": 0.0, **asked}) if asked else _NO_SAMPLING)
+
+
+def _check_several(prompts: object) -> None:
+    """Letters of a text are prompts too, but nobody means that."""
+    if isinstance(prompts, str | bytes):
+        raise Refused("give a list of prompts; for one call the model itself, llm(prompt), or give [prompt]")
+
+
+def _whole(prompt: Sequence[int]) -> list[int]:
+    """Token ids, as integers of Python's."""
     try:
-        return sampling or (Sampling(**{"temperature": 0.0, **asked}) if asked else _NO_SAMPLING)
-    except TypeError as error:
-        raise Refused(f"no such parameter: {error}") from error
+        if isinstance(prompt, bytes | bytearray):
+            raise TypeError
+        return [index(token) for token in prompt]
+    except TypeError:
+        raise Refused(f"a prompt is a text or whole numbers, ids of tokens; this is {str(prompt)[:60]!r}") from None
 
 
 def _answers(request: Request, events: queue.SimpleQueue[Event]) -> list[Answer]:

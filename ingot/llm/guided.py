@@ -79,6 +79,8 @@ class Grammars:
 
         if len(guide.text) > _LONGEST:
             raise Refused(f"the {guide.kind} has {len(guide.text)} characters; at most {_LONGEST}")
+        if guide.kind not in _GRAMMARS:
+            raise Refused(f"answers cannot be guided by {guide.kind!r}, but by {', '.join(_GRAMMARS)}")
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(self._tokenizer_json, n_vocab=self._size(), eos_token=self._eos or None)
         try:

@@ -4,6 +4,7 @@ import pytest
 
 import ingot
 from ingot.errors import InputError
+from ingot.llm.request import Guide
 from ingot.llm.text import Text
 from tests.llm.fakes import VOCABULARY, Writer, byte_tokenizer
 
@@ -21,10 +22,17 @@ def test_texts_in_texts_out() -> None:
         for piece in llm.stream("Sing\n", ignore_eos=True, max_tokens=400):
             assert piece
             break
-        with pytest.raises(InputError, match="no such parameter"):
+        with pytest.raises(InputError, match="no parameter warmth; there are temperature, top_k"):
             llm("Sing\n", warmth=1)
         with pytest.raises(InputError, match="the prompt is empty"):
             llm("")
+        with pytest.raises(InputError, match="give a list of prompts"):
+            llm.generate("Sing\n")
+        for prompt in ([1, 2.5], b"Sing", 5, None, ["Sing"]):
+            with pytest.raises(InputError, match="a prompt is a text or whole numbers"):
+                llm.generate([prompt])  # type: ignore[list-item]
+        with pytest.raises(InputError, match="cannot be guided by 'xml', but by json_schema"):
+            llm("Sing\n", guide=Guide("xml"))  # type: ignore[arg-type]
         with pytest.raises(InputError, match="no chat template"):
             llm.chat([{"role": "user", "content": "Sing"}])
 
