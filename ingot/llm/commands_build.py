@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("folder", help="config.json, safetensors and tokenizer files, as Hugging Face lays them out")
     parser.add_argument("-o", "--output", help="engine file to write (default: FOLDER.engine)")
-    parser.add_argument("--precision", default="fp32", choices=sorted(FORMATS), help="how weights are kept")
+    parser.add_argument("--precision", default="fp32", choices=sorted(FORMATS),
+                        help="how weights are kept (fp8, fp8_cache: for GPUs alone)")  # fmt: skip
     parser.add_argument("--kv", choices=sorted(CACHES), help="how keys and values are kept (default: as the precision)")
     parser.add_argument("--calibration", metavar="FILE", help="a text that rounding to four bits goes by; drawn: one "
                         "that the model writes; none (default: drawn where that is quick)")
