@@ -39,7 +39,7 @@ def node_of(
     """A node with static shapes for these inputs (those in `constants` known at build time), and its reference
     outputs."""
     attributes = dict(attributes or {})
-    key = "expression" if op == "Pointwise" or "Projection" in op else "epilogue"
+    key = "expression" if op in ("Pointwise", "Mixture") or "Projection" in op else "epilogue"
     stated = {**attributes, **({key: epilogue} if epilogue else {})}
     expected = [np.asarray(y) for y in meaning(op)(*inputs, **stated)]
     ports = tuple(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ingot.dtypes import size_of
 from ingot.ir.expression import parse
+from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, restrict
@@ -18,9 +19,10 @@ from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.cuda.words import source_of
 from ingot.plan.extent import Extent, product
 
-_APART = 32  # numbers between experts' counters, which many blocks add to at once: a cache line each
+_APART = 8  # numbers between experts' counters, which many blocks add to at once
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
+_GROUPS_FROM = 90  # the capability from which four warps multiply together, and sums take fewer registers
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,17 @@ class Range:
     down: Tile
 
 
-def ranges(weights: str) -> tuple[Range, ...]:
+def ranges(weights: str, target: Architecture) -> tuple[Range, ...]:
     """How experts are divided whose weights are of that type. Products of eight bits with few rows are made of halves,
     which hold them."""
     if weights == "float32":
         return (Range(1, None, Tile(16, 32, 64, 4, 3), Tile(16, 32, 64, 4, 3)),)
     depth = 128 if weights in LARGEST else 64
+    if target.capability < _GROUPS_FROM:
+        return (
+            Range(1, 16, Tile(16, 32, 64, 4, 3), Tile(16, 64, 64, 4, 3)),
+            Range(17, None, Tile(64, 32, 64, 4, 3), Tile(64, 64, 64, 4, 3)),
+        )
     return (
         Range(1, 16, Tile(16, 32, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
         Range(17, 64, Tile(64, 32, 128, 4, 4), Tile(64, 64, 128, 4, 4)),
@@ -86,7 +93,7 @@ def many_rows(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle) -> No
 
 def _by_count(build: CudaBuilder, mix: Mix, emit: Callable[[Range], None]) -> None:
     """A launch for each range of rows that an expert may have."""
-    for part in ranges(mix.weights):
+    for part in ranges(mix.weights, build.target):
         rung, first = Rung(max(part.low, mix.few + 1)), len(build.launches)
         if rung.takes(mix.rows):
             emit(part)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.kernels.cuda.case import Case
+from tests.kernels.cuda.cases_mixture import MIXTURES
 from tests.kernels.cuda.cases_places import PLACES
 from tests.kernels.cuda.cases_projections import PROJECTIONS
 
@@ -274,4 +275,4 @@ def _pools() -> Iterator[Case]:
 
 
 CASES = (*_elements(), *_pools(), *_rows(), *_products(), *_convolutions(), *_divided(), *_attention(), *PLACES,
-         *PROJECTIONS)  # fmt: skip
+         *PROJECTIONS, *MIXTURES)  # fmt: skip

@@ -35,7 +35,8 @@ CHOSEN = (
     "ConvTranspose 4x4", "Conv bytes", "Linear bytes", "Resize cubic",
     "Norm groups and SiLU, of a U-Net", "Conv 80 channels", "LinearNorm BERT",
     "GatedLinear U-Net", "QuantizedProjection 1 of 4 bits", "QuantizedProjection 24 of 4 bits",
-    "QuantizedProjection 600 of 8 bits", "Projection 1 of int8", "Projection 24 of int8",
+    "QuantizedProjection 150 of 8 bits", "Projection 1 of int8", "Projection 24 of int8", "Mixture 1 of halves",
+    "Mixture 300 of halves", "Mixture 40 of floats",
 )  # fmt: skip
 _MORE_REGISTERS = 16  # than in the table, before it is a change that somebody should look at
 Resources = dict[str, list[int]]

@@ -14,9 +14,8 @@ def keys(scores, count: tl.constexpr, size: tl.constexpr, wide: tl.constexpr):
     found = tl.load(scores + places, places < count, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
     bits = (tl.where(found == found, found, float("-inf")) + 0.0).to(tl.int32, bitcast=True)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    if wide:
-        return (order.to(tl.int64) << 32) | (size - 1 - places)
-    return (order & -size) | (size - 1 - places)
+    made = (order.to(tl.int64) << 32) if wide else (order & -size)
+    return made | (size - 1 - places)
 
 
 @triton.jit
