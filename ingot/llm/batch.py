@@ -27,7 +27,7 @@ class Batch:
     are, behind the last norm. carried [C, 2]: in the place of token_ids[c, 0] the step takes what the step that was
     begun just before it chose after its row c, 1, which nobody has seen yet. draws [R, DRAW]: how the rows' tokens are
     drawn, with edits [E, EDIT] and masks [M, any], as the operator Sample has them; no draws: the likeliest of each.
-    told [L]: the rows whose tokens' log-probabilities are wanted. All int32.
+    told [L]: the rows whose tokens' log-probabilities are wanted, each once. All int32.
     """
 
     token_ids: Integers

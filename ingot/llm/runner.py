@@ -157,7 +157,7 @@ class EngineRunner:
         """How tokens are drawn, padded: the likeliest of rows that nobody wants."""
         few = next(size for size in _EDITS if len(batch.edits) <= size)
         words, many = -(-self.vocabulary // 32), self._padded(max(len(batch.masks), 1))
-        told = self._padded(len(batch.told), beside=tall) if len(batch.told) else 0  # without any nothing is launched
+        told = tall if len(batch.told) else 0  # without any nothing is launched; more sizes would be more graphs
         return {"draws": _grown(batch.draws, tall, DRAW), "edits": _grown(batch.edits, few, EDIT),
                 "masks": _grown(batch.masks, many, words), "told": _filled(batch.told, told, -1)}  # fmt: skip
 
@@ -238,8 +238,9 @@ class EngineRunner:
 
     def _check_draws(self, batch: Batch) -> None:
         edits = len(batch.edits)
-        if len(batch.draws) not in (0, len(batch.rows)) or edits > _EDITS[-1]:
-            raise InputError(f"{len(batch.rows)} rows have {len(batch.draws)} draws and {edits} edits")
+        if len(batch.draws) not in (0, len(batch.rows)) or edits > _EDITS[-1] or len(batch.told) > len(batch.rows):
+            raise InputError(f"{len(batch.rows)} rows have {len(batch.draws)} draws and {edits} edits, "
+                             f"{len(batch.told)} are told of")  # fmt: skip
         self._within("tokens of edits", batch.edits[:, 0], self.vocabulary)
         self._within("edits of draws", batch.draws[:, 6:8], edits + 1)
         self._within("masks of draws", batch.draws[:, 8], len(batch.masks) + 1)
