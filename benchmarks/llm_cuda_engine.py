@@ -240,7 +240,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _unstored(weight: Array, parts: int, bricked: bool) -> Array:
+def _unstored(weight: Array) -> Array:
     """Zeros that take no memory, in the place of weights as they are kept."""
     return np.zeros(weight.shape[::-1], weight.dtype)
 
