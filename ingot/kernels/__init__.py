@@ -36,7 +36,8 @@ class Kernel:
     one core for level 0; `layouts(node, isa)` lists the port layouts it can do; `in_place` names inputs whose storage
     the
     first output may take; `library` is what computes it in the place of what is generated, if any; `tolerance` says
-    what error it may add to its op's, relative to the magnitudes multiplied (0: as exact as any order of sums)."""
+    what error it may add to its op's, relative to the magnitudes multiplied (0: as exact as any order of sums);
+    `instead_of` names kernels that are left out where this one may be taken: it is never slower."""
 
     op: str
     target: str
@@ -50,6 +51,7 @@ class Kernel:
     in_place: Callable[[Node], Sequence[int]]
     library: str | None = None
     tolerance: Tolerance = 0.0
+    instead_of: Sequence[str] = ()
 
     def error(self, node: Node) -> float:
         """Its tolerance for a node whose weights are there."""
@@ -85,13 +87,15 @@ def kernel(
     in_place: Callable[[Node], Sequence[int]] = lambda node: (),
     library: str | None = None,
     tolerance: Tolerance = 0.0,
+    instead_of: Sequence[str] = (),
 ) -> Callable[[Generator], Generator]:
     """Register a generator `(build, node, **tactic) -> None` for a canonical op on a target."""
 
     def register(generate: Generator) -> Generator:
         name = generate.__name__
         entry = Kernel(
-            op, on, name, generate, when, space or {}, prune, cost, layouts, in_place, library, tolerance
+            op, on, name, generate, when, space or {}, prune, cost, layouts, in_place, library, tolerance,
+            instead_of,
         )  # fmt: skip
         _TABLE.setdefault((op, on), []).append(entry)
         return generate

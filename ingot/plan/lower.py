@@ -197,9 +197,11 @@ class _Lowering:
         return Work("native", node.name or "", node.op_type, origins(node), inputs, used, described, choices)
 
     def _allowed(self, node: Node) -> Iterator[Candidate]:
-        for kernel, found in groupby(candidates(node, self.target, self.isa), lambda c: c.kernel):
-            if kernel.error(node) <= self.tolerance:
-                yield from (c for c in found if c.label not in self.banned)
+        every = ((k, list(found)) for k, found in groupby(candidates(node, self.target, self.isa), lambda c: c.kernel))
+        allowed = [(k, [c for c in found if c.label not in self.banned]) for k, found in every
+                   if k.error(node) <= self.tolerance]  # fmt: skip
+        outdone = {name for kernel, found in allowed if found for name in kernel.instead_of}
+        return (c for kernel, found in allowed if kernel.name not in outdone for c in found)
 
     def _host(
         self,

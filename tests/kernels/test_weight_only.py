@@ -22,6 +22,7 @@ from ingot.kernels.cpu.gemm_tiles import HALVED
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.standalone import Standalone
 from ingot.kernels.cpu.weight_only import split_dot
+from ingot.kernels.cpu.weight_only_bytes import BLOCK
 from ingot.kernels.cpu.weight_only_pack import weights_of
 from ingot.kernels.node import Node, Port
 from tests.kernels.harness import isas
@@ -80,7 +81,8 @@ def allowed(case: Case, tolerance: float, streamed: bool) -> Array:
     """How far results may be off.
 
     Streamed: x is rounded to integers, 2^-15 of the largest number of its block (weights_of says what a block is). By
-    tiles: `tolerance` of the magnitudes multiplied, and what a float32 scale times its zero point is rounded by.
+    tiles: `tolerance` of the magnitudes multiplied, and what a float32 scale times its zero point is rounded by. In
+    bytes (a tolerance of BFLOAT16_ERROR): see rounding_to_bytes.
     """
     rows = np.abs(case.x.reshape(-1, case.x.shape[-1]).astype(np.float64))
     of_depth = np.arange(rows.shape[1]) // case.group
@@ -94,7 +96,30 @@ def allowed(case: Case, tolerance: float, streamed: bool) -> Array:
     bias = 0 if case.bias is None else np.abs(case.bias)
     sums = rows @ weights_KN + bias
     bound = largest @ weights_KN * (2.0**-15 if streamed else tolerance) + sums * SUMS_ERROR
+    if not streamed and tolerance == BFLOAT16_ERROR:
+        bound = rounding_to_bytes(case, rows, weights_KN) + sums * SUMS_ERROR
     return (bound + rows @ steps_KN * 2.0**-15).reshape(*case.x.shape[:-1], sums.shape[1])
+
+
+def rounding_to_bytes(case: Case, rows: Array, weights_KN: Array) -> Array:
+    """x is off by half of a 127th of the largest number of 128, weights by half a unit of a byte, whose units are as
+    large as the block's largest scale wants them; weights that a byte holds in whole units are exact."""
+    weights = weights_of(case.node)
+    most = (1 << case.bits) - 1
+    widest = most if weights.zero_GN is not None else max(weights.zero, most - weights.zero)
+    units = 127 // widest if widest <= 127 else 127 / widest
+    one_scale = case.group >= rows.shape[1] or case.group % BLOCK == 0
+    whole = one_scale and (case.bits == 4 or (weights.zero_GN is None and weights.zero == 128))
+    steps_KN = np.abs(case.scale_GN.astype(np.float64))[np.arange(rows.shape[1]) // case.group]
+    off_x, off_weights = (_by_block(rows, 1) / 254, _by_block(steps_KN, 0) * (0 if whole else 0.51 / units))
+    return np.asarray(off_x @ weights_KN + (rows + off_x) @ off_weights)
+
+
+def _by_block(magnitudes: Array, axis: int) -> Array:
+    """Each number's largest one among the 128 of its block."""
+    places = np.arange(magnitudes.shape[axis])
+    largest = np.maximum.reduceat(magnitudes, places[::BLOCK], axis=axis)
+    return np.asarray(np.take(largest, places // BLOCK, axis=axis))
 
 
 def runs(case: Case) -> Iterator[tuple[str, Candidate, Isa, Array]]:
@@ -192,7 +217,9 @@ def test_infinity_and_nan_are_seen(rows: int) -> None:
 
 
 @pytest.mark.parametrize("zeros", ["none", "one", "varied"])
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 96), (4, 256), (8, 64), (4, 4096), (8, 4096)])
+@pytest.mark.parametrize(
+    ("bits", "group"), [(4, 8), (4, 32), (4, 96), (4, 256), (8, 64), (8, 128), (4, 4096), (8, 4096)]
+)
 def test_many_rows_group_by_group(bits: int, group: int, zeros: str) -> None:
     """Several parts of K, the last of which ends within a group, and rows that end within a tile."""
     check(drawn(group, (77, 1000), 150, bits, group, zeros, signed=zeros != "one", half=bits == 4))
@@ -216,3 +243,41 @@ def test_tiles_and_restored_weights_are_there_for_many_rows() -> None:
     tiled = {"weight_only_split", "weight_only_rounded"}
     assert tiled <= ran or not any(isa.has("amx_bf16") for isa in isas())
     assert (SPLIT_ERROR, BFLOAT16_ERROR) == (2.0**-15, 2.0**-8)
+
+
+def in_bytes(case: Case) -> Array | None:
+    """What the kernel for bytes makes of the case, where this machine has it."""
+    found = (alone[3] for alone in runs(case) if alone[1].kernel.name == "weight_only_rounded")
+    return next(found, None)
+
+
+@pytest.mark.parametrize("columns", [32, 33])
+def test_what_stands_out_costs_the_others_no_bits(columns: int) -> None:
+    """Where a number has more than three quarters of its block's squares, what eight bits leave is multiplied too."""
+    case = drawn(7, (40, 300), columns, 8, 128)
+    x = np.random.default_rng(7).standard_normal((40, 300)).astype(np.float32)
+    x[3, 5], x[3, 130], x[35, 299] = 1000.0, -1000.0, 1000.0
+    case = replace(case, x=x)
+    mine = in_bytes(case)
+    if mine is None:
+        pytest.skip("this machine has no tile registers for bytes")
+    exact = x.astype(np.float64) @ (case.weight_KN * case.scale_GN.astype(np.float64)[np.arange(300) // 128])
+    weights_KN = np.abs(case.weight_KN * case.scale_GN[np.arange(300) // 128])
+    bound = _by_block(np.abs(x), 1) @ weights_KN
+    assert (np.abs(mine - exact)[[3]] <= bound[[3]] * 2.0**-14).all()
+    assert (np.abs(mine - exact) <= bound / 250).all()
+
+
+def test_a_row_has_the_same_bits_in_any_company() -> None:
+    case = drawn(8, (33, 384), 48, 8, 128)
+    case.x[20, 200] = 1e4
+    both = in_bytes(case)
+    if both is None:
+        pytest.skip("this machine has no tile registers for bytes")
+    calm = case.x.copy()
+    calm[20] = 1
+    alone = in_bytes(replace(case, x=calm))
+    fewer = in_bytes(replace(case, x=np.ascontiguousarray(case.x[:12])))
+    assert alone is not None and fewer is not None
+    others = np.arange(33) != 20
+    assert (both[others] == alone[others]).all() and (both[:12] == fewer).all() and (both[20] != alone[20]).any()

@@ -44,3 +44,17 @@ def test_an_error_may_depend_on_the_weights(monkeypatch: pytest.MonkeyPatch) -> 
         told = [n for n in last_log().notices if n.kind == "approximation"]
         assert [n.node.startswith("rough_") for n in told] == [True] * allowed
         assert all("within 1e-05 of the magnitudes multiplied, in 1 steps" in n.reason for n in told)
+
+
+def test_a_kernel_may_stand_in_the_place_of_others_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the estimates say; where its error is too large the others are there."""
+    kernels._load("cpu")
+    exact = [k for k in kernels._TABLE["Linear", "cpu"] if not k.tolerance]
+    names = tuple(k.name for k in exact)
+    rough = [replace(k, name=f"rough_{k.name}", tolerance=1e-5, cost=lambda *_, **__: 1e9, instead_of=names)
+             for k in exact]  # fmt: skip
+    monkeypatch.setitem(kernels._TABLE, ("Linear", "cpu"), [*exact, *rough])
+    for allowed in (True, False):
+        plan = ingot.build(two_layers(), level=0, exact=not allowed).variants[0].plan
+        taken = [step.kernel for segment in plan.segments for step in getattr(segment, "steps", ())]
+        assert taken and all(name.startswith("rough_") == allowed for name in taken), taken

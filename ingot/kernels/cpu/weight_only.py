@@ -2,12 +2,11 @@
 
 Few rows wait for the weights' bytes, so that what is done with them matters little: x becomes integers of 15 bits, a
 scale for each block along K, and products are summed as integers. Many rows go through tile registers where there are
-any.
+any: as bytes where rounding is allowed, else as bfloat16 in two parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import lcm
 from typing import Any
 
@@ -16,10 +15,13 @@ from ingot.kernels import kernel
 from ingot.kernels.cpu.build import KernelBuilder
 from ingot.kernels.cpu.gemm_epilogue import can_finish, epilogue_of
 from ingot.kernels.cpu.gemm_plan import GIGAHERTZ, known
-from ingot.kernels.cpu.gemm_tiles import HALVED, ROUNDED, SPLIT, TileDot
+from ingot.kernels.cpu.gemm_tiles import BYTES, HALVED, SPLIT, TileDot
 from ingot.kernels.cpu.isa import Isa
 from ingot.kernels.cpu.linear import rows_of
 from ingot.kernels.cpu.tile_rows import tile_rows
+from ingot.kernels.cpu.weight_only_byte_tiles import multiply_bytes
+from ingot.kernels.cpu.weight_only_byte_unpack import blocks_fit
+from ingot.kernels.cpu.weight_only_bytes import BLOCK
 from ingot.kernels.cpu.weight_only_pack import digits_for, pack_words, weights_of
 from ingot.kernels.cpu.weight_only_product import TALLEST, multiply_rows, packed
 from ingot.kernels.cpu.weight_only_rows import integer_rows
@@ -33,9 +35,8 @@ _MOST_STREAMED = 32  # rows that may be faster without tiles
 _BYTES_PER_MICROSECOND = 20_000
 _TILE_CYCLES, _UNPACK_CYCLES = 18, 26  # a product of tiles; 64 bytes of tiles made of weights
 _LOOKUP_CYCLES, _SCALE_CYCLES = 8, 16  # the same where they are not scaled; 16 rows of sums scaled afterwards
-# Where only the run knows how many rows there are, few are timed, which come without tiles: tiles are for prompts. Both
-# ways take the same time then, so that the estimate has to settle it: with rounding allowed two products are hopeless.
-_PROMPT, _HOPELESS = 512, 4
+_BLOCK_CYCLES = 280  # 32 rows by 32 columns by 128 of K in bytes, scaled
+_PROMPT = 512  # rows where only the run knows how many there are: tiles are for prompts
 
 
 def _applies(node: Node, isa: Isa) -> bool:
@@ -64,6 +65,11 @@ def _tiled(node: Node, isa: Isa) -> bool:
     return _applies(node, isa) and isa.has("amx_bf16") and (isinstance(rows, str) or rows > TALLEST)
 
 
+def _in_bytes(node: Node, isa: Isa) -> bool:
+    depth = int(node.input(1).shape[0])
+    return _tiled(node, isa) and isa.has("amx_int8") and blocks_fit(int(node.attributes["group"]), depth)
+
+
 def split_dot(node: Node) -> TileDot:
     """How products with x in two parts are made: weights are exact in one where their scale can wait, as all of a
     tile have it in common."""
@@ -86,21 +92,32 @@ def _stream_cost(node: Node, isa: Isa, vectors: int) -> float:
     return 1 + max(cycles / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
 
 
-def _tile_cost(dot_of: Callable[[Node], TileDot]) -> Any:
-    def price(node: Node, isa: Isa, vectors: int) -> float:
-        dot = dot_of(node)
-        rows, (depth, columns) = known(rows_of(node)), node.input(1).shape
-        rows, worse = (rows, 1) if rows > TALLEST else (_PROMPT, 1 if dot is ROUNDED else _HOPELESS)
-        steps, panels = -(-int(depth) // dot.depth), -(-int(columns) // 16)
-        lines = _LOOKUP_CYCLES if dot.exact else dot.parts * _UNPACK_CYCLES
-        scaled = _SCALE_CYCLES * dot.depth / max(int(node.attributes["group"]), dot.depth) if dot.exact else 0
-        product = len(dot.products) * _TILE_CYCLES + scaled
-        cycles = steps * panels * (16 * lines + -(-rows // 16) * product)
-        prepared = rows * int(depth) * 4 / 30_000
-        odd = 1.1 if vectors == 1 else 1.0
-        return worse * (2 + prepared + max(cycles * odd / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND))
+def _split_cost(node: Node, isa: Isa, vectors: int) -> float:
+    """Microseconds on one core."""
+    dot, rows, (depth, columns) = split_dot(node), _tiled_rows(node), node.input(1).shape
+    steps, panels = -(-int(depth) // dot.depth), -(-int(columns) // 16)
+    lines = _LOOKUP_CYCLES if dot.exact else dot.parts * _UNPACK_CYCLES
+    scaled = _SCALE_CYCLES * dot.depth / max(int(node.attributes["group"]), dot.depth) if dot.exact else 0
+    product = len(dot.products) * _TILE_CYCLES + scaled
+    return _priced(node, vectors, steps * panels * (16 * lines + -(-rows // 16) * product))
 
-    return price
+
+def _byte_cost(node: Node, isa: Isa, vectors: int) -> float:
+    """Microseconds on one core."""
+    rows, (depth, columns) = _tiled_rows(node), node.input(1).shape
+    blocks = -(-int(depth) // BLOCK) * -(-int(columns) // 32)
+    return _priced(node, vectors, blocks * (4 * _BLOCK_CYCLES + -(-rows // 32) * _BLOCK_CYCLES))
+
+
+def _tiled_rows(node: Node) -> int:
+    rows = known(rows_of(node))
+    return rows if rows > TALLEST else _PROMPT
+
+
+def _priced(node: Node, vectors: int, cycles: float) -> float:
+    prepared = _tiled_rows(node) * int(node.input(1).shape[0]) * 4 / 30_000
+    odd = 1.1 if vectors == 1 else 1.0
+    return 2 + prepared + max(cycles * odd / (GIGAHERTZ * 1000), _bytes(node) / _BYTES_PER_MICROSECOND)
 
 
 def _declared(applies: Any, price: Any) -> dict[str, Any]:
@@ -113,24 +130,27 @@ def weight_only(build: KernelBuilder, node: Node, vectors: int) -> None:
     _emit(build, node, vectors, None)
 
 
-@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(split_dot)), tolerance=SPLIT_ERROR)
+@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _split_cost), tolerance=SPLIT_ERROR)
 def weight_only_split(build: KernelBuilder, node: Node, vectors: int) -> None:
     """Many rows by tiles, x in two bfloat16 parts, weights as the integers they are, or in two parts too where a tile
     takes them of several groups; few as in weight_only."""
     _emit(build, node, vectors, split_dot(node))
 
 
-@kernel("QuantizedLinear", on="cpu", **_declared(_tiled, _tile_cost(lambda node: ROUNDED)), tolerance=BFLOAT16_ERROR)
+@kernel("QuantizedLinear", on="cpu", **_declared(_in_bytes, _byte_cost), tolerance=BFLOAT16_ERROR,
+        instead_of=("weight_only_split",))  # fmt: skip
 def weight_only_rounded(build: KernelBuilder, node: Node, vectors: int) -> None:
-    """Many rows by tiles, x and weights rounded to bfloat16; few as in weight_only."""
-    _emit(build, node, vectors, ROUNDED)
+    """Many rows by tiles of bytes: x rounded to eight bits, 2^-8 of the largest number of a block of 128, and so are
+    weights of several groups a block; few as in weight_only. Never slower than weight_only_split, which few rows
+    cannot tell it from: only they are timed where the run alone knows how many there are."""
+    _emit(build, node, vectors, BYTES)
 
 
 def _emit(build: KernelBuilder, node: Node, vectors: int, dot: TileDot | None) -> None:
     """Phases for few rows, for many, or for both where only the run knows how many there are."""
     weights, rows = weights_of(node), rows_of(node)
     digits = digits_for(weights.bits, build.isa)
-    words = pack_words(weights, digits, vectors * build.isa.lanes, lcm(weights.block, 32))
+    words = pack_words(weights, digits, vectors * build.isa.lanes, lcm(weights.block, BLOCK if dot is BYTES else 32))
     stored = packed(build, weights, build.pack(words), words.shape[1], vectors)
     epilogue = epilogue_of(build, node, "float32", build.isa.lanes, EXTRAS)
     if dot is None or isinstance(rows, str):
@@ -138,10 +158,14 @@ def _emit(build: KernelBuilder, node: Node, vectors: int, dot: TileDot | None) -
         most = rows if dot is None else f"min({rows},{TALLEST})"
         integers = integer_rows(build, weights, digits, count, most)
         multiply_rows(build, weights, digits, stored, integers, rows, epilogue, runs)
-    if dot is not None:
-        count, runs = (rows, 1) if isinstance(rows, int) else (_many(rows), _many(rows, 1))
-        x = tile_rows(build, 0, count, weights.depth, dot, apart=True)
-        multiply_tiles(build, weights, digits, stored, dot, x, rows, epilogue, runs)
+    if dot is None:
+        return
+    count, runs = (rows, 1) if isinstance(rows, int) else (_many(rows), _many(rows, 1))
+    if dot is BYTES:
+        multiply_bytes(build, weights, digits, stored, rows, count, epilogue, runs)
+        return
+    x = tile_rows(build, 0, count, weights.depth, dot, apart=True)
+    multiply_tiles(build, weights, digits, stored, dot, x, rows, epilogue, runs)
 
 
 def _few(rows: Extent, value: Extent | None = None) -> Extent:

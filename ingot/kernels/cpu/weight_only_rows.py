@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
-from ingot.kernels.cpu.llvm import Function, Value, vector
+from ingot.kernels.cpu.llvm import Function, Value, lanes_of, vector
 from ingot.kernels.cpu.weight_only_pack import Digits, Weights
 from ingot.plan.extent import Extent, product
 
@@ -89,24 +89,24 @@ def _block(f: PhaseFunction, job: _Job, read: Value, write: Value, row: Value, b
     """A block's integers, scale and start; `there` of its numbers exist, the rest are zero."""
     size, lanes = job.weights.block, job.lanes
     place = f.at(read, block * (size * 4))
-    loaded = [_loaded(f, place, first, min(there - first, lanes), lanes) for first in range(0, size, lanes)]
-    largest = _largest(f, loaded, lanes)
+    numbers = [loaded(f, place, first, min(there - first, lanes), lanes) for first in range(0, size, lanes)]
+    largest = largest_of(f, numbers, lanes)
     limit = _LIMITS[job.digits.unit]
     f.store(largest * (1 / limit), job.rows.scales_at(f, row, block))
     inverse = f.splat(f.binary("fdiv", f.constant("float", limit), largest), lanes)
     inverse = f.select(f.compare("oeq", f.splat(largest, lanes), 0.0), 0.0, inverse)
     target, total = f.at(write, block * (size * job.digits.unit // 8)), f.constant(vector("i32", lanes), 0)
-    for number, x in enumerate(loaded):
-        rounded = f.bitcast(f.fma(x, inverse, f.constant(x.type, _ROUNDER)), total.type) - _ROUNDER_BITS
-        total = total + rounded
-        _store(f, job, rounded, target, number * lanes)
+    for number, x in enumerate(numbers):
+        whole = rounded(f, x, inverse)
+        total = total + whole
+        _store(f, job, whole, target, number * lanes)
     if job.rows.starts is not None:
         start = f.intrinsic(f"llvm.vector.reduce.add.v{lanes}i32", "i32", total)
         start = start * -job.weights.zero if job.weights.zero_GN is None else f.cast("sitofp", start, "float")
         f.store(start, job.rows.starts_at(f, row, block))
 
 
-def _loaded(f: Function, pointer: Value, first: int, there: int, lanes: int) -> Value:
+def loaded(f: Function, pointer: Value, first: int, there: int, lanes: int) -> Value:
     """Numbers from `first` on, zeros from `there` on."""
     type_ = vector("float", lanes)
     if there <= 0:
@@ -116,7 +116,13 @@ def _loaded(f: Function, pointer: Value, first: int, there: int, lanes: int) -> 
     return f.load_masked(type_, pointer, f.first_lanes(there, lanes), first * 4)
 
 
-def _largest(f: Function, numbers: list[Value], lanes: int) -> Value:
+def rounded(f: Function, x: Value, factor: Value) -> Value:
+    """The nearest integers to x * factor, which has at most 22 bits."""
+    raised = f.fma(x, factor, f.constant(x.type, _ROUNDER))
+    return f.bitcast(raised, vector("i32", lanes_of(x.type))) - _ROUNDER_BITS
+
+
+def largest_of(f: Function, numbers: list[Value], lanes: int) -> Value:
     """The largest magnitude, NaN above all: as integers their bits have that order."""
     type_ = vector("i32", lanes)
     best: Value | None = None

@@ -1,8 +1,7 @@
 """Integer weights by tile registers, for many rows: a part of a panel becomes bfloat16 in the first cache, then all
 rows pass it.
 
-Rounded, weight and x take one bfloat16 number each; in two parts their products are within 2^-15. Weights that are not
-scaled before are exact in one part.
+In two parts products of x and weights are within 2^-15; weights that are not scaled before are exact in one part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Integer weights as tiles of bfloat16: scaled, in one part or two, or as they are, which one part holds exactly.
+"""Integer weights as tiles of bfloat16: scaled, in two parts, or as they are, which one part holds exactly.
 
 An unsigned number n of `bits` bits becomes a float without a conversion: as the upper bits of a mantissa it reads
 2^bits + n. Four bits are looked up in a table.
