@@ -32,10 +32,9 @@ _WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
 _MULTIPLES = {1: 16, 2: 2, 4: 1}  # of both depths, for weights of so many bytes: they are loaded as words
 _MOST_BYTES = 2**33  # of a stack: kernels count its words in 32 bits
 
-# Few rows: columns of a block, depth of a step, warps; of gate and up, and of down; and what was best on an H200.
-GATES = ("8x1024w8", "8x1024w4", "4x2048w4")
+# Few rows: columns of a block, depth of a step, warps; of gate and up, and of down.
+GATES = ("8x1024w4", "8x1024w8", "4x2048w4")
 DOWNS = ("4x2048w4", "4x1024w2", "8x1024w4")
-_USUAL = {1: ("8x1024w4", "4x2048w4"), 2: ("8x1024w8", "4x2048w4"), 4: ("4x2048w4", "4x2048w4")}  # by a weight's bytes
 
 
 def _applies(node: Node, target: Any) -> bool:
@@ -72,11 +71,10 @@ def _downs(node: Node, target: Architecture) -> tuple[str, ...]:
 
 
 def _cost(node: Node, target: Architecture, gate: str, down: str) -> float:
-    """Of one row: the weights of the chosen experts. The usual forms are taken, unless they are timed."""
+    """Of one row: the weights of the chosen experts. The first forms are taken, unless they are timed."""
     mix = Mix.of(node)
-    read, usual = 3 * _size(mix) * mix.chosen // mix.count, _USUAL[size_of(mix.weights)]
-    unusual = 0.01 * ((gate != usual[0]) + (down != usual[1]))
-    return 2 * target.pace.step + read / (target.bandwidth * 900) + unusual
+    read = 3 * _size(mix) * mix.chosen // mix.count
+    return 2 * target.pace.step + read / (target.bandwidth * 900) + 0.01 * ((gate != GATES[0]) + (down != DOWNS[0]))
 
 
 @kernel("Mixture", on="cuda", when=_applies, space={"gate": _gates, "down": _downs}, cost=_cost)

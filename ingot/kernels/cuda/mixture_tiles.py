@@ -19,7 +19,7 @@ from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.cuda.words import source_of
 from ingot.plan.extent import Extent, product
 
-_APART = 8  # numbers between experts' counters, which many blocks add to at once
+_APART = 32  # numbers between experts' counters, which many blocks add to at once: a cache line each
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
 _GROUPS_FROM = 90  # the capability from which four warps multiply together, and sums take fewer registers

@@ -47,7 +47,7 @@ class Mix:
     @property
     def few(self) -> int:
         """Rows whose chosen experts are mostly different ones: each reads its own."""
-        return max(min(_MOST_FEW, self.count // (4 * self.chosen)), 1)
+        return max(min(_MOST_FEW, self.count // (2 * self.chosen)), 1)
 
     @property
     def size(self) -> int:
