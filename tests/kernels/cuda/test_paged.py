@@ -13,7 +13,6 @@ import pytest
 from ingot.dtypes import numpy_dtype
 from ingot.ir.expression import parse
 from ingot.ir.ops import meaning
-from ingot.ir.ops_paged import STATEFUL
 from ingot.kernels.node import Node, Port
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +31,7 @@ def checked(op: str, inputs: Sequence[Array | None], attributes: Mapping[str, An
     expected = [np.asarray(y) for y in meaning(op)(*(meant or inputs), **attributes)]
     ports = [None if x is None else Port(x.dtype.name, (symbolic.get(i, x.shape[0]), *x.shape[1:]),
                                          x if i in constants else None) for i, x in enumerate(inputs)]  # fmt: skip
-    tokens = inputs[1].shape[0] if op in STATEFUL and inputs[1] is not None else len(expected[0])
+    tokens = inputs[1].shape[0] if op == "CacheUpdate" and inputs[1] is not None else len(expected[0])
     outputs = [Port(y.dtype.name, ("T" if len(y) == tokens and symbolic else len(y), *y.shape[1:])) for y in expected]
     text = attributes.get("expression", "")
     node = Node(op, tuple(ports), tuple(outputs), dict(attributes), parse(text), name="under_test")
@@ -115,6 +114,10 @@ def batch(rng: np.random.Generator, parts: Sequence[tuple[int, int]], padding: i
 BATCHES = {
     "one token": ([(37, 1)], 0),
     "first token": ([(0, 1)], 0),
+    "last of a block": ([(31, 1)], 0),
+    "first of a block": ([(64, 1)], 0),
+    "many blocks": ([(7 * BLOCK + 9, 1)], 0),
+    "no token": ([(0, 0)], 1),
     "answers": ([(5, 1), (127, 1), (0, 1), (64, 1)], 2),
     "prompt": ([(0, 50)], 0),
     "chunk": ([(70, 40)], 3),
@@ -166,47 +169,6 @@ def test_cache_update(dtype: str, turned: int, scaled: bool) -> None:
     constants = tuple(range(4, 8))
     within = 1e-4 if dtype == "float32" else 3e-2
     checked("CacheUpdate", inputs, attributes, {1: "T", 2: "T", 3: "T"}, constants, within)
-
-
-@pytest.mark.parametrize("name", ["one token", "first token", "few keys", "many keys", "mixture", "padding"])
-@pytest.mark.parametrize(("dtype", "kept", "heads", "depth", "turned", "window", "softcap", "scaled"), [
-    ("float32", "float32", 4, 32, 16, 0, 0.0, False), ("bfloat16", "bfloat16", 6, 24, 8, 20, 0.0, True),
-    ("float32", "float32", 2, 16, 0, 0, 5.0, True), ("bfloat16", "float8_e4m3fn", 8, 32, 16, 0, 0.0, False),
-    ("bfloat16", "float8_e4m3fn", 6, 24, 12, 70, 5.0, True)])  # fmt: skip
-def test_cached_attention(name: str, dtype: str, kept: str, heads: int, depth: int, turned: int, window: int,
-                          softcap: float, scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """One token in one launch, more in those of both operators; what is behind a sequence is no number."""
-    from ingot.kernels.cuda import cached_attention
-
-    monkeypatch.setattr(cached_attention, "_PARTS", 2)  # blocks take their time here
-    parts, padding = {**BATCHES, "few keys": ([(64, 1)], 0), "many keys": ([(7 * BLOCK + 9, 1)], 0),
-                      "padding": ([], 1)}[name]  # fmt: skip
-    rng, groups = np.random.default_rng(len(name)), 2
-    positions, owners, tables = batch(rng, parts or [(0, 0)], padding)
-    where = tables[owners, positions // BLOCK] * BLOCK + positions % BLOCK
-    slots = np.where(positions < 0, -1, where).astype(np.int32)
-    projected = rng.standard_normal((len(positions), (heads + 2 * groups) * depth)).astype(numpy_dtype(dtype))
-    cache = rng.standard_normal((tables.size, 2, groups, BLOCK * depth)).astype(numpy_dtype(kept))
-    cache = spoiled(cache, parts, tables, depth)
-    angles = [rng.standard_normal((256, turned)).astype(np.float32) if turned else None for _ in range(2)]
-    scales = [rng.standard_normal(depth).astype(np.float32) if scaled else None for _ in range(2)]
-    inputs = [cache, projected, positions, slots, owners, tables, *angles, *scales]
-    attributes = {"heads": heads, "groups": groups, "epsilon": 1e-5, "scale": depth**-0.5, "window": window,
-                  "softcap": softcap}  # fmt: skip
-    symbolic = {1: "T", 2: "T", 3: "T", 4: "T"}
-    within = 1e-4 if dtype == "float32" else 3e-2
-    checked("CachedAttention", inputs, attributes, symbolic, tuple(range(6, 10)), within)
-
-
-def spoiled(cache: Array, parts: Sequence[tuple[int, int]], tables: Array, depth: int) -> Array:
-    """What no sequence has computed before this step is no number."""
-    cache = cache.copy()
-    for (before, _), table in zip(parts, tables, strict=False):
-        for place, block in enumerate(table):
-            offset = max(min(before - place * BLOCK, BLOCK), 0)
-            cache[block, 0].reshape(-1, depth, BLOCK)[:, :, offset:] = np.nan
-            cache[block, 1].reshape(-1, BLOCK, depth)[:, offset:] = np.nan
-    return cache
 
 
 def test_launches_for_other_sizes_have_no_blocks() -> None:
