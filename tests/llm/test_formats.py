@@ -45,6 +45,24 @@ def test_matrices_side_by_side() -> None:
     assert np.shares_memory(joined(Matrix((narrow,)), narrow.dtype), narrow)
 
 
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "w8a8", "int4"])
+def test_routers_are_not_rounded_to_fewer_bits(name: str) -> None:
+    router = np.random.default_rng(2).standard_normal((4, 32)).astype(ml_dtypes.bfloat16)
+    kept, matrix = format_of(name), Matrix((router,))
+    op, weights, _ = kept.linear(matrix, "router")
+    weight = weights["weight"]
+    assert weight is not None and np.array_equal(weight, router.T)
+    assert op == "Linear" and not kept.narrows(matrix, "router")
+
+
+def test_experts_in_eighths_have_a_scale_for_each_column() -> None:
+    experts = [np.random.default_rng(n).standard_normal((6, 32)).astype(np.float32) for n in range(3)]
+    stack, scales = format_of("fp8").stack(experts)
+    assert stack.shape == (3, 32, 6) and stack.dtype == ml_dtypes.float8_e4m3fn and scales is not None
+    found = stack.astype(np.float32) * scales[:, None]
+    assert np.abs(found - np.stack([w.T for w in experts])).max() <= 2.0**-4 * max(np.abs(w).max() for w in experts)
+
+
 @pytest.mark.parametrize("name", ["int8", "w8a8"])
 def test_what_is_no_number_stays_none(name: str, tmp_path: Path) -> None:
     """In the rows that it is in, whatever is rounded; tokens of nothing but zeros are numbers."""
