@@ -86,12 +86,6 @@ class CudaExecutor(Executor):
         """The GPU's context."""
         return self.loaded.context
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether a run goes on by itself once it is begun: nothing of it is the host's, ranks' sums through its memory
-        neither."""
-        return all(map(self._on_stream, self.plan.segments))
-
     def keep(self, addresses: Mapping[int, int]) -> None:
         """Inputs (by position) that lie on the device from now on: every run reads and writes them where they are."""
         self.resident |= {self.plan.values[self.plan.inputs[k]].storage: a for k, a in addresses.items()}

@@ -107,7 +107,12 @@ class Executor:
 
     @property
     def goes_on(self) -> bool:
-        """Whether a run goes on by itself once it is begun."""
+        """Whether a run goes on by itself once it is begun: nothing of it is the host's, nor ranks' sums through its
+        memory."""
+        return all(map(self._on_stream, self.plan.segments))
+
+    def _on_stream(self, segment: Segment) -> bool:
+        """Whether the device goes from the segment before to this one by itself."""
         return False
 
     @property
