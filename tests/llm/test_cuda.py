@@ -82,4 +82,4 @@ def test_a_random_engine_is_a_file(name: str, ranks: int, tmp_path: Path, monkey
     assert (held["facts"]["ranks"], held["facts"]["groups"]) == (ranks, shape.groups // ranks)
     places = sorted((offset, offset + size) for offset, size, _ in held["matrices"])
     assert all(end <= start for (_, end), (start, _) in pairwise(places)) and places[-1][1] <= held["size"]
-    assert {spec.name for spec in random_engine._specs(held["outputs"])} == {"logits", "chosen", "hidden"}
+    assert {spec.name for spec in random_engine._specs(held["outputs"])} == {"logits", "chosen", "hidden", "likely"}
