@@ -1,4 +1,4 @@
-"""Projection of one row with weights of four or eight bits: integers are multiplied by the row in sixteen bits.
+"""Projection of one row, or a few, with weights of four or eight bits: integers times the row in sixteen bits.
 
 Each thread has 16 bytes of a column's weights, the numbers of the row that they belong to as integers of 16 bits with
 a scale of their own, and multiplies four bytes at a time. What that leaves out of the row is 2 ** -16 of the largest
@@ -8,6 +8,7 @@ of these numbers. Blocks ask for weights and scales before they wait for the row
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.projection_row import Work, of_columns, store
+from ingot.kernels.cuda.projection_row import Work, operands_in, store
 from ingot.kernels.cuda.words import WORD, numbers
 
 Array = np.ndarray[Any, Any]
@@ -108,8 +109,9 @@ class Stream:
         return cls(*map(int, numbers.groups()))
 
 
-def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream) -> None:
-    """The launch for one row: weights of the step to come are on their way while those before them are multiplied."""
+def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream, several: bool = False) -> None:
+    """The launch for one row, or for several one after the other: weights of the step to come are on their way while
+    those before them are multiplied; those of the first step stay for all rows."""
     f, node = build.function(warps=shape.warps, stages=1, early=True), build.node
     parts, steps = shape.depth // weights.run, -(-weights.depth // shape.depth)  # runs of numbers of a step
     f.emit(f"runs = tl.arange(0, {parts})\nfour = tl.arange(0, {_THREAD})[None, :]")
@@ -119,19 +121,32 @@ def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream) -> 
     ahead = [column(0, part) for part in range(work.parts)]
     norms = [row.scales(step) for step in range(steps)] if node.has_input(2) else []
     f.wait()
-    whole = [row(step, norms[step] if norms else None) for step in range(steps)]
-    for step in range(steps):
-        held, ahead = ahead, [column(step + 1, part) for part in range(work.parts)] if step + 1 < steps else []
-        for part, found in enumerate(held):
-            _multiply(f, weights, whole[step], found, f"sums{part}", first=step == 0)
-    scaled = ""
-    if norms:
-        f.emit(f"square = tl.sum(tl.sum(squares, 1), 0) / {work.depth} + {node.attributes['epsilon']!r}")
-        scaled = " * (1.0 / libdevice.sqrt(square))"
-    sums = [f.let(f"tl.sum(sums{part}, 0){scaled}") for part in range(work.parts)]
-    inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
-    store(f, build, sums, of_columns(f, build, inside), "columns", inside)
+    with f.block(f"for number in range(0, {f.extent(work.rows)}):") if several else nullcontext():
+        f.emit(f"row = {f.pointer(build.input(0))}" + f" + number * {work.depth}" * several)
+        whole = [row(step, norms[step] if norms else None) for step in range(steps)]
+        for step in range(steps):
+            held, ahead = ahead, [column(step + 1, part) for part in range(work.parts)] if step + 1 < steps else []
+            for part, found in enumerate(held):
+                _multiply(f, weights, whole[step], found, f"sums{part}", first=step == 0)
+        scaled = ""
+        if norms:
+            f.emit(f"square = tl.sum(tl.sum(squares, 1), 0) / {work.depth} + {node.attributes['epsilon']!r}")
+            scaled = " * (1.0 / libdevice.sqrt(square))"
+        sums = [f.let(f"tl.sum(sums{part}, 0){scaled}") for part in range(work.parts)]
+        inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
+        place = f"number * {work.columns} + columns" if several else "columns"
+        store(f, build, sums, _operands(f, build, place, inside), place, inside)
     f.launch(-(-work.columns // shape.columns))
+
+
+def _operands(f: FunctionBuilder, build: CudaBuilder, place: str, inside: str) -> dict[int, str]:
+    """What the expression reads beside the sums: numbers, rows of columns, or as much as the result."""
+    mask, loaded = f", {inside}" if inside else "", {}
+    for k in operands_in(build.node):
+        port = build.node.input(k)
+        at = place if port.shape == build.node.output.shape else "columns"
+        loaded[k] = f.let(f"tl.load({f.pointer(build.input(k))}{'' if port.elements == 1 else f' + {at}{mask}'})")
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -187,16 +202,16 @@ class _Row:
     def _loaded(self, step: int) -> list[str]:
         """For every number of a word a block [runs, words of a run] of float32."""
         f, dtype = self.f, self.build.node.input(0).dtype
-        pointer, pair = f.pointer(self.build.input(0)), WORD // size_of(dtype)
+        pair = WORD // size_of(dtype)
         first, found = step * self.parts * self.weights.run, list[str]()
         for k in range(0, self.weights.each, pair):
             place = f"runs[:, None] * {self.weights.run} + {k // 2 * 8 + k % 2 + first} + four * 2"
             mask = self._rest(first, place)
             if pair == 1:
-                found.append(f.let(f"tl.load({pointer} + {place}{mask})", "x"))
+                found.append(f.let(f"tl.load(row + {place}{mask})", "x"))
                 continue
             pairs = f"runs[:, None] * {self.weights.run // 2} + {k // 2 * 4 + first // 2} + four"
-            word = f.let(f"tl.load({pointer}.to(tl.pointer_type(tl.int32)) + {pairs}{mask})")
+            word = f.let(f"tl.load(row.to(tl.pointer_type(tl.int32)) + {pairs}{mask})")
             found += numbers(f, word, dtype, "x")
         return found
 

@@ -1,6 +1,6 @@
 """Projection with weights of four or eight bits: a ladder as projection.py's.
 
-    one row       integers times a row of sixteen bits (projection_integers.py)
+    a few rows    integers times rows of sixteen bits, one after the other (projection_integers.py)
     to 128 rows   a tile's weights become numbers of the rows' type in registers, scales and zeros included
     more          the whole matrix does so once in a launch of its own, which the products that follow read
     w8a8          rows rounded to eight bits, each with its size, and products of integers
@@ -34,6 +34,7 @@ from ingot.plan.extent import product
 Accumulate = Callable[[FunctionBuilder, Work, Tile, int], None]
 _BITS = (4, 8)
 _PAIRS = 2  # numbers of the row that are loaded together
+_MORE = {4: 9, 8: 6}  # rows, from which tiles are faster, for weights of so many bits
 _RESTORED = Rung(129)
 _MOST_RESTORED = 10**9  # bytes of a matrix in 16 bits that are taken for it
 _WORDS = 1024  # of a block that restores
@@ -113,13 +114,20 @@ def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     if not Rung(2).takes(work.rows):
         return
     first, size = len(build.launches), size_of(node.dtype)
+    some, more = Rung(2, _MORE[weights.bits] - 1), Rung(_MORE[weights.bits])
+    if some.takes(work.rows):
+        stream_row(build, work, weights, Stream.parse(stream), several=True)
+        restrict(build, first, some, work.rows)
+    first = len(build.launches)
+    if not more.takes(work.rows):
+        return
     rows, _ = prepared(build, work, node.dtype, weights.depth, place_of(weights.bits, "columns"))
-    restrict(build, first, Rung(2), work.rows)
+    restrict(build, first, more, work.rows)
     filled = replace(work, depth=weights.depth)
     total = work.parts * work.columns * weights.depth * size
     whole = size == 2 and total <= _MOST_RESTORED and _RESTORED.takes(work.rows)
     few = Sides(rows, weights.words, accumulate=_in_registers(weights, rows))
-    by_tiles(build, filled, few, _few(work, size, whole))
+    by_tiles(build, filled, few, _few(work, more.low, size, whole))
     if whole:
         restored = _restored(build, filled, weights)
         many = [(Rung(max(r.low, _RESTORED.low), r.high), t) for r, t in rungs(work, node.dtype)
@@ -147,15 +155,15 @@ def _one(build: CudaBuilder, work: Work, weights: Integers, stream: str) -> None
         restrict(build, 0, Rung(1, 1), work.rows)
 
 
-def _few(work: Work, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
+def _few(work: Work, low: int, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
     """Ranges whose tiles restore weights for themselves: all, or those up to what is restored as a whole."""
     half = work.parts > 1
     if size == 4:
-        return [(Rung(2, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
+        return [(Rung(low, 16), Tile(16, 32, 64, 4, 3)), (Rung(17), Tile(64, 64, 32, 4, 3))]
     columns = 32 if half else 64
     rest = [] if to_many else [(_RESTORED, Tile(128, 64 if half else 128, 64, 8, 3))]
     return [
-        (Rung(2, 16), Tile(16, columns, 128, 4, 4)),
+        (Rung(low, 16), Tile(16, columns, 128, 4, 4)),
         (Rung(17, 32), Tile(32, columns, 128, 4, 4)),
         (Rung(33, 64), Tile(64, columns, 128, 4, 3)),
         (Rung(65, 128), Tile(128, columns, 64, 4, 4)),

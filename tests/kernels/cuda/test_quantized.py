@@ -94,7 +94,7 @@ def test_every_stream_of_one_row(bits: int, monkeypatch: pytest.MonkeyPatch) -> 
     attributes = {"parts": 1, "epsilon": 1e-5, "expression": "", "bits": bits, "group": 64}
     norm = rng.standard_normal(9280).astype(np.float32)
     checked("QuantizedProjection", [x, weight, norm, scale, zero], attributes, {0: "T"}, (1, 2, 3, 4), 1e-2)
-    assert len(set(tried)) >= 6
+    assert len(set(tried)) >= 4
 
 
 def test_a_row_that_is_no_number_gives_none() -> None:

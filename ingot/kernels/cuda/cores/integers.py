@@ -84,29 +84,30 @@ def fast_octets(word, high, low, total):
 
 
 @triton.jit
-def _nibble(words, place: tl.constexpr, scale, less, dtype: tl.constexpr):
+def _nibble(words, place: tl.constexpr, scale, less):
     numbers = (((words >> (4 * place)) & 15) << 19) | 0x3F800000  # 1 + n / 16 as float32
-    return (numbers.to(tl.float32, bitcast=True) * scale - less).to(dtype)
+    return numbers.to(tl.float32, bitcast=True) * scale - less
 
 
 @triton.jit
 def eight_nibbles(words, scale, less, dtype: tl.constexpr):
     """(1 + n / 16) * scale - less of the numbers n of four bits, [..., words] to [..., 8 * words]."""
-    even = tl.interleave(_nibble(words, 0, scale, less, dtype), _nibble(words, 4, scale, less, dtype))
-    other = tl.interleave(_nibble(words, 2, scale, less, dtype), _nibble(words, 6, scale, less, dtype))
-    odd = tl.interleave(_nibble(words, 1, scale, less, dtype), _nibble(words, 5, scale, less, dtype))
-    last = tl.interleave(_nibble(words, 3, scale, less, dtype), _nibble(words, 7, scale, less, dtype))
-    return tl.interleave(tl.interleave(even, other), tl.interleave(odd, last))
+    even = tl.interleave(_nibble(words, 0, scale, less), _nibble(words, 4, scale, less))
+    other = tl.interleave(_nibble(words, 2, scale, less), _nibble(words, 6, scale, less))
+    odd = tl.interleave(_nibble(words, 1, scale, less), _nibble(words, 5, scale, less))
+    last = tl.interleave(_nibble(words, 3, scale, less), _nibble(words, 7, scale, less))
+    # converted at the end: of a block that is only reshaped Triton's compiler makes layouts that do not exist
+    return tl.interleave(tl.interleave(even, other), tl.interleave(odd, last)).to(dtype)
 
 
 @triton.jit
-def _octet(words, place: tl.constexpr, scale, less, dtype: tl.constexpr):
-    return (_signed_byte(words, place).to(tl.float32) * scale - less).to(dtype)
+def _octet(words, place: tl.constexpr, scale, less):
+    return _signed_byte(words, place).to(tl.float32) * scale - less
 
 
 @triton.jit
 def four_octets(words, scale, less, dtype: tl.constexpr):
     """n * scale - less of the numbers n of eight bits, [..., words] to [..., 4 * words]."""
-    even = tl.interleave(_octet(words, 0, scale, less, dtype), _octet(words, 2, scale, less, dtype))
-    odd = tl.interleave(_octet(words, 1, scale, less, dtype), _octet(words, 3, scale, less, dtype))
-    return tl.interleave(even, odd)
+    even = tl.interleave(_octet(words, 0, scale, less), _octet(words, 2, scale, less))
+    odd = tl.interleave(_octet(words, 1, scale, less), _octet(words, 3, scale, less))
+    return tl.interleave(even, odd).to(dtype)
