@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ingot.dtypes import numpy_dtype
+from ingot.ir.expression import parse
+from ingot.kernels.cpu.workers import WorkerPool
+from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.projection_integers import packed_words, place_of, run_of
+from ingot.kernels.cuda.standalone import generate
+from ingot.kernels.node import Node, Port
+from ingot.runtime.cpu import usable_threads
+from tests.kernels.cuda.test_compile import cheapest
 from tests.kernels.cuda.test_paged import GATED, JOINED, Array, checked
 
 
@@ -105,6 +113,25 @@ def test_a_row_that_is_no_number_gives_none() -> None:
     for rows in (x, x[1:2]):
         attributes = {"parts": 1, "epsilon": 1e-5, "expression": "", "bits": 4, "group": 32}
         checked("QuantizedProjection", [rows, weight, None, scale], attributes, {0: "T"}, (1, 3), 1e-3)
+
+
+@pytest.mark.parametrize(("bits", "parts"), [(8, 1), (4, 2)])
+def test_small_products_compile(bits: int, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found on a GPU: Triton made layouts that do not exist of tiles whose numbers were only reshaped at their end."""
+    rng, depth, width = np.random.default_rng(bits), 64, 80
+    weight, scale, _ = drawn(rng, depth, parts * width, bits, depth, "signed")
+    assert weight is not None and scale is not None
+    x, out = Port("bfloat16", ("T", depth)), Port("bfloat16", ("T", width))
+    inputs = (x, Port("int8", weight.shape, weight), None, Port("float32", scale.shape, scale), None, out)
+    text = parse(JOINED if parts == 1 else "Mul %0 %1 -> float32; Cast $0 -> bfloat16")
+    stated = {"parts": parts, "epsilon": 1e-5, "bits": bits, "group": depth}
+    target = architecture("sm_90")
+    node = Node("QuantizedProjection", inputs[: 6 if parts == 1 else 5], (out,), stated, text)
+    build = generate(node, cheapest(node, target), target)
+    monkeypatch.setenv("INGOT_CACHE", str(tmp_path))
+    with WorkerPool(usable_threads()) as pool:
+        jobs = [pool.submit("ingot.kernels.cuda.compile:compile_unit", call.unit, "sm_90") for call in build.launches]
+        assert [job.result().spilled for job in jobs] == [0] * len(jobs)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
