@@ -33,6 +33,7 @@ _LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
 _MULTIPLES = {1: 16, 2: 2, 4: 1}  # of the depth, for weights of so many bytes: they are loaded as words
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
+_FEW = 128  # rows: to here depths are divided among blocks
 _LARGEST = {**LARGEST, "int8": 127.0}  # numbers that rows are rounded to
 
 # One row: columns of a block, depth of a step, warps.
@@ -196,7 +197,7 @@ def by_tiles(build: CudaBuilder, work: Work, sides: Sides, ladder: Sequence[tupl
 
 def _split_of(work: Work, tile: Tile, rung: Rung, target: Architecture) -> int:
     """How many blocks share a tile's depth: enough to keep the processors busy, while each has some steps."""
-    if rung.high is None or rung.high > 128:
+    if rung.high is None or rung.high > _FEW:
         return 1
     blocks, steps = -(-work.columns // tile.columns) * -(-rung.high // tile.rows), -(-work.depth // tile.depth)
     split = 1
@@ -218,7 +219,7 @@ def _tiles(build: CudaBuilder, work: Work, sides: Sides, tile: Tile, rung: Rung)
     f.emit(f"inside = {inside}\nplace = rows[:, None] * {work.columns} + columns[None, :]")
     f.wait()
     if sides.accumulate is None:
-        _accumulate(f, work, tile, sides, split)
+        _accumulate(f, work, tile, sides, split, rung.high is not None and rung.high <= _FEW)
     else:
         sides.accumulate(f, work, tile, split)
     if sides.sizes is not None:
@@ -246,7 +247,9 @@ def _open(f: FunctionBuilder, work: Work, tile: Tile, down: Extent, across: int)
     f.emit("columns_in = columns" if exact else f"columns_in = tl.minimum(columns, {work.columns - 1})")
 
 
-def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split: int) -> None:
+def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split: int, few: bool) -> None:
+    """Sums of a tile. Where a tile may have few rows, rows beyond the last one are not asked for: as copies of the last
+    they all come from one line of the second level of cache."""
     x, weight = sides.rows, sides.weights
     f.emit(f"left = {f.pointer(x)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
     f.emit(f"right = {f.pointer(weight)} + (columns_in * {work.depth})[None, :] + depths[:, None]")
@@ -258,10 +261,12 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
     precision = ', input_precision="tf32x3"' if x.dtype == "float32" else ""
     precision = f", max_num_imprecise_acc={tile.depth}" if x.dtype in LARGEST else precision
     with f.block(f"for step in range({bounds}):"):
-        a, b = "", ""
+        b, inside = "", [f"(rows < {f.extent(work.rows)})[:, None]"] if few else []
         if work.depth % tile.depth:
             rest = f"(depths < {work.depth} - step * {tile.depth})"
-            a, b = f", {rest}[None, :], other=0.0", f", {rest}[:, None], other=0.0"
+            b = f", {rest}[:, None], other=0.0"
+            inside.append(f"{rest}[None, :]")
+        a = f", {' & '.join(inside)}, other=0.0" if inside else ""
         f.emit(f"a = tl.load(left + step * {tile.depth}{a})")
         for part in range(work.parts):
             place = f"right + step * {tile.depth} + {part * work.columns * work.depth}"
