@@ -137,14 +137,14 @@ def test_paged_attention(name: str, dtype: str, kept: str, heads: int, depth: in
     positions, owners, tables = batch(rng, *BATCHES[name])
     query = rng.standard_normal((len(positions), heads, depth)).astype(numpy_dtype(dtype))
     cache = rng.standard_normal((tables.size, 2, 2, BLOCK * depth)).astype(numpy_dtype(kept))
-    _spoil(cache, positions, owners, tables, depth)
+    spoil(cache, positions, owners, tables, depth)
     attributes = {"scale": depth**-0.5, "window": window, "softcap": softcap}
     symbolic = {0: "T", 2: "T", 3: "T"}
     within = 1e-4 if dtype == "float32" else 3e-2
     checked("PagedAttention", [query, cache, positions, owners, tables], attributes, symbolic, (), within)
 
 
-def _spoil(cache: Array, positions: Array, owners: Array, tables: Array, depth: int) -> None:
+def spoil(cache: Array, positions: Array, owners: Array, tables: Array, depth: int) -> None:
     """What no token may see is no number."""
     for owner, table in enumerate(tables):
         count = int(positions[owners == owner].max(initial=-1)) + 1
