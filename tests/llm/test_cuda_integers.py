@@ -30,10 +30,10 @@ def distance(folder: Path, plain: Path, options: BuildOptions, monkeypatch: Any)
     interpreted.use(monkeypatch)
     expected = logits_of(decoder_of(open_checkpoint(plain), 64), TOKENS)
     runner = EngineRunner(build_llm(folder, options))
-    prompt = runner.step(batch_of(runner, [(1, 0, TOKENS[:3])]))
-    found = np.concatenate([prompt, runner.step(batch_of(runner, [(1, 3, TOKENS[3:4])]))])
+    prompt = runner.step(batch_of(runner, [(1, 0, TOKENS[:2])]))
+    found = np.concatenate([prompt, runner.step(batch_of(runner, [(1, 2, TOKENS[2:3])]))])
     runner.close()
-    return float(np.sqrt(np.mean((found - expected[:4]) ** 2)) / expected.std())
+    return float(np.sqrt(np.mean((found - expected[:3]) ** 2)) / expected.std())
 
 
 @pytest.mark.parametrize("precision", ["int4", "w8a8"])
@@ -44,8 +44,7 @@ def test_own_formats(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("kind", "precision", "within"), [
-    (Packing("awq", group=-1), "fp32", 1e-3), (Packing(bits=8, group=16), "bf16", 0.05),
-    (Packing(group=32, symmetric=True, ordered=True), "bf16", 0.05),
+    (Packing("awq", group=-1), "fp32", 1e-3), (Packing(group=32, symmetric=True, ordered=True), "bf16", 0.05),
 ])  # fmt: skip
 def test_checkpoints_of_others(
     kind: Packing, precision: str, within: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
