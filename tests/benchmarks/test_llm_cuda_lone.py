@@ -35,7 +35,7 @@ def test_one_token(dtype: str, kept: str, heads: int, depth: int, window: int, s
     positions, owners, tables = batch(rng, [(before, 1 - padding)], padding)
     query = rng.standard_normal((1, heads, depth)).astype(numpy_dtype(dtype))
     cache = rng.standard_normal((tables.size, 2, 2, BLOCK * depth)).astype(numpy_dtype(kept))
-    spoil(cache, positions, owners, tables, depth)
+    spoil(cache, positions, owners, tables, depth, 0)
     attributes = {"scale": depth**-0.5, "window": window, "softcap": softcap}
     with llm_cuda_lone_form.lone_attention():
         checked("PagedAttention", [query, cache, positions, owners, tables], attributes, {0: "T", 2: "T", 3: "T"}, (),

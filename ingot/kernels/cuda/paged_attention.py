@@ -112,7 +112,7 @@ def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int
         _load_queries(f, node, p["query"])
         _begin(f, node, rows, sizes)
         with f.block("for step in range(begin, end):"):
-            _step(f, build, sizes, p, ("position", "", "position"))
+            _step(f, build, sizes, p, ("position", "", "position", f"position - {window}"))
         _end(f, node, rows, sizes)
         if splits == 1:
             f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
@@ -203,10 +203,12 @@ def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
         with f.block("for owner in range(first, final + 1):"):
             f.emit("mine = valid & (owners == owner)\nlimit = tl.max(tl.where(mine, positions, -1))")
             window = int(node.attributes["window"])
-            low = f"tl.maximum(tl.min(tl.where(mine, positions, 2147483647)) + 1 - {window}, 0) // {_KEYS}"
+            if window:
+                f.emit(f"gone = tl.min(tl.where(mine, positions, 2147483647)) - {window}")
+            low = f"tl.maximum(gone + 1, 0) // {_KEYS}"
             f.emit(f"begin = tl.where(limit >= 0, {low}, 0)" if window else "begin = 0")
             with f.block(f"for step in range(begin, (limit + {_KEYS}) // {_KEYS}):"):
-                _step(f, build, sizes, p, ("positions[:, None]", "mine[:, None] & ", "limit"))
+                _step(f, build, sizes, p, ("positions[:, None]", "mine[:, None] & ", "limit", "gone"))
         _end(f, node, rows, sizes)
         f.emit("sums = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
         f.emit(f"tl.store({f.pointer(build.output())} + place, sums.to({LANGUAGE[node.output.dtype]}), inside)")
@@ -249,16 +251,17 @@ def _end(f: FunctionBuilder, node: Node, rows: int, sizes: Sizes) -> None:
 
 
 def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str],
-          seeing: tuple[str, str, str]) -> None:  # fmt: skip
+          seeing: tuple[str, str, str, str]) -> None:  # fmt: skip
     """`_KEYS` positions of `owner`: scores, and what the sums become. seeing: the rows' positions, a
-    condition for rows that are concerned ("": all), and the last position of them all. What lies behind it may be no
-    number at all."""
-    position, mine, most = seeing
+    condition for rows that are concerned ("": all), the last position of them all, and with a window the last one that
+    has left all of theirs. What lies behind the one or before the other may be another's, and no number at all."""
+    position, mine, most, gone = seeing
     node, turns = build.node, _turns(build.node)
     dtype = LANGUAGE[_multiplied(node)]
     precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
     _places(f, build, sizes, turns)
-    keys, values = _load_keys(f, sizes, p, turns), _load_values(f, sizes, p, turns, most)
+    gone = gone if node.attributes["window"] else ""
+    keys, values = _load_keys(f, sizes, p, turns), _load_values(f, sizes, p, turns, most, gone)
     scores = [f.let(f"tl.dot(q, {key}{precision}) * {float(node.attributes['scale'])!r}", "scores") for key in keys]
     cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
     for turn, name in enumerate(scores):
@@ -296,7 +299,8 @@ def _load_keys(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int) 
     return _numbers(f, f"tl.load({_units(p, turns)} + {place}{deep})", turns, "k")
 
 
-def _load_values(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int, most: str) -> list[list[str]]:
+def _load_values(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int, most: str,
+                 gone: str) -> list[list[str]]:  # fmt: skip
     """[keys, depth] of the keys of each turn: for each turn of the depth those that products take."""
     found, depth = [], sizes.depth // turns
     f.emit(f"across = tl.arange(0, {sizes.wide // turns})")
@@ -305,7 +309,8 @@ def _load_values(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int
     for turn in range(turns):
         row = f"(start + {sizes.groups * sizes.block * depth} + (keys % {sizes.block} + {turn}) * {depth})[:, None]"
         place = f"tl.multiple_of({row} + across[None, :], [1, {aligned}])"
-        there = f"(keys + {turn} <= {most})[:, None]{deep}"
+        after = f" & (keys + {turn} > {gone})" if gone else ""
+        there = f"((keys + {turn} <= {most}){after})[:, None]{deep}"
         found.append(_numbers(f, f"tl.load({_units(p, turns)} + {place}, {there}, other=0)", turns, "v"))
     return found
 

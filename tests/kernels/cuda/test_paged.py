@@ -137,17 +137,20 @@ def test_paged_attention(name: str, dtype: str, kept: str, heads: int, depth: in
     positions, owners, tables = batch(rng, *BATCHES[name])
     query = rng.standard_normal((len(positions), heads, depth)).astype(numpy_dtype(dtype))
     cache = rng.standard_normal((tables.size, 2, 2, BLOCK * depth)).astype(numpy_dtype(kept))
-    spoil(cache, positions, owners, tables, depth)
+    spoil(cache, positions, owners, tables, depth, window)
     attributes = {"scale": depth**-0.5, "window": window, "softcap": softcap}
     symbolic = {0: "T", 2: "T", 3: "T"}
     within = 1e-4 if dtype == "float32" else 3e-2
     checked("PagedAttention", [query, cache, positions, owners, tables], attributes, symbolic, (), within)
 
 
-def spoil(cache: Array, positions: Array, owners: Array, tables: Array, depth: int) -> None:
-    """What no token may see is no number."""
+def spoil(cache: Array, positions: Array, owners: Array, tables: Array, depth: int, window: int) -> None:
+    """What no token may see is no number, nor what lies in blocks that have left the window."""
     for owner, table in enumerate(tables):
         count = int(positions[owners == owner].max(initial=-1)) + 1
+        first = int(positions[(owners == owner) & (positions >= 0)].min(initial=0 if count == 0 else count - 1))
+        gone = max(first + 1 - window, 0) // BLOCK if window else 0
+        cache[table[:gone]] = np.nan
         for place, block in enumerate(table):
             offset = max(min(count - place * BLOCK, BLOCK), 0)
             cache[block, 0].reshape(-1, depth, BLOCK)[:, :, offset:] = np.nan
