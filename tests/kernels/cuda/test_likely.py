@@ -25,7 +25,7 @@ def same(logits: Array, chosen: list[int], told: list[int]) -> None:
     check(node, inputs, [words], 0, 0, limit=2, symbols={"R": len(logits), "L": len(told)})
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(st.integers(1, 4), st.sampled_from([1, 5, 20, 300, 2048, 5000]), st.sampled_from([0.1, 1.0, 6.0]),
        st.integers(0, 1 << 30))  # fmt: skip
 def test_the_meaning_s_words(rows: int, width: int, spread: float, seed: int) -> None:
@@ -41,8 +41,10 @@ def test_the_meaning_s_words(rows: int, width: int, spread: float, seed: int) ->
 
 @pytest.mark.parametrize("told", [12, 130])
 def test_many_rows(told: int) -> None:
+    """Each range of sizes; most rows are told nothing of, which is quick."""
     logits = np.random.default_rng(told).standard_normal((told, 2100)).astype(np.float32) * 3
-    same(logits, list(range(told)), list(range(told))[::-1])
+    rows = [place if place % (told // 3) == 2 else -1 for place in range(told)]
+    same(logits, list(range(told)), rows[::-1])
 
 
 def test_rows_that_are_no_numbers() -> None:
@@ -55,6 +57,3 @@ def test_a_vocabulary() -> None:
     logits = np.random.default_rng(5).standard_normal((2, 70000)).astype(np.float32)
     logits[1, 3::2048] += 9  # all of the first ones in one lane
     same(logits, [69999, 0], [1, 0])
-
-
-

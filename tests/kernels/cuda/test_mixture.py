@@ -103,8 +103,7 @@ def in_rows(x: Array) -> Array:
     return np.asarray((x / size).astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * size)
 
 
-@pytest.mark.parametrize("kept", ["bfloat16", "float8_e4m3fn"])
-@pytest.mark.parametrize("sizes", [(1040, 16), (16, 752)])
+@pytest.mark.parametrize(("kept", "sizes"), [("bfloat16", (1040, 16)), ("float8_e4m3fn", (16, 752))])
 def test_forms_of_few_rows(kept: str, sizes: tuple[int, int]) -> None:
     """Ends that fill no step; steps that hold the ends of some experts and the beginnings of others."""
     inputs = drawn(3, 1, (4, 3), sizes, kept, "bfloat16")
