@@ -19,7 +19,7 @@ from ingot import kernels
 from ingot.dtypes import size_of
 from ingot.kernels.cuda import paged_attention as pa
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.paged_attention import Sizes
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
@@ -49,8 +49,8 @@ def attention(build: CudaBuilder, node: Node) -> None:
     """One token by this form, more by the engine's"""
     sizes = Sizes.of(node)
     if Rung(1, 1).takes(sizes.tokens):
-        lone(build, node, sizes)
-        restrict(build, 0, Rung(1, 1), sizes.tokens)
+        with only(build, Rung(1, 1), sizes.tokens):
+            lone(build, node, sizes)
     if Rung(2).takes(sizes.tokens):
         others = tuple((replace(rung, low=max(rung.low, 2)), splits) for rung, splits in pa._SPLITS)
         with mock.patch.object(pa, "_SPLITS", others):

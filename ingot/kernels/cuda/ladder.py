@@ -3,6 +3,8 @@ that is captured for a size does not hold them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ingot.kernels.cuda.build import CudaBuilder
@@ -35,8 +37,11 @@ class Rung:
         return product((*above, *below))
 
 
-def restrict(build: CudaBuilder, first: int, rung: Rung, size: Extent) -> None:
-    """The builder's launches from number `first` on happen for sizes of the range alone."""
+@contextmanager
+def only(build: CudaBuilder, rung: Rung, size: Extent) -> Iterator[None]:
+    """Launches that are written inside happen for sizes of the range alone."""
+    first = len(build.launches)
+    yield
     for number in range(first, len(build.launches)):
         call = build.launches[number]
         grid = (product((call.grid[0], rung.factor(size))), *call.grid[1:])

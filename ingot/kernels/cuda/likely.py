@@ -10,7 +10,7 @@ from ingot.ir.ops_sample import LANES
 from ingot.kernels import kernel
 from ingot.kernels.cuda import sample
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
@@ -30,9 +30,8 @@ def likely(build: CudaBuilder, node: Node) -> None:
     told = node.input(2).shape[0]
     for rung, shares in sample.SHARES:
         if rung.takes(told):
-            first = len(build.launches)
-            _emit(build, rung, shares)
-            restrict(build, first, rung, told)
+            with only(build, rung, told):
+                _emit(build, rung, shares)
 
 
 def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:

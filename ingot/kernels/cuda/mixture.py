@@ -19,7 +19,7 @@ from ingot.ir.expression import parse
 from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import CudaBuilder
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.mixture_row import Block, few_rows
 from ingot.kernels.cuda.mixture_tiles import many_rows
 from ingot.kernels.cuda.mixture_work import DOWN, GATE, MAIN, MOST_EXPERTS, SCALES, SCORES, UP, Mix, Stacks, operands_in
@@ -86,8 +86,8 @@ def mixture(build: CudaBuilder, node: Node, gate: str, down: str) -> None:
     inner = build.temporary(mix.bytes_of_inner, node.dtype)
     few = Rung(1, mix.few)
     if few.takes(mix.rows):
-        few_rows(build, mix, stacks, inner, Block.parse(gate), Block.parse(down))
-        restrict(build, 0, few, mix.rows)
+        with only(build, few, mix.rows):
+            few_rows(build, mix, stacks, inner, Block.parse(gate), Block.parse(down))
     if Rung(mix.few + 1).takes(mix.rows):
         many_rows(build, mix, stacks, inner)
 

@@ -11,7 +11,7 @@ from ingot.ir.expression import parse
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.mixture_work import NORM, SCORES, Mix, Stacks, X, finish
 from ingot.kernels.cuda.paged_update import LARGEST
 from ingot.kernels.cuda.render import converted, render
@@ -78,26 +78,24 @@ def many_rows(build: CudaBuilder, mix: Mix, stacks: Stacks, inner: Handle) -> No
         build.temporary(product((mix.pairs, _FLOAT)), "float32"),
     )  # fmt: skip
     parts = build.temporary(product((mix.pairs, mix.width, size_of(mix.kept))), mix.kept)
-    many, first = Rung(mix.few + 1), len(build.launches)
-    rows = _choose(build, mix, lists)
-    restrict(build, first, many, mix.rows)
+    many = Rung(mix.few + 1)
+    with only(build, many, mix.rows):
+        rows = _choose(build, mix, lists)
     _by_count(build, mix, lambda part: _gates(build, mix, stacks, rows, lists, inner, part))
-    first = len(build.launches)
-    between = _rounded_inner(build, mix, inner) if mix.weights in LARGEST else _Rows(inner)
-    restrict(build, first, many, mix.rows)
+    with only(build, many, mix.rows):
+        between = _rounded_inner(build, mix, inner) if mix.weights in LARGEST else _Rows(inner)
     _by_count(build, mix, lambda part: _downs(build, mix, stacks, between, lists, parts, part))
-    first = len(build.launches)
-    _sum(build, mix, lists, parts)
-    restrict(build, first, many, mix.rows)
+    with only(build, many, mix.rows):
+        _sum(build, mix, lists, parts)
 
 
 def _by_count(build: CudaBuilder, mix: Mix, emit: Callable[[Range], None]) -> None:
     """A launch for each range of rows that an expert may have."""
     for part in ranges(mix.weights, build.target):
-        rung, first = Rung(max(part.low, mix.few + 1)), len(build.launches)
+        rung = Rung(max(part.low, mix.few + 1))
         if rung.takes(mix.rows):
-            emit(part)
-            restrict(build, first, rung, mix.rows)
+            with only(build, rung, mix.rows):
+                emit(part)
 
 
 # the choice

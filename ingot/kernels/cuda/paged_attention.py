@@ -10,7 +10,7 @@ from typing import Any
 from ingot.dtypes import size_of
 from ingot.kernels import kernel
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.paged_update import LARGEST, STORED
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
@@ -75,13 +75,11 @@ def paged_attention(build: CudaBuilder, node: Node) -> None:
     sizes = Sizes.of(node)
     for rung, splits in _SPLITS:
         if rung.takes(sizes.tokens):
-            first = len(build.launches)
-            _alone(build, node, sizes, rung, splits)
-            restrict(build, first, rung, sizes.tokens)
+            with only(build, rung, sizes.tokens):
+                _alone(build, node, sizes, rung, splits)
     if Rung(2).takes(sizes.tokens):
-        first = len(build.launches)
-        _together(build, node, sizes)
-        restrict(build, first, Rung(2), sizes.tokens)
+        with only(build, Rung(2), sizes.tokens):
+            _together(build, node, sizes)
 
 
 def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:

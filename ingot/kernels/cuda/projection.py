@@ -18,7 +18,7 @@ from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.paged_update import LARGEST
 from ingot.kernels.cuda.projection_row import Stream, Work, operands_in, store
 from ingot.kernels.cuda.projection_row import stream as stream_row
@@ -97,13 +97,12 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     work, packed = Work.of(node), build.pack(stored(weight))
     one = Rung(1, 1)
     if one.takes(work.rows):
-        stream_row(build, work, packed, Stream.parse(stream, packed.dtype))
-        restrict(build, 0, one, work.rows)
+        with only(build, one, work.rows):
+            stream_row(build, work, packed, Stream.parse(stream, packed.dtype))
     if not Rung(2).takes(work.rows):
         return
-    first = len(build.launches)
-    sides = _sides(build, work, packed)
-    restrict(build, first, Rung(2), work.rows)
+    with only(build, Rung(2), work.rows):
+        sides = _sides(build, work, packed)
     by_tiles(build, work, sides, rungs(work, node.input(1).dtype))
 
 
@@ -190,9 +189,8 @@ def by_tiles(build: CudaBuilder, work: Work, sides: Sides, ladder: Sequence[tupl
     """Launches for each range of rows."""
     for rung, tile in ladder:
         if rung.takes(work.rows):
-            first = len(build.launches)
-            _tiles(build, work, sides, tile, rung)
-            restrict(build, first, rung, work.rows)
+            with only(build, rung, work.rows):
+                _tiles(build, work, sides, tile, rung)
 
 
 def _split_of(work: Work, tile: Tile, rung: Rung, target: Architecture) -> int:

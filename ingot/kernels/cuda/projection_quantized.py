@@ -21,7 +21,7 @@ from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.projection import Sides, by_tiles, operands_fit, prepared, rungs
 from ingot.kernels.cuda.projection_integers import Integers, Stream, packed_words, place_of, run_of, unsigned
 from ingot.kernels.cuda.projection_integers import stream as stream_row
@@ -113,23 +113,22 @@ def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     _one(build, work, weights, stream)
     if not Rung(2).takes(work.rows):
         return
-    first, size = len(build.launches), size_of(node.dtype)
-    some, more = Rung(2, _MORE[weights.bits] - 1), Rung(_MORE[weights.bits])
+    size, some, more = size_of(node.dtype), Rung(2, _MORE[weights.bits] - 1), Rung(_MORE[weights.bits])
     if some.takes(work.rows):
-        stream_row(build, work, weights, Stream.parse(stream), several=True)
-        restrict(build, first, some, work.rows)
-    first = len(build.launches)
+        with only(build, some, work.rows):
+            stream_row(build, work, weights, Stream.parse(stream), several=True)
     if not more.takes(work.rows):
         return
-    rows, _ = prepared(build, work, node.dtype, weights.depth, place_of(weights.bits, "columns"))
-    restrict(build, first, more, work.rows)
+    with only(build, more, work.rows):
+        rows, _ = prepared(build, work, node.dtype, weights.depth, place_of(weights.bits, "columns"))
     filled = replace(work, depth=weights.depth)
     total = work.parts * work.columns * weights.depth * size
     whole = size == 2 and total <= _MOST_RESTORED and _RESTORED.takes(work.rows)
     few = Sides(rows, weights.words, accumulate=_in_registers(weights, rows))
     by_tiles(build, filled, few, _few(work, more.low, size, whole))
     if whole:
-        restored = _restored(build, filled, weights)
+        with only(build, _RESTORED, work.rows):
+            restored = _restored(build, filled, weights)
         many = [(Rung(max(r.low, _RESTORED.low), r.high), t) for r, t in rungs(work, node.dtype)
                 if r.high is None or r.high >= _RESTORED.low]  # fmt: skip
         by_tiles(build, filled, Sides(rows, restored, accumulate=_loaded(rows, restored)), many)
@@ -142,17 +141,16 @@ def integer_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     _one(build, work, weights, stream)
     if not Rung(2).takes(work.rows):
         return
-    first = len(build.launches)
-    rows, sizes = prepared(build, work, "int8", weights.depth, place_of(8, "columns"))
-    restrict(build, first, Rung(2), work.rows)
+    with only(build, Rung(2), work.rows):
+        rows, sizes = prepared(build, work, "int8", weights.depth, place_of(8, "columns"))
     sides = Sides(rows, weights.words, sizes, accumulate=_loaded(rows, weights.words))
     by_tiles(build, replace(work, depth=weights.depth), sides, rungs(work, "float8_e4m3fn"))
 
 
 def _one(build: CudaBuilder, work: Work, weights: Integers, stream: str) -> None:
     if Rung(1, 1).takes(work.rows):
-        stream_row(build, work, weights, Stream.parse(stream))
-        restrict(build, 0, Rung(1, 1), work.rows)
+        with only(build, Rung(1, 1), work.rows):
+            stream_row(build, work, weights, Stream.parse(stream))
 
 
 def _few(work: Work, low: int, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
@@ -265,7 +263,7 @@ def _handle(handle: Handle | None) -> Handle:
 
 def _restored(build: CudaBuilder, work: Work, weights: Integers) -> Handle:
     """The whole matrix [columns, K] in the rows' type, by a launch of its own for runs of many rows alone."""
-    dtype, first, each = build.node.dtype, len(build.launches), weights.each
+    dtype, each = build.node.dtype, weights.each
     columns = work.parts * work.columns
     size = product((columns * work.depth * size_of(dtype), _RESTORED.factor(work.rows)))
     made, f = build.temporary(size, dtype), build.function(warps=4, stages=1)
@@ -278,5 +276,4 @@ def _restored(build: CudaBuilder, work: Work, weights: Integers) -> Handle:
     f.emit(f"place = tl.program_id(0).to(tl.int64) * {_WORDS * each} + tl.arange(0, {_WORDS * each})")
     f.emit(f"tl.store({f.pointer(made)} + place, {numbers}, place < {columns * work.depth})")
     f.launch(-(-columns * weights.line // _WORDS))
-    restrict(build, first, _RESTORED, work.rows)
     return made

@@ -10,7 +10,7 @@ from typing import Any
 from ingot.ir.ops_sample import DRAW, LANES
 from ingot.kernels import kernel
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.ladder import Rung, restrict
+from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
@@ -65,9 +65,8 @@ def sample(build: CudaBuilder, node: Node) -> None:
     rows = node.input(0).shape[0]
     for rung, shares in SHARES:
         if rung.takes(rows):
-            first = len(build.launches)
-            _emit(build, rung, shares)
-            restrict(build, first, rung, rows)
+            with only(build, rung, rows):
+                _emit(build, rung, shares)
 
 
 def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:
