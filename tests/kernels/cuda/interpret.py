@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache, cached_property
+from types import SimpleNamespace
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -22,16 +24,76 @@ del os.environ["TRITON_INTERPRET"]  # which the knob sets too: children compile
 from ingot.kernels.cuda.build import Unit  # noqa: E402
 from ingot.kernels.cuda.compile import load  # noqa: E402
 
-_patch_tensor = interpreter._patch_lang_tensor
+# Overflows would be counted with each sum and product of integers, and be told only where debugging is on.
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # for good: nothing compiles here
+tl.tensor.__index__ = lambda self: int(self.handle.data.reshape(-1)[0])  # numpy 2.4 makes no number of an axis
 
 
-def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
-    """Triton's, but numpy 2.4 makes no number of an array with an axis."""
-    _patch_tensor(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
+def _call(self: Any, *operands: Any, **named: Any) -> Any:
+    """Triton's, which patches the whole language again at each call of a function."""
+    return self.rewrite()(*operands, **named)
 
 
-interpreter._patch_lang_tensor = _patch_lang_tensor
+interpreter.InterpretedFunction.__call__ = _call
+
+
+def _kind(type_: Any) -> np.dtype[Any]:
+    """Triton's, which writes down its table again at each question."""
+    scalar = type_.scalar
+    if scalar.is_ptr():
+        return np.dtype(np.uint64)
+    if scalar.name not in _KINDS:
+        _KINDS[scalar.name] = _np_dtype(scalar)
+    return _KINDS[scalar.name]
+
+
+_KINDS: dict[str, np.dtype[Any]] = {}
+_np_dtype = interpreter._get_np_dtype
+interpreter._get_np_dtype = _kind
+
+
+def _tuple(self: Any, values: Any, type: Any = None) -> None:
+    """Triton's, which makes a type for each tuple, and a tuple for each shape: here when it is asked for."""
+    self.values = list(values)
+    if type is not None:
+        self.type = type if isinstance(type, tl.core.tuple_type) else tl.core.tuple_type(type)
+
+
+tl.core.tuple.__init__ = _tuple
+tl.core.tuple.type = cached_property(lambda self: tl.core._type_for_tuple_values(self.values))
+tl.core.tuple.type.__set_name__(tl.core.tuple, "type")
+
+
+class _Shape:
+    """What Triton works out again for each block of a shape, which it checks."""
+
+    def __init__(self, extents: tuple[int, ...]) -> None:
+        self.extents = tl.core.tuple(extents)
+        self.numel = tl.core.validate_block_shape(extents)
+        self.name = str(self.extents)
+        self.constants = tl.core.tuple([tl.constexpr(extent) for extent in extents])
+        self.constant_numel = tl.constexpr(self.numel)
+
+
+_shape = cache(_Shape)
+
+
+def _block(self: Any, element_ty: Any, shape: Any) -> None:
+    self.known = known = _shape(tuple(getattr(extent, "value", extent) for extent in shape))
+    assert known.extents.values, "Triton has no block without an axis"
+    self.element_ty, self.shape, self.numel = element_ty, known.extents, known.numel
+    self.name = f"<{known.name}, {element_ty}>"
+
+
+def _tensor(self: Any, handle: Any, type: Any) -> None:
+    known = type.known if type.is_block() else _shape(())
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = known.constants, known.constant_numel
+
+
+tl.core.block_type.__init__ = _block
+tl.tensor.__init__ = _tensor
 
 _dot = interpreter.InterpreterBuilder.create_dot
 
@@ -82,22 +144,22 @@ class _Libdevice:
         return call
 
 
-def run(unit: Unit, grid: Sequence[int], values: Sequence[int]) -> None:
-    """One launch: `values` are addresses of host memory and numbers, as the signature has them."""
+@cache
+def _written(unit: Unit) -> Callable[..., Any]:
     function = load(unit)
     function.fn.__globals__["libdevice"] = _Libdevice()
-    written = function.rewrite()
-    scope = interpreter._patch_lang(written)
-    try:
-        arguments = [_argument(value, kind) for value, (_, kind) in zip(values, unit.signature, strict=True)]
-        whole = (*grid, 1, 1, 1)[:3]
-        interpreter.interpreter_builder.set_grid_dim(*whole)
-        with np.errstate(all="ignore"):
-            for place in itertools.product(*map(range, whole)):
-                interpreter.interpreter_builder.set_grid_idx(*place)
-                written(*arguments)
-    finally:
-        scope.restore()
+    return cast(Callable[..., Any], function.rewrite())
+
+
+def run(unit: Unit, grid: Sequence[int], values: Sequence[int]) -> None:
+    """One launch: `values` are addresses of host memory and numbers, as the signature has them."""
+    arguments = [_argument(value, kind) for value, (_, kind) in zip(values, unit.signature, strict=True)]
+    whole = (*grid, 1, 1, 1)[:3]
+    interpreter.interpreter_builder.set_grid_dim(*whole)
+    with np.errstate(all="ignore"):
+        for place in itertools.product(*map(range, whole)):
+            interpreter.interpreter_builder.set_grid_idx(*place)
+            _written(unit)(*arguments)
 
 
 def _argument(value: int, kind: str) -> Any:
