@@ -27,7 +27,7 @@ ROWS, COLUMNS, ROW_BYTES = 16, 16, 64
 TILE_BYTES = ROWS * ROW_BYTES
 TALLEST = 2 * ROWS
 SECOND_CACHE = 2  # LLVM's word for how near a prefetch shall bring a line
-_SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
+SUMS, LEFT, RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)  # registers: of [16 rows][16 columns], of rows, of columns
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,20 @@ def _number(f: Function, register: int) -> Value:
     return Value(f, "i8", str(register))
 
 
-def _load(f: Function, register: int, pointer: Value, offset: Index, stride: Index) -> None:
+def load(f: Function, register: int, pointer: Value, offset: Index, stride: Index) -> None:
+    """16 rows of 64 bytes, `stride` bytes from row to row."""
     f.intrinsic("llvm.x86.tileloadd64", "void", _number(f, register), f.at(pointer, offset), f.index(stride))
 
 
-def _store(f: Function, register: int, pointer: Value, offset: Index, stride: Index) -> None:
+def store(f: Function, register: int, pointer: Value, offset: Index, stride: Index) -> None:
+    """A register as 16 rows of 64 bytes, `stride` bytes from row to row."""
     f.intrinsic("llvm.x86.tilestored64", "void", _number(f, register), f.at(pointer, offset), f.index(stride))
+
+
+def add_product(f: Function, instruction: str, top: int, j: int) -> None:
+    """The products of 16 rows by 16 columns that are loaded, to their sums."""
+    registers = (SUMS[2 * top + j], LEFT[top], RIGHT[j])
+    f.intrinsic(f"llvm.x86.{instruction}", "void", *(_number(f, r) for r in registers))
 
 
 # products
@@ -179,32 +187,32 @@ def multiply(f: Function, gemm: TileGemm, left: Value, group_bytes: int, right: 
     end(f, tops, gemm.wide, slot)
 
 
-def _places(tops: int, wide: int) -> Iterator[tuple[int, int]]:
+def places(tops: int, wide: int) -> Iterator[tuple[int, int]]:
     """(register, its place in a slot) of every tile of sums."""
     for top in range(tops):
-        yield from ((_SUMS[2 * top + j], (top * ROWS * wide + j) * ROW_BYTES) for j in range(wide))
+        yield from ((SUMS[2 * top + j], (top * ROWS * wide + j) * ROW_BYTES) for j in range(wide))
 
 
 def begin(f: Function, tops: int, wide: int, slot: Value | None) -> None:
     """Sums from a slot, or zero."""
-    for register, place in _places(tops, wide):
+    for register, place in places(tops, wide):
         if slot is None:
             f.intrinsic("llvm.x86.tilezero", "void", _number(f, register))
         else:
-            _load(f, register, slot, place, wide * ROW_BYTES)
+            load(f, register, slot, place, wide * ROW_BYTES)
 
 
 def begin_alike(f: Function, tops: int, wide: int, row: Value) -> None:
     """All rows of sums from one, [tile of columns][16]."""
     for top in range(tops):
         for j in range(wide):
-            _load(f, _SUMS[2 * top + j], row, j * ROW_BYTES, 0)
+            load(f, SUMS[2 * top + j], row, j * ROW_BYTES, 0)
 
 
 def end(f: Function, tops: int, wide: int, slot: Value) -> None:
     """Sums to a slot: [row][tile of columns][16]."""
-    for register, place in _places(tops, wide):
-        _store(f, register, slot, place, wide * ROW_BYTES)
+    for register, place in places(tops, wide):
+        store(f, register, slot, place, wide * ROW_BYTES)
 
 
 @dataclass(frozen=True)
@@ -223,13 +231,12 @@ def add_products(f: Function, dot: TileDot, wide: int, rows: Rows, weights: Valu
     order = list(_product_order(dot, wide, len(rows.pointers)))
     held: dict[int, tuple[int, int]] = {}
     for number, (part, other, top, j) in enumerate(order):
-        if held.get(_RIGHT[j]) != (other, j):
-            _load(f, _RIGHT[j], weights, (other * wide + j) * TILE_BYTES, ROW_BYTES)
-        if held.get(_LEFT[top]) != (part, top):
-            _load(f, _LEFT[top], rows.pointers[top], part * rows.part_bytes, rows.pitch)
-        held |= {_RIGHT[j]: (other, j), _LEFT[top]: (part, top)}
-        registers = (_SUMS[2 * top + j], _LEFT[top], _RIGHT[j])
-        f.intrinsic(f"llvm.x86.{dot.instruction}", "void", *(_number(f, r) for r in registers))
+        if held.get(RIGHT[j]) != (other, j):
+            load(f, RIGHT[j], weights, (other * wide + j) * TILE_BYTES, ROW_BYTES)
+        if held.get(LEFT[top]) != (part, top):
+            load(f, LEFT[top], rows.pointers[top], part * rows.part_bytes, rows.pitch)
+        held |= {RIGHT[j]: (other, j), LEFT[top]: (part, top)}
+        add_product(f, dot.instruction, top, j)
         for line in lines[len(lines) * number // len(order) : len(lines) * (number + 1) // len(order)]:
             f.prefetch(far, line, SECOND_CACHE)
 

@@ -17,13 +17,20 @@ from ingot.kernels.cpu.gemm_dot import bfloat16_dot
 from ingot.kernels.cpu.gemm_epilogue import RowEpilogue, finish_tile
 from ingot.kernels.cpu.gemm_tiles import (
     COLUMNS,
+    LEFT,
+    RIGHT,
     ROW_BYTES,
     ROWS,
     TALLEST,
     TILE_BYTES,
+    add_product,
+    begin,
     configuration,
     configure,
+    load,
+    places,
     release,
+    store,
 )
 from ingot.kernels.cpu.llvm import Value
 from ingot.kernels.cpu.weight_only_byte_unpack import ByteWeights, unpack
@@ -37,7 +44,6 @@ _PART = 4  # blocks of K whose weights and rows, 16 KB each, stay in the first c
 _KEPT_ROWS = 512  # whose sums wait in scratch
 _MOST_PANELS = 8  # that share the reading of x
 _FEWEST_BUNDLES = 16  # where there are as many panels: threads take whole ones, so that weights are unpacked once
-_SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,18 +201,15 @@ def _multiply_part(f: PhaseFunction, job: _Job, area: _Area, block: Value) -> No
 def _multiply(f: PhaseFunction, job: _Job, left: Value, right: Value, waiting: _Waiting) -> None:
     """A block's products to `waiting.other`, while what waits is added."""
     tops, wide = job.x.tops, job.weights.wide
-    for top in range(tops):
-        for j in range(wide):
-            f.intrinsic("llvm.x86.tilezero", "void", _register(f, _SUMS[2 * top + j]))
+    begin(f, tops, wide, None)
     order = [(k, top, j) for k in range(TILES) for top in range(tops) for j in range(wide)]
     share, done = job.x.height // len(order), iter(_stores(f, job, waiting.other))
     for number, (k, top, j) in enumerate(order):
         if j == 0:
-            _load(f, _LEFT[top], left, (top * TILES + k) * TILE_BYTES, ROW_BYTES)
+            load(f, LEFT[top], left, (top * TILES + k) * TILE_BYTES, ROW_BYTES)
         if top == 0:
-            _load(f, _RIGHT[j], right, (k * wide + j) * TILE_BYTES, ROW_BYTES)
-        registers = (_SUMS[2 * top + j], _LEFT[top], _RIGHT[j])
-        f.intrinsic("llvm.x86.tdpbssd", "void", *(_register(f, r) for r in registers))
+            load(f, RIGHT[j], right, (k * wide + j) * TILE_BYTES, ROW_BYTES)
+        add_product(f, "tdpbssd", top, j)
         _add(f, job, waiting, number * share, (number + 1) * share)
         if number > len(order) - tops * wide:
             next(done)
@@ -216,12 +219,9 @@ def _multiply(f: PhaseFunction, job: _Job, left: Value, right: Value, waiting: _
 def _stores(f: PhaseFunction, job: _Job, target: Value) -> Iterator[None]:
     """Sums to [row][tile of columns][16], a register at a time."""
     wide = job.weights.wide
-    for top in range(job.x.tops):
-        for j in range(wide):
-            pitch, place = wide * ROW_BYTES, (top * ROWS * wide + j) * ROW_BYTES
-            registers = (_register(f, _SUMS[2 * top + j]), f.at(target, place), f.index(pitch))
-            f.intrinsic("llvm.x86.tilestored64", "void", *registers)
-            yield
+    for register, place in places(job.x.tops, wide):
+        store(f, register, target, place, wide * ROW_BYTES)
+        yield
 
 
 def _add(f: PhaseFunction, job: _Job, waiting: _Waiting, first: int, last: int) -> None:
@@ -234,11 +234,3 @@ def _add(f: PhaseFunction, job: _Job, waiting: _Waiting, first: int, last: int) 
             place = (r * wide + j) * ROW_BYTES
             whole = f.cast("sitofp", f.load(_INTEGERS, waiting.sums, place), "float")
             f.store(f.fma(whole, columns[j] * factor, f.load(_FLOATS, waiting.slot, place)), waiting.slot, place)
-
-
-def _register(f: PhaseFunction, number: int) -> Value:
-    return Value(f, "i8", str(number))
-
-
-def _load(f: PhaseFunction, register: int, pointer: Value, offset: int, stride: int) -> None:
-    f.intrinsic("llvm.x86.tileloadd64", "void", _register(f, register), f.at(pointer, offset), f.index(stride))

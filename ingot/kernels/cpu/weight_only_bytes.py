@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ingot.kernels.cpu.build import Handle, KernelBuilder, PhaseFunction
 from ingot.kernels.cpu.gemm_tiles import ROW_BYTES, ROWS, TILE_BYTES
 from ingot.kernels.cpu.llvm import Function, Index, Value
-from ingot.kernels.cpu.weight_only_rows import largest_of, loaded, rounded
+from ingot.kernels.cpu.weight_only_rows import inverse_of, largest_of, loaded, rounded
 from ingot.plan.extent import Extent, ceil_div, product
 
 BLOCK, TILES = 128, 2  # numbers along K with one scale, and the tiles that hold them
@@ -164,8 +164,7 @@ def _seen(f: Function, job: _Job, read: Value, row: Value, count: int) -> _Seen:
     place = f.at(read, row * (job.depth * 4))
     numbers = [loaded(f, place, k, min(count - k, _LANES), _LANES) for k in range(0, BLOCK, _LANES)]
     largest = largest_of(f, numbers, _LANES)
-    inverse = f.splat(f.binary("fdiv", f.constant("float", _LARGEST), largest), _LANES)
-    inverse = f.select(f.compare("oeq", f.splat(largest, _LANES), 0.0), 0.0, inverse)
+    inverse = inverse_of(f, _LARGEST, largest, _LANES)
     wholes, squares = [rounded(f, x, inverse) for x in numbers], f.constant(_INTEGERS, 0)
     for whole in wholes:
         halves = f.bitcast(f.binary("and", whole, 0xFFFF), _HALVES)

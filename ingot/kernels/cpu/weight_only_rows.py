@@ -93,8 +93,7 @@ def _block(f: PhaseFunction, job: _Job, read: Value, write: Value, row: Value, b
     largest = largest_of(f, numbers, lanes)
     limit = _LIMITS[job.digits.unit]
     f.store(largest * (1 / limit), job.rows.scales_at(f, row, block))
-    inverse = f.splat(f.binary("fdiv", f.constant("float", limit), largest), lanes)
-    inverse = f.select(f.compare("oeq", f.splat(largest, lanes), 0.0), 0.0, inverse)
+    inverse = inverse_of(f, limit, largest, lanes)
     target, total = f.at(write, block * (size * job.digits.unit // 8)), f.constant(vector("i32", lanes), 0)
     for number, x in enumerate(numbers):
         whole = rounded(f, x, inverse)
@@ -131,6 +130,13 @@ def largest_of(f: Function, numbers: list[Value], lanes: int) -> Value:
         best = bits if best is None else f.call("llvm.umax", type_, best, bits)
     assert best is not None
     return f.bitcast(f.intrinsic(f"llvm.vector.reduce.umax.v{lanes}i32", "i32", best), "float")
+
+
+def inverse_of(f: Function, limit: int, largest: Value, lanes: int) -> Value:
+    """limit / largest in all lanes, what takes a block's numbers to integers of at most `limit`; 0 for a block of
+    zeros."""
+    inverse = f.splat(f.binary("fdiv", f.constant("float", limit), largest), lanes)
+    return f.select(f.compare("oeq", f.splat(largest, lanes), 0.0), 0.0, inverse)
 
 
 def _store(f: Function, job: _Job, numbers: Value, target: Value, first: int) -> None:
