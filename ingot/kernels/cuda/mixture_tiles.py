@@ -11,6 +11,7 @@ from ingot.ir.expression import parse
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
+from ingot.kernels.cuda.kept import keep
 from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.mixture_work import NORM, SCORES, Mix, Stacks, X, finish
 from ingot.kernels.cuda.paged_update import LARGEST
@@ -126,7 +127,7 @@ def _choose(build: CudaBuilder, mix: Mix, lists: _Lists) -> _Rows:
         if normed:
             f.emit(f"square = tl.sum(x * x) / {mix.width} + {build.node.attributes['epsilon']!r}")
             f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
-        made = _kept(f, build, mix, mix.rows, mix.width)
+        made = _Rows(*keep(f, mix.weights if rounded else mix.kept, mix.rows, mix.width))
     f.launch(mix.rows)
     return made
 
@@ -139,28 +140,13 @@ def _opened(build: CudaBuilder, width: int, name: str) -> FunctionBuilder:
     return f
 
 
-def _kept(f: FunctionBuilder, build: CudaBuilder, mix: Mix, rows: Extent, width: int) -> _Rows:
-    """x as tiles load it, rounded to eight bits where the weights have them."""
-    rounded = mix.weights in LARGEST
-    dtype = mix.weights if rounded else mix.kept
-    made = build.temporary(product((rows, width, size_of(dtype))), dtype)
-    sizes = build.temporary(product((rows, _FLOAT)), "float32") if rounded else None
-    if sizes is not None:
-        most = LARGEST[dtype]
-        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {most!r}")
-        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{most!r}), {most!r})")
-        f.emit(f"tl.store({f.pointer(sizes)} + row, size)")
-    f.emit(f"tl.store({f.pointer(made)} + row.to(tl.int64) * {width} + columns, x.to({LANGUAGE[dtype]}), inside)")
-    return _Rows(made, sizes)
-
-
 def _rounded_inner(build: CudaBuilder, mix: Mix, inner: Handle) -> _Rows:
     """What lies between the products, to eight bits pair by pair."""
     f = _opened(build, mix.inner, "row")
     f.wait()
     place = f"{f.pointer(inner)} + row.to(tl.int64) * {mix.inner} + {source_of('columns')}"
     f.emit(f"x = tl.load({place}, inside, other=0.0).to(tl.float32)")
-    made = _kept(f, build, mix, mix.pairs, mix.inner)
+    made = _Rows(*keep(f, mix.weights, mix.pairs, mix.inner))
     f.launch(mix.pairs)
     return made
 

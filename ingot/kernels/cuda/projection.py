@@ -18,6 +18,7 @@ from ingot.kernels import kernel
 from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
+from ingot.kernels.cuda.kept import keep
 from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.paged_update import LARGEST
 from ingot.kernels.cuda.projection_row import Stream, Work, operands_in, store
@@ -29,12 +30,10 @@ from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
 _WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
-_LANGUAGE = {**LANGUAGE, "float8_e4m3fn": "tl.float8e4nv"}
 _MULTIPLES = {1: 16, 2: 2, 4: 1}  # of the depth, for weights of so many bytes: they are loaded as words
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
 _FEW = 128  # rows: to here depths are divided among blocks
-_LARGEST = {**LARGEST, "int8": 127.0}  # numbers that rows are rounded to
 
 # One row: columns of a block, depth of a step, warps.
 _SMALL, _DEEP = 1 << 24, 8192
@@ -160,10 +159,7 @@ def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
 def prepared(build: CudaBuilder, work: Work, dtype: str, depth: int, source: str) -> tuple[Handle, Handle | None]:
     """Rows [rows, depth], normalised where there is a norm, with zeros beyond their own depth; of eight bits with the
     size [rows] that each is to be multiplied by. source: which number lies at the place `columns`."""
-    node, largest = build.node, _LARGEST.get(dtype)
-    made = build.temporary(product((work.rows, depth, size_of(dtype))), dtype)
-    sizes = build.temporary(product((work.rows, _FLOAT)), "float32") if largest else None
-    block = power_of_two(depth)
+    node, block = build.node, power_of_two(depth)
     f = build.function(warps=min(max(block // 1024, 4), 16), stages=1)
     f.emit(f"columns = tl.arange(0, {block})\nsource = {source}\nrow = tl.program_id(0).to(tl.int64)")
     inside = f"columns < {depth}" if depth == work.depth else f"(source < {work.depth}) & (columns < {depth})"
@@ -175,14 +171,9 @@ def prepared(build: CudaBuilder, work: Work, dtype: str, depth: int, source: str
     if node.has_input(2):
         f.emit(f"square = tl.sum(x * x) / {work.depth} + {node.attributes['epsilon']!r}")
         f.emit("x = x * (1.0 / libdevice.sqrt(square)) * scale")
-    if sizes is not None:
-        f.emit(f"size = tl.maximum(tl.max(tl.abs(x)), 1e-12) / {largest!r}")
-        f.emit(f"tl.store({f.pointer(sizes)} + row, size + 0.0 * tl.sum(x))")  # NaN stays what it is
-        f.emit(f"x = tl.minimum(tl.maximum(x / size, -{largest!r}), {largest!r})")
-    kept = "libdevice.rint(x)" if dtype == "int8" else "x"
-    f.emit(f"tl.store({f.pointer(made)} + row * {depth} + columns, {kept}.to({_LANGUAGE[dtype]}), columns < {depth})")
+    kept = keep(f, dtype, work.rows, depth)
     f.launch(work.rows)
-    return made, sizes
+    return kept
 
 
 def by_tiles(build: CudaBuilder, work: Work, sides: Sides, ladder: Sequence[tuple[Rung, Tile]]) -> None:

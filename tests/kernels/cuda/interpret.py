@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from types import SimpleNamespace
@@ -122,6 +123,15 @@ def _convert_float(x: Any, given: Any, wanted: Any, rounding: Any) -> Any:
 
 interpreter._convert_float = _convert_float
 
+
+def _number_of(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton's, but of NaN and a number a GPU takes the number, unless NaN is to be propagated."""
+    return lambda builder, left, right: builder.binary_op(left, right, choose)
+
+
+interpreter.InterpreterBuilder.create_maxnumf = _number_of(np.fmax)
+interpreter.InterpreterBuilder.create_minnumf = _number_of(np.fmin)
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rint": np.rint, "sqrt": np.sqrt, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
@@ -156,7 +166,7 @@ def run(unit: Unit, grid: Sequence[int], values: Sequence[int]) -> None:
     arguments = [_argument(value, kind) for value, (_, kind) in zip(values, unit.signature, strict=True)]
     whole = (*grid, 1, 1, 1)[:3]
     interpreter.interpreter_builder.set_grid_dim(*whole)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         for place in itertools.product(*map(range, whole)):
             interpreter.interpreter_builder.set_grid_idx(*place)
             _written(unit)(*arguments)

@@ -71,6 +71,31 @@ def test_projection_onto_a_stream(rows: int) -> None:
     checked("Projection", [x, weight, None, stream], attributes, {0: "T", 3: "T"}, (1,), 3e-2)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("kept", ["bfloat16", "float8_e4m3fn", "int8"])
+def test_a_row_that_is_no_number_gives_none(kept: str, normed: bool, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, 96)).astype(numpy_dtype("bfloat16"))
+    weight, norm = rng.integers(-9, 10, (96, 8)).astype(numpy_dtype(kept)), np.ones(96, np.float32)
+    x[rows // 2, 5] = np.nan
+    attributes = {"parts": 1, "epsilon": 1e-5, "expression": "Mul %0 0.01 -> float32"}
+    inputs = [x, weight, norm if normed else None]
+    checked("Projection", inputs, attributes, {0: "T"}, (1, 2), 3e-2 if kept == "bfloat16" else 0.1)
+
+
+@pytest.mark.parametrize("kept", ["float8_e4m3fn", "int8"])
+def test_rows_of_eight_bits_that_no_sum_holds(kept: str) -> None:
+    """Some of the largest numbers there are, which products make small again; infinities, whose row is no number."""
+    x = np.ones((3, 96), numpy_dtype("bfloat16"))
+    x[0, :4], x[2, 3] = 3e38, np.inf
+    weight = np.eye(96, 16).astype(numpy_dtype(kept))
+    attributes = {"parts": 1, "epsilon": 1e-5, "expression": "Mul %0 0.5 -> float32"}
+    meant = x.astype(np.float32)
+    meant[0, 4:], meant[2] = 0, np.nan
+    checked("Projection", [x, weight], attributes, {0: "T"}, (1,), 1e-2, [meant, weight])
+
+
 @pytest.mark.parametrize(("kept", "dtype"), [("float8_e4m3fn", "bfloat16"), ("bfloat16", "bfloat16")])
 def test_every_stream_of_one_row(kept: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A depth beyond what is asked for at once, with an end that fills no step."""
