@@ -219,7 +219,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
 
     with (
         mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored),
-        mock.patch.object(mixture, "stored", _unstacked),
+        mock.patch.object(mixture, "stored", _unstored),
         mock.patch.object(projection_quantized, "packed_words", _unpacked),
     ):  # fmt: skip
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
@@ -242,17 +242,12 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
 
 def _unstored(weight: Array) -> Array:
     """Zeros that take no memory, in the place of weights as they are kept."""
-    return np.zeros(weight.shape[::-1], weight.dtype)
+    return np.zeros(weight.swapaxes(-1, -2).shape, weight.dtype)
 
 
 def _unpacked(weight: Array, bits: int) -> Array:
     """The same of words of integers."""
     return np.zeros((weight.shape[1], len(weight) * bits // 32), np.int32)
-
-
-def _unstacked(weights: Array) -> Array:
-    """The same of experts."""
-    return np.zeros((len(weights), *weights.shape[:0:-1]), weights.dtype)
 
 
 def _beside(first: Array, second: Array) -> Array:

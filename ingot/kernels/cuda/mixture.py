@@ -12,44 +12,37 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ingot.dtypes import size_of
 from ingot.ir.expression import parse
 from ingot.kernels import kernel
-from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
+from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import CudaBuilder
 from ingot.kernels.cuda.ladder import Rung, only
-from ingot.kernels.cuda.mixture_row import Block, few_rows
+from ingot.kernels.cuda.mixture_row import few_rows
 from ingot.kernels.cuda.mixture_tiles import many_rows
-from ingot.kernels.cuda.mixture_work import DOWN, GATE, MAIN, MOST_EXPERTS, SCALES, SCORES, UP, Mix, Stacks, operands_in
-from ingot.kernels.cuda.paged_update import LARGEST
+from ingot.kernels.cuda.mixture_work import DOWN, GATE, MOST_EXPERTS, NORM, SCALES, SCORES, UP, Mix, Stacks
+from ingot.kernels.cuda.projection_row import operands_in
 from ingot.kernels.cuda.render import NARROW, can_render
-from ingot.kernels.cuda.words import order_of
+from ingot.kernels.cuda.streaming import Block, can_stream, stored
 from ingot.kernels.node import Node
 
-_WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
-_MULTIPLES = {1: 16, 2: 2, 4: 1}  # of both depths, for weights of so many bytes: they are loaded as words
 _MOST_BYTES = 2**33  # of a stack: kernels count its words in 32 bits
 
 # Few rows: columns of a block, depth of a step, warps; of gate and up, and of down.
 GATES = ("8x1024w4", "8x1024w8", "4x2048w4")
 DOWNS = ("4x2048w4", "4x1024w2", "8x1024w4")
+_MOST_HELD = 128  # words of a step that a thread may have
 
 
 def _applies(node: Node, target: Any) -> bool:
     stacks = [node.input(k) for k in (GATE, UP, DOWN)]
-    weights, constants = stacks[0].dtype, [*stacks, *(p for p in node.inputs[SCALES[0] : MAIN] if p is not None)]
+    weights, constants = stacks[0].dtype, [*stacks, *(p for p in node.inputs[SCALES[0] : NORM + 1] if p is not None)]
     if any(port.constant is None for port in constants) or any(port.dtype != weights for port in stacks):
         return False
-    if weights not in _WEIGHTS or not {node.dtype, node.input(SCORES).dtype} <= {*NARROW, "float32"}:
-        return False
-    if (weights == "float32" and node.dtype != "float32") or (weights in LARGEST and target.capability < EIGHTHS_FROM):
-        return False
     mix, operands = Mix.of(node), [node.input(k) for k in operands_in(node)]
-    if mix.count > MOST_EXPERTS:
+    if not can_stream(weights, node.dtype, (mix.width, mix.inner), target):
         return False
-    if any(depth % _MULTIPLES[size_of(weights)] for depth in (mix.width, mix.inner)) or _size(mix) >= _MOST_BYTES:
+    if node.input(SCORES).dtype not in (*NARROW, "float32") or mix.count > MOST_EXPERTS or _size(mix) >= _MOST_BYTES:
         return False
     activation, types = parse(node.attributes["activation"]), ["float32", *(port.dtype for port in operands)]
     fits = all(port.shape == node.output.shape for port in operands)
@@ -61,13 +54,18 @@ def _size(mix: Mix) -> int:
     return mix.count * mix.width * mix.inner * size_of(mix.weights)
 
 
+def _fits(block: Block, depth: int) -> bool:
+    """Whether a step is not mostly empty, and a thread can hold its part."""
+    return block.depth <= max(depth, 2048) and block.columns * block.depth // (32 * block.warps) <= _MOST_HELD
+
+
 def _gates(node: Node, target: Architecture) -> tuple[str, ...]:
-    return tuple(text for text in GATES if Block.parse(text).fits(Mix.of(node).width))
+    return tuple(text for text in GATES if _fits(Block.parse(text), Mix.of(node).width))
 
 
 def _downs(node: Node, target: Architecture) -> tuple[str, ...]:
     mix = Mix.of(node)
-    return tuple(text for text in DOWNS if Block.parse(text).fits(mix.chosen * mix.inner))
+    return tuple(text for text in DOWNS if _fits(Block.parse(text), mix.chosen * mix.inner))
 
 
 def _cost(node: Node, target: Architecture, gate: str, down: str) -> float:
@@ -90,10 +88,3 @@ def mixture(build: CudaBuilder, node: Node, gate: str, down: str) -> None:
             few_rows(build, mix, stacks, inner, Block.parse(gate), Block.parse(down))
     if Rung(mix.few + 1).takes(mix.rows):
         many_rows(build, mix, stacks, inner)
-
-
-def stored(weights_EKN: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Weights [experts, K, N] as they lie in the engine: [experts, N, K], in the order that words are multiplied in."""
-    order = order_of(weights_EKN.shape[1], weights_EKN.dtype.name)
-    turned = weights_EKN.transpose(0, 2, 1)
-    return np.ascontiguousarray(turned if order is None else turned[:, :, order])

@@ -13,8 +13,9 @@ from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Han
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.kept import keep
 from ingot.kernels.cuda.ladder import Rung, only
-from ingot.kernels.cuda.mixture_work import NORM, SCORES, Mix, Stacks, X, finish
+from ingot.kernels.cuda.mixture_work import NORM, SCORES, Mix, Stacks, X
 from ingot.kernels.cuda.paged_update import LARGEST
+from ingot.kernels.cuda.projection_row import finish
 from ingot.kernels.cuda.render import converted, render
 from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.cuda.words import source_of
@@ -267,6 +268,6 @@ def _sum(build: CudaBuilder, mix: Mix, lists: _Lists, parts: Handle) -> None:
     f.emit(f"sums = tl.zeros(({power_of_two(mix.width)},), tl.float32)")
     with f.block(f"for slot in tl.static_range(0, {mix.chosen}):"):
         f.emit(f"sums += tl.load(line + slot * {mix.width}, inside, other=0.0).to(tl.float32)")
-    finish(f, build, "sums", f"row * {mix.width} + columns", "inside")
+    finish(f, build, ["sums"], f"row * {mix.width} + columns", "inside")
     f.emit(f"tl.store({f.pointer(lists.counts)} + experts * {_APART}, 0, (experts < {mix.count}) & (row == 0))")
     f.launch(mix.rows)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.render import converted, render
 from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.cuda.words import Array
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, product
 
-Array = np.ndarray[Any, Any]
-X, SCORES, GATE, UP, DOWN, *SCALES, NORM, MAIN = range(10)
+X, SCORES, GATE, UP, DOWN, *SCALES, NORM = range(9)
 MOST_EXPERTS = 4096  # whose places fit into the bits that 16-bit scores leave
 _MOST_FEW = 8
 
@@ -111,18 +107,3 @@ class Stacks:
         """Text of scales of the stack: those at a place, times what stands before; "" where it has none."""
         handle = self.scales[number]
         return "" if handle is None else f" * tl.load({f.pointer(handle)} + {place}{mask}).to(tl.float32)"
-
-
-def operands_in(node: Node) -> range:
-    """Inputs that the expression reads."""
-    return range(MAIN, len(node.inputs))
-
-
-def finish(f: FunctionBuilder, build: CudaBuilder, sums: str, place: str, inside: str) -> None:
-    """The expression of the sums and its operands to their places in the result."""
-    node, mask = build.node, f", {inside}" if inside else ""
-    operands = [f.let(f"tl.load({f.pointer(build.input(k))} + {place}{mask})") for k in operands_in(node)]
-    dtypes = ["float32", *(node.input(k).dtype for k in operands_in(node))]
-    made = converted(render(f, node.epilogue, [sums, *operands], dtypes), node.epilogue.dtype or "float32",
-                     node.output.dtype)  # fmt: skip
-    f.emit(f"tl.store({f.pointer(build.output())} + {place}, {made}{mask})")

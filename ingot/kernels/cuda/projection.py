@@ -11,26 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ingot.dtypes import size_of
 from ingot.kernels import kernel
-from ingot.kernels.cuda.architecture import EIGHTHS_FROM, Architecture
+from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.kept import keep
 from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.paged_update import LARGEST
-from ingot.kernels.cuda.projection_row import Stream, Work, operands_in, store
+from ingot.kernels.cuda.projection_row import Work, operands_in, store
 from ingot.kernels.cuda.projection_row import stream as stream_row
-from ingot.kernels.cuda.render import NARROW, can_render
+from ingot.kernels.cuda.render import can_render
 from ingot.kernels.cuda.rows import power_of_two
-from ingot.kernels.cuda.words import order_of, source_of
+from ingot.kernels.cuda.streaming import Block, can_stream, stored
+from ingot.kernels.cuda.words import source_of
 from ingot.kernels.node import Node, Port
 from ingot.plan.extent import Extent, ceil_div, product
 
-_WEIGHTS = (*NARROW, "float32", "float8_e4m3fn")
-_MULTIPLES = {1: 16, 2: 2, 4: 1}  # of the depth, for weights of so many bytes: they are loaded as words
 _GROUP = 8  # row tiles that share their columns in the second level of cache
 _FLOAT = 4
 _FEW = 128  # rows: to here depths are divided among blocks
@@ -42,13 +38,7 @@ STREAMS = ("1x2048w4", "2x2048w4", "4x2048w4", "1x1024w2", "2x4096w8", "4x4096w8
 
 def _applies(node: Node, target: Any) -> bool:
     weight = node.input(1)
-    if weight.constant is None or weight.dtype not in _WEIGHTS or node.dtype not in (*NARROW, "float32"):
-        return False
-    if weight.dtype == "float32" and node.dtype != "float32":
-        return False
-    if weight.dtype in LARGEST and target.capability < EIGHTHS_FROM:
-        return False
-    if int(weight.shape[0]) % _MULTIPLES[size_of(weight.dtype)]:
+    if weight.constant is None or not can_stream(weight.dtype, node.dtype, (int(weight.shape[0]),), target):
         return False
     if node.has_input(2) and node.input(2).constant is None:
         return False
@@ -69,12 +59,12 @@ def _operands(node: Node) -> list[Port]:
 def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
     work = Work.of(node)
 
-    def fits(stream: Stream) -> bool:
-        size = stream.columns * stream.depth * work.parts // (32 * stream.warps)
-        row = power_of_two(work.depth) // (32 * stream.warps)
-        return stream.depth <= max(power_of_two(work.depth), 2048) and max(size, row) <= 128  # that a thread holds
+    def fits(block: Block) -> bool:
+        size = block.columns * block.depth * work.parts // (32 * block.warps)
+        row = power_of_two(work.depth) // (32 * block.warps)
+        return block.depth <= max(power_of_two(work.depth), 2048) and max(size, row) <= 128  # that a thread holds
 
-    return tuple(text for text in STREAMS if fits(Stream.parse(text)))
+    return tuple(text for text in STREAMS if fits(Block.parse(text)))
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:
@@ -97,18 +87,12 @@ def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     one = Rung(1, 1)
     if one.takes(work.rows):
         with only(build, one, work.rows):
-            stream_row(build, work, packed, Stream.parse(stream, packed.dtype))
+            stream_row(build, work, packed, Block.parse(stream))
     if not Rung(2).takes(work.rows):
         return
     with only(build, Rung(2), work.rows):
         sides = _sides(build, work, packed)
     by_tiles(build, work, sides, rungs(work, node.input(1).dtype))
-
-
-def stored(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Weights [K, N] as they lie in the engine: [N, K], in the order that words of a row are multiplied in."""
-    order = order_of(len(weight), weight.dtype.name)
-    return np.ascontiguousarray(weight.T if order is None else weight.T[:, order])
 
 
 # more rows
@@ -304,5 +288,3 @@ def _finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str]) -> None
         else:
             operands[k] = f.let(f"tl.load({pointer} + columns_in)[None, :]")
     store(f, build, sums, operands, "place", "inside")
-
-

@@ -7,19 +7,17 @@ of these numbers. Blocks ask for weights and scales before they wait for the row
 
 from __future__ import annotations
 
-import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ingot.dtypes import size_of
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
-from ingot.kernels.cuda.projection_row import Work, operands_in, store
-from ingot.kernels.cuda.words import WORD, numbers
+from ingot.kernels.cuda.projection_row import Work, finish
+from ingot.kernels.cuda.streaming import Block
+from ingot.kernels.cuda.words import WORD, Array, numbers
 
-Array = np.ndarray[Any, Any]
 _THREAD = 4  # words of a column that a thread has
 _NAN = "propagate_nan=tl.PropagateNan.ALL"
 
@@ -93,31 +91,15 @@ def unsigned(whole: Array, bits: int) -> Array:
     return (whole.astype(np.int16) + shift).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Stream:
-    """A block's columns, the depth of a step, its warps."""
-
-    columns: int
-    depth: int
-    warps: int
-
-    @classmethod
-    def parse(cls, text: str) -> Stream:
-        """Of "8x4096w4"."""
-        numbers = re.fullmatch(r"(\d+)x(\d+)w(\d+)", text)
-        assert numbers is not None, text
-        return cls(*map(int, numbers.groups()))
-
-
-def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream, several: bool = False) -> None:
+def stream(build: CudaBuilder, work: Work, weights: Integers, block: Block, several: bool = False) -> None:
     """The launch for one row, or for several one after the other: weights of the step to come are on their way while
     those before them are multiplied; those of the first step stay for all rows."""
-    f, node = build.function(warps=shape.warps, stages=1, early=True), build.node
-    parts, steps = shape.depth // weights.run, -(-weights.depth // shape.depth)  # runs of numbers of a step
+    f, node = build.function(warps=block.warps, stages=1, early=True), build.node
+    parts, steps = block.depth // weights.run, -(-weights.depth // block.depth)  # runs of numbers of a step
     f.emit(f"runs = tl.arange(0, {parts})\nfour = tl.arange(0, {_THREAD})[None, :]")
     f.emit(f"words = runs[:, None] * {_THREAD} + four")
-    f.emit(f"columns = tl.program_id(0) * {shape.columns} + tl.arange(0, {shape.columns})")
-    row, column = _Row(f, build, work, weights, parts), _Columns(f, work, weights, parts, shape.columns)
+    f.emit(f"columns = tl.program_id(0) * {block.columns} + tl.arange(0, {block.columns})")
+    row, column = _Row(f, build, work, weights, parts), _Columns(f, work, weights, parts, block.columns)
     ahead = [column(0, part) for part in range(work.parts)]
     norms = [row.scales(step) for step in range(steps)] if node.has_input(2) else []
     f.wait()
@@ -133,20 +115,10 @@ def stream(build: CudaBuilder, work: Work, weights: Integers, shape: Stream, sev
             f.emit(f"square = tl.sum(tl.sum(squares, 1), 0) / {work.depth} + {node.attributes['epsilon']!r}")
             scaled = " * (1.0 / libdevice.sqrt(square))"
         sums = [f.let(f"tl.sum(sums{part}, 0){scaled}") for part in range(work.parts)]
-        inside = "" if work.columns % shape.columns == 0 else f"columns < {work.columns}"
+        inside = "" if work.columns % block.columns == 0 else f"columns < {work.columns}"
         place = f"number * {work.columns} + columns" if several else "columns"
-        store(f, build, sums, _operands(f, build, place, inside), place, inside)
-    f.launch(-(-work.columns // shape.columns))
-
-
-def _operands(f: FunctionBuilder, build: CudaBuilder, place: str, inside: str) -> dict[int, str]:
-    """What the expression reads beside the sums: numbers, rows of columns, or as much as the result."""
-    mask, loaded = f", {inside}" if inside else "", {}
-    for k in operands_in(build.node):
-        port = build.node.input(k)
-        at = place if port.shape == build.node.output.shape else "columns"
-        loaded[k] = f.let(f"tl.load({f.pointer(build.input(k))}{'' if port.elements == 1 else f' + {at}{mask}'})")
-    return loaded
+        finish(f, build, sums, place, inside)
+    f.launch(-(-work.columns // block.columns))
 
 
 @dataclass(frozen=True)

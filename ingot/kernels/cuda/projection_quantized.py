@@ -23,11 +23,12 @@ from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Han
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.projection import Sides, by_tiles, operands_fit, prepared, rungs
-from ingot.kernels.cuda.projection_integers import Integers, Stream, packed_words, place_of, run_of, unsigned
+from ingot.kernels.cuda.projection_integers import Integers, packed_words, place_of, run_of, unsigned
 from ingot.kernels.cuda.projection_integers import stream as stream_row
 from ingot.kernels.cuda.projection_row import Work
 from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.cuda.rows import power_of_two
+from ingot.kernels.cuda.streaming import Block
 from ingot.kernels.node import Node
 from ingot.plan.extent import product
 
@@ -69,12 +70,12 @@ def _grouped(node: Node) -> bool:
 def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
     work, bits = Work.of(node), _bits(node)
 
-    def fits(stream: Stream) -> bool:
-        threads = 32 * stream.warps
-        held = stream.columns * stream.depth * work.parts * bits // 8 // threads  # bytes of a thread
-        return stream.depth <= max(power_of_two(work.depth), threads * run_of(bits)) and held <= 256
+    def fits(block: Block) -> bool:
+        threads = 32 * block.warps
+        held = block.columns * block.depth * work.parts * bits // 8 // threads  # bytes of a thread
+        return block.depth <= max(power_of_two(work.depth), threads * run_of(bits)) and held <= 256
 
-    return tuple(text for text in STREAMS if fits(Stream.parse(text)))
+    return tuple(text for text in STREAMS if fits(Block.parse(text)))
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:
@@ -116,7 +117,7 @@ def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     size, some, more = size_of(node.dtype), Rung(2, _MORE[weights.bits] - 1), Rung(_MORE[weights.bits])
     if some.takes(work.rows):
         with only(build, some, work.rows):
-            stream_row(build, work, weights, Stream.parse(stream), several=True)
+            stream_row(build, work, weights, Block.parse(stream), several=True)
     if not more.takes(work.rows):
         return
     with only(build, more, work.rows):
@@ -150,7 +151,7 @@ def integer_projection(build: CudaBuilder, node: Node, stream: str) -> None:
 def _one(build: CudaBuilder, work: Work, weights: Integers, stream: str) -> None:
     if Rung(1, 1).takes(work.rows):
         with only(build, Rung(1, 1), work.rows):
-            stream_row(build, work, weights, Stream.parse(stream))
+            stream_row(build, work, weights, Block.parse(stream))
 
 
 def _few(work: Work, low: int, size: int, to_many: bool) -> list[tuple[Rung, Tile]]:
