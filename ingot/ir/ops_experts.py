@@ -7,6 +7,7 @@ import numpy as np
 
 from ingot.errors import GraphError
 from ingot.ir import expression as expressions
+from ingot.ir import ops_projection
 from ingot.ir.elementwise import Array, wide
 from ingot.ir.ops_table import Attribute, TensorType, narrowed, op
 
@@ -74,11 +75,7 @@ def mixture(x_TK: Array, scores_TE: Array, gate_EKF: Array, up_EKF: Array, down_
     """expression(Experts(x'), operands) in float32, where x' is x / rms(x) * norm if there is a norm, else x. Where
     weights have eight bits, x' and what lies between the products may be rounded to them too, row by row with a scale
     """
-    rows = wide(x_TK)
-    if norm_K is not None:
-        square = np.mean(rows * rows, axis=-1, keepdims=True)
-        rows = rows / np.sqrt(square + rows.dtype.type(epsilon)) * wide(norm_K)
+    rows = ops_projection.normalised(x_TK, norm_K, epsilon)
     sums = experts(rows, scores_TE, gate_EKF, up_EKF, down_EFK, gate_scale_EF, up_scale_EF, down_scale_EK,
                    chosen=chosen, normalised=normalised, activation=activation)  # fmt: skip
-    text = expressions.parse(expression)
-    return np.asarray(expressions.evaluate(text, [sums, *operands]) if text else sums)
+    return ops_projection.finished(sums, operands, 1, expression)

@@ -33,11 +33,12 @@ def projection(x: Array, weight_KN: Array, norm_K: Array | None = None, *operand
     """expression(y[..., :N/parts], y[..., N/parts:2N/parts], …, operands) with y = x' @ weight in float32, where x' is
     x / rms(x) * norm if there is a norm, else x. Where weights have eight bits, x' may be rounded to them too, row by
     row with a scale"""
-    rows = _normalised(x, norm_K, epsilon)
-    return _finished(np.matmul(rows, weight_KN.astype(rows.dtype)), operands, parts, expression)
+    rows = normalised(x, norm_K, epsilon)
+    return finished(np.matmul(rows, weight_KN.astype(rows.dtype)), operands, parts, expression)
 
 
-def _normalised(x: Array, norm_K: Array | None, epsilon: float) -> Array:
+def normalised(x: Array, norm_K: Array | None, epsilon: float) -> Array:
+    """x / rms(x) * norm if there is a norm, else x, in the type that it is computed in"""
     rows = wide(x)
     if norm_K is None:
         return rows
@@ -45,7 +46,8 @@ def _normalised(x: Array, norm_K: Array | None, epsilon: float) -> Array:
     return np.asarray(rows / np.sqrt(square + rows.dtype.type(epsilon)) * wide(norm_K))
 
 
-def _finished(product: Array, operands: Sequence[Array], parts: int, expression: str) -> Array:
+def finished(product: Array, operands: Sequence[Array], parts: int, expression: str) -> Array:
+    """expression(the product's columns in `parts`, operands)"""
     columns, text = np.split(product, parts, axis=-1), expressions.parse(expression)
     return np.asarray(expressions.evaluate(text, [*columns, *operands]) if text else columns[0])
 
@@ -71,5 +73,5 @@ def quantized_projection(x: Array, weight_KN: Array, norm_K: Array | None, scale
     of_depth = np.arange(len(weight_KN)) // group
     zeros = np.float32(0) if zero_GN is None else zero_GN.astype(np.float32)[of_depth]
     floats = (weight_KN.astype(np.float32) - zeros) * scale_GN.astype(np.float32)[of_depth]
-    rows = _normalised(x, norm_K, epsilon)
-    return _finished(np.matmul(rows, floats.astype(rows.dtype)), operands, parts, expression)
+    rows = normalised(x, norm_K, epsilon)
+    return finished(np.matmul(rows, floats.astype(rows.dtype)), operands, parts, expression)
