@@ -26,7 +26,8 @@ _NAN = "propagate_nan=tl.PropagateNan.ALL"
 class Integers:
     """Weights in memory: `words` of int32 [columns, depth / numbers of a word], those of four bits without a sign,
     those of eight with one; a weight is (number - zero) * scale. depth: filled up to whole threads; scales, zeros
-    [groups, columns]: one for each `group` numbers along the depth; scales None: all are 1; zeros: or one for all."""
+    [groups, columns]: one for each `group` numbers along the depth; scales None: all are 1; zeros: or one for all;
+    norm: scales of the rows, as `stream` loads them."""
 
     words: Handle
     bits: int
@@ -34,6 +35,7 @@ class Integers:
     group: int
     scales: Handle | None = None
     zeros: Handle | int = 0
+    norm: Handle | None = None
 
     @property
     def each(self) -> int:
@@ -91,6 +93,13 @@ def unsigned(whole: Array, bits: int) -> Array:
     return (whole.astype(np.int16) + shift).astype(np.uint8)
 
 
+def packed_norm(scale: Array, weights: Integers) -> Array:
+    """float32 [numbers of a word, words]: a row's scales, in the order of its numbers."""
+    filled = np.zeros(weights.depth, np.float32)
+    filled[: len(scale)] = scale.astype(np.float32)
+    return np.ascontiguousarray(filled.reshape(-1, weights.each // 2, _THREAD, 2).transpose(1, 3, 0, 2))
+
+
 def stream(build: CudaBuilder, work: Work, weights: Integers, block: Block, several: bool = False) -> None:
     """The launch for one row, or for several one after the other: weights of the step to come are on their way while
     those before them are multiplied; those of the first step stay for all rows."""
@@ -101,7 +110,7 @@ def stream(build: CudaBuilder, work: Work, weights: Integers, block: Block, seve
     f.emit(f"columns = tl.program_id(0) * {block.columns} + tl.arange(0, {block.columns})")
     row, column = _Row(f, build, work, weights, parts), _Columns(f, work, weights, parts, block.columns)
     ahead = [column(0, part) for part in range(work.parts)]
-    norms = [row.scales(step) for step in range(steps)] if node.has_input(2) else []
+    norms = [row.scales(step, weights.norm) for step in range(steps)] if weights.norm else []
     f.wait()
     with f.block(f"for number in range(0, {f.extent(work.rows)}):") if several else nullcontext():
         f.emit(f"row = {f.pointer(build.input(0))}" + f" + number * {work.depth}" * several)
@@ -195,18 +204,12 @@ class _Row:
         return f", (runs < {(depth - first) // run})[:, None], other=0" if depth % run == 0 else (
             f", {place} < {depth}, other=0")  # fmt: skip
 
-    def scales(self, step: int) -> list[str]:
+    def scales(self, step: int, norm: Handle) -> list[str]:
         """The norm's scales of a step's numbers."""
-        scale, depth = self.build.node.input(2).constant, self.weights.depth
-        assert scale is not None
-        filled = np.zeros(depth, np.float32)
-        filled[: len(scale)] = scale.astype(np.float32)
-        ordered = filled.reshape(-1, self.weights.each // 2, _THREAD, 2).transpose(1, 3, 0, 2)
-        packed = self.f.pointer(self.build.pack(_kept(self.build, np.ascontiguousarray(ordered))))
         first, line = step * self.parts, self.weights.line
         rest = line // _THREAD - first
         mask = f", (runs < {rest})[:, None], other=0.0" if rest < self.parts else ""
-        return [self.f.let(f"tl.load({packed} + {k * line + first * _THREAD} + words{mask})", "s")
+        return [self.f.let(f"tl.load({self.f.pointer(norm)} + {k * line + first * _THREAD} + words{mask})", "s")
                 for k in range(self.weights.each)]  # fmt: skip
 
 
@@ -234,11 +237,6 @@ class _Columns:
         found = [f.let(f"tl.load({f.pointer(handle)} + {places}{masks[1]})") if isinstance(handle, Handle) else None
                  for handle in (weights.scales, weights.zeros)]  # fmt: skip
         return _Found(word, found[0], found[1])
-
-
-def _kept(build: CudaBuilder, array: Array) -> Array:
-    """The same array where the builder has an equal one: steps share it."""
-    return next((c for c in build.constants if c.shape == array.shape and np.array_equal(c, array)), array)
 
 
 def _multiply(f: FunctionBuilder, weights: Integers, row: _Whole, found: _Found, sums: str, first: bool) -> None:

@@ -23,7 +23,7 @@ from ingot.kernels.cuda.build import LANGUAGE, CudaBuilder, FunctionBuilder, Han
 from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.projection import Sides, by_tiles, operands_fit, prepared, rungs
-from ingot.kernels.cuda.projection_integers import Integers, packed_words, place_of, run_of, unsigned
+from ingot.kernels.cuda.projection_integers import Integers, packed_norm, packed_words, place_of, run_of, unsigned
 from ingot.kernels.cuda.projection_integers import stream as stream_row
 from ingot.kernels.cuda.projection_row import Work
 from ingot.kernels.cuda.render import NARROW
@@ -87,8 +87,15 @@ def _cost(node: Node, target: Architecture, stream: str) -> float:
     return target.pace.step + size / (target.bandwidth * 900) + 0.01 * (stream != usual)
 
 
-def stored(node: Node, build: CudaBuilder) -> Integers:
-    """The node's weights, as they lie in the engine."""
+def stored(node: Node, build: CudaBuilder, streamed: Rung) -> Integers:
+    """The node's weights as they lie in the engine, and where rows may be `streamed` the norm's scales."""
+    weights, norm = _weights(node, build), node.input(2).constant if node.has_input(2) else None
+    if norm is None or not streamed.takes(Work.of(node).rows):
+        return weights
+    return replace(weights, norm=build.pack(packed_norm(norm, weights)))
+
+
+def _weights(node: Node, build: CudaBuilder) -> Integers:
     weight, bits = node.input(1).constant, _bits(node)
     assert weight is not None
     depth = len(weight)
@@ -110,11 +117,9 @@ def stored(node: Node, build: CudaBuilder) -> Integers:
 @kernel("QuantizedProjection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
 def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     """expression(parts of norm(x)[M, K] @ ((w - zero) * scale)[K, N])"""
-    work, weights = Work.of(node), stored(node, build)
+    most = _MORE[_bits(node)] - 1
+    work, weights, some, more = Work.of(node), stored(node, build, Rung(1, most)), Rung(2, most), Rung(most + 1)
     _one(build, work, weights, stream)
-    if not Rung(2).takes(work.rows):
-        return
-    size, some, more = size_of(node.dtype), Rung(2, _MORE[weights.bits] - 1), Rung(_MORE[weights.bits])
     if some.takes(work.rows):
         with only(build, some, work.rows):
             stream_row(build, work, weights, Block.parse(stream), several=True)
@@ -122,7 +127,7 @@ def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
         return
     with only(build, more, work.rows):
         rows, _ = prepared(build, work, node.dtype, weights.depth, place_of(weights.bits, "columns"))
-    filled = replace(work, depth=weights.depth)
+    filled, size = replace(work, depth=weights.depth), size_of(node.dtype)
     total = work.parts * work.columns * weights.depth * size
     whole = size == 2 and total <= _MOST_RESTORED and _RESTORED.takes(work.rows)
     few = Sides(rows, weights.words, accumulate=_in_registers(weights, rows))
@@ -138,7 +143,7 @@ def quantized_projection(build: CudaBuilder, node: Node, stream: str) -> None:
 @kernel("Projection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
 def integer_projection(build: CudaBuilder, node: Node, stream: str) -> None:
     """expression(parts of norm(x)[M, K] @ w[K, N]), w and the rows of many int8"""
-    work, weights = Work.of(node), stored(node, build)
+    work, weights = Work.of(node), stored(node, build, Rung(1, 1))
     _one(build, work, weights, stream)
     if not Rung(2).takes(work.rows):
         return
