@@ -3,7 +3,8 @@ tiles of the products take their rows from it; results lie at their pairs' place
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ingot.dtypes import size_of
@@ -157,37 +158,35 @@ def _rounded_inner(build: CudaBuilder, mix: Mix, inner: Handle) -> _Rows:
 
 def _gates(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Lists, inner: Handle,
            part: Range) -> None:  # fmt: skip
-    tile = part.gate
-    f = build.function(warps=tile.warps, stages=tile.stages)
-    across = -(-mix.inner // tile.columns)
-    f.wait()
-    _begin(f, mix, lists, part, tile, across)
-    with f.block(f"if number < total * {across}:"):
-        _tile(f, mix, lists, tile, mix.inner)
+    with _each_tile(build, mix, lists, part, part.gate, inner, mix.inner) as f:
         f.emit(f"lines = pairs // {mix.chosen}")
-        _accumulate(f, mix, rows, (stacks.gate, stacks.up), tile, mix.width, mix.inner)
+        _accumulate(f, rows, (stacks.gate, stacks.up), part.gate, mix.width, mix.inner)
         _scaled(f, rows, [stacks.scale(f, k, f"expert * {mix.inner} + columns_in") for k in range(2)])
         act = parse(build.node.attributes["activation"])
         f.emit(f"made = {render(f, act, ['sums0'], ['float32'])} * sums1")
-        place = f"{f.pointer(inner)} + pairs.to(tl.int64)[:, None] * {mix.inner} + columns[None, :]"
-        f.emit(f"tl.store({place}, {converted('made', 'float32', mix.kept)}, inside)")
-    f.launch(_most_tiles(mix, part, tile, across))
 
 
 def _downs(build: CudaBuilder, mix: Mix, stacks: Stacks, rows: _Rows, lists: _Lists, parts: Handle,
            part: Range) -> None:  # fmt: skip
-    tile = part.down
+    with _each_tile(build, mix, lists, part, part.down, parts, mix.width) as f:
+        f.emit("lines = pairs")
+        _accumulate(f, rows, (stacks.down,), part.down, mix.inner, mix.width)
+        _scaled(f, rows, [stacks.scale(f, 2, f"expert * {mix.width} + columns_in")])
+        f.emit(f"made = sums0 * tl.load({f.pointer(lists.shares)} + pairs)[:, None]")
+
+
+@contextmanager
+def _each_tile(build: CudaBuilder, mix: Mix, lists: _Lists, part: Range, tile: Tile, result: Handle,
+               width: int) -> Iterator[FunctionBuilder]:  # fmt: skip
+    """A launch of a block for each tile of [pairs, width]; what is `made` inside becomes that of the result."""
     f = build.function(warps=tile.warps, stages=tile.stages)
-    across = -(-mix.width // tile.columns)
+    across = -(-width // tile.columns)
     f.wait()
     _begin(f, mix, lists, part, tile, across)
     with f.block(f"if number < total * {across}:"):
-        _tile(f, mix, lists, tile, mix.width)
-        f.emit("lines = pairs")
-        _accumulate(f, mix, rows, (stacks.down,), tile, mix.inner, mix.width)
-        _scaled(f, rows, [stacks.scale(f, 2, f"expert * {mix.width} + columns_in")])
-        f.emit(f"made = sums0 * tl.load({f.pointer(lists.shares)} + pairs)[:, None]")
-        place = f"{f.pointer(parts)} + pairs.to(tl.int64)[:, None] * {mix.width} + columns[None, :]"
+        _tile(f, mix, lists, tile, width)
+        yield f
+        place = f"{f.pointer(result)} + pairs.to(tl.int64)[:, None] * {width} + columns[None, :]"
         f.emit(f"tl.store({place}, {converted('made', 'float32', mix.kept)}, inside)")
     f.launch(_most_tiles(mix, part, tile, across))
 
@@ -225,8 +224,7 @@ def _tile(f: FunctionBuilder, mix: Mix, lists: _Lists, tile: Tile, width: int) -
     f.emit(f"inside = exists[:, None] & (columns < {width})[None, :]")
 
 
-def _accumulate(f: FunctionBuilder, mix: Mix, rows: _Rows, stacks: Sequence[Handle], tile: Tile, depth: int,
-                width: int) -> None:  # fmt: skip
+def _accumulate(f: FunctionBuilder, rows: _Rows, stacks: Sequence[Handle], tile: Tile, depth: int, width: int) -> None:
     """`sums0`, … of the tile with each of the expert's matrices."""
     f.emit(f"depths = tl.arange(0, {tile.depth})")
     f.emit(f"left = {f.pointer(rows.rows)} + lines.to(tl.int64)[:, None] * {depth} + depths[None, :]")
