@@ -37,42 +37,31 @@ def ask(there, words, wanted):
         "=r,r,l,r", [there, words, wanted.to(gl.int32)], gl.int32, is_pure=False, pack=1)  # fmt: skip
 
 
+def _four_by_row(part: int) -> str:
+    """Instructions for one of the four words of each column: its numbers as float16, a product to half of the sums."""
+    sums, row = ", ".join(f"${part % 2 * 4 + k}" for k in range(4)), f"${16 + 2 * part}, ${17 + 2 * part}"
+    product = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+    return f"""
+        mov.b32 {{low, high}}, ${8 + part};
+        cvt.rn.f16x2.e4m3x2 a, low;
+        cvt.rn.f16x2.e4m3x2 c, high;
+        mov.b32 {{low, high}}, ${12 + part};
+        cvt.rn.f16x2.e4m3x2 b, low;
+        cvt.rn.f16x2.e4m3x2 d, high;
+        {product} {{{sums}}}, {{a, b, c, d}}, {{{row}}}, {{{sums}}};"""
+
+
+_SIXTEEN_BY_ROW = gl.constexpr(f"""{{
+        .reg .b16 low, high;
+        .reg .b32 a, b, c, d;{"".join(map(_four_by_row, range(4)))}
+        }}""")
+
+
 @gluon.jit
 def eighths_by_row(weights, row, sums):
     """Sixteen float8_e4m3fn a column by float16."""
     return gl.inline_asm_elementwise(
-        """{
-        .reg .b16 low, high;
-        .reg .b32 a, b, c, d;
-        mov.b32 {low, high}, $8;
-        cvt.rn.f16x2.e4m3x2 a, low;
-        cvt.rn.f16x2.e4m3x2 c, high;
-        mov.b32 {low, high}, $12;
-        cvt.rn.f16x2.e4m3x2 b, low;
-        cvt.rn.f16x2.e4m3x2 d, high;
-        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {a, b, c, d}, {$16, $17}, {$0, $1, $2, $3};
-        mov.b32 {low, high}, $9;
-        cvt.rn.f16x2.e4m3x2 a, low;
-        cvt.rn.f16x2.e4m3x2 c, high;
-        mov.b32 {low, high}, $13;
-        cvt.rn.f16x2.e4m3x2 b, low;
-        cvt.rn.f16x2.e4m3x2 d, high;
-        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$4, $5, $6, $7}, {a, b, c, d}, {$18, $19}, {$4, $5, $6, $7};
-        mov.b32 {low, high}, $10;
-        cvt.rn.f16x2.e4m3x2 a, low;
-        cvt.rn.f16x2.e4m3x2 c, high;
-        mov.b32 {low, high}, $14;
-        cvt.rn.f16x2.e4m3x2 b, low;
-        cvt.rn.f16x2.e4m3x2 d, high;
-        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {a, b, c, d}, {$20, $21}, {$0, $1, $2, $3};
-        mov.b32 {low, high}, $11;
-        cvt.rn.f16x2.e4m3x2 a, low;
-        cvt.rn.f16x2.e4m3x2 c, high;
-        mov.b32 {low, high}, $15;
-        cvt.rn.f16x2.e4m3x2 b, low;
-        cvt.rn.f16x2.e4m3x2 d, high;
-        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$4, $5, $6, $7}, {a, b, c, d}, {$22, $23}, {$4, $5, $6, $7};
-        }""",
+        _SIXTEEN_BY_ROW,
         "=f,=f,=f,=f,=f,=f,=f,=f,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,0,1,2,3,4,5,6,7", [weights, row, sums], gl.float32,
         is_pure=True, pack=8)  # fmt: skip
 
