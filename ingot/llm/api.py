@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
-from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ingot.llm.answers import shortened
+from ingot.llm.answers import Ticket, shortened
 from ingot.llm.batch import Floats, Runner
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Finish, Pooling, Refused, Request, Sampling, TokenLogprob
@@ -24,7 +24,8 @@ _NO_SAMPLING = Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its text and tokens, and why it ended ("stop", "length")."""
+    """One answer: its text and tokens, and why it ended ("stop", "length"). prompt_logprobs: of the prompt's tokens
+    from the second on, where they were asked for."""
 
     text: str
     tokens: tuple[int, ...]
@@ -32,6 +33,7 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class LLM:
@@ -48,13 +50,16 @@ class LLM:
         self, engine: str | Path | Runner, *, threads: int | None = None, blocks: int | None = None,
         drafts: int = 0, draft: str | Path | Runner | None = None, text: Text | None = None,
     ) -> None:  # fmt: skip
-        runner = _opened(engine, threads, blocks)
-        small = _opened(draft, threads, runner.blocks) if draft is not None else None
-        if text is None:
-            text = Text.from_files(getattr(runner, "files", {}), runner.vocabulary)
-        self.text = text
-        self.engine = Engine(runner, text, EngineOptions(drafts=drafts or (4 if small is not None else 0)), small)
-        self.engine.start()
+        options = EngineOptions(drafts=drafts or (4 if draft is not None else 0))
+        with ExitStack() as opened:  # what was opened is closed where something else is wrong
+            runner = opened.enter_context(closing(_opened(engine, threads, blocks)))
+            small = None
+            if draft is not None:
+                small = opened.enter_context(closing(_opened(draft, threads, runner.blocks)))
+            self.text = text or Text.from_files(getattr(runner, "files", {}), runner.vocabulary)
+            self.engine = Engine(runner, self.text, options, small)
+            self.engine.start()
+            opened.pop_all()
 
     def __call__(self, prompt: Prompt, **sampling: Any) -> str:
         """The text of one answer."""
@@ -64,8 +69,8 @@ class LLM:
         """One answer a prompt (or `n` after each other), computed together. Refused; IngotError where one fails."""
         chosen = _sampling(sampling, asked)
         _check_several(prompts)
-        waiting = [self._submit(Request(self._tokens(prompt), chosen)) for prompt in prompts]
-        return [answer for request, events in waiting for answer in _answers(request, events)]
+        told = self._told([Request(self._tokens(prompt), chosen) for prompt in prompts])
+        return [_joined(ticket, events) for ticket, answers in told for events in answers]
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> Answer:
         """The answer to a conversation."""
@@ -74,14 +79,22 @@ class LLM:
     def embed(self, texts: Sequence[Prompt], *, pooling: Pooling = "last", dimensions: int | None = None) -> Floats:
         """A vector of length 1 for each text, [texts, hidden]: the hidden states' mean, or that of the last token."""
         _check_several(texts)
-        requests = [Request(self._tokens(text), _NO_SAMPLING, pooling=pooling) for text in texts]
-        ends = [_checked(events.get()) for _, events in [self._submit(request) for request in requests]]
-        return np.stack([shortened(end.vector or (), dimensions) for end in ends])
+        hidden = self.engine.runner.hidden
+        if pooling not in ("last", "mean"):
+            raise Refused(f"pooling must be 'last' or 'mean', it is {pooling!r}")
+        if dimensions is not None and not 1 <= dimensions <= hidden:
+            raise Refused(f"dimensions must be 1 to {hidden}, it is {dimensions}")
+        told = self._told([Request(self._tokens(text), _NO_SAMPLING, pooling=pooling) for text in texts])
+        found = [shortened(events[-1].vector or (), dimensions) for _, (events,) in told]
+        return np.stack(found) if found else np.zeros((0, dimensions or hidden), np.float32)
 
     def stream(self, prompt: Prompt, **asked: Any) -> Iterator[str]:
         """One answer's text, piece by piece; leaving the loop early cancels the rest."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ticket = self.engine.submit(Request(self._tokens(prompt), _sampling(None, asked)), events.put)
+        sampling = _sampling(None, asked)
+        if sampling.n > 1:
+            raise Refused(f"a stream tells one answer, n is {sampling.n}; generate([prompt]) gives several")
+        ticket = self.engine.submit(Request(self._tokens(prompt), sampling), events.put)
         try:
             while True:
                 event = _checked(events.get())
@@ -95,10 +108,18 @@ class LLM:
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
         return self.text.encode(prompt) if isinstance(prompt, str) else _whole(prompt)
 
-    def _submit(self, request: Request) -> tuple[Request, queue.SimpleQueue[Event]]:
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.engine.submit(request, partial(events.put))
-        return request, events
+    def _told(self, requests: Sequence[Request]) -> list[tuple[Ticket, list[list[Event]]]]:
+        """What each request's answers were told, once all have ended; where one fails, none goes on."""
+        waiting = list[tuple[Ticket, queue.SimpleQueue[Event]]]()
+        try:
+            for request in requests:
+                events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+                waiting.append((self.engine.submit(request, events.put), events))
+            return [(ticket, _answers(ticket, events)) for ticket, events in waiting]
+        except BaseException:  # Ctrl-C too
+            for ticket, _ in waiting:
+                self.engine.cancel(ticket)
+            raise
 
     def close(self) -> None:
         """Cancel what runs, give memory and threads back; idempotent."""
@@ -131,7 +152,7 @@ def _sampling(sampling: Sampling | None, asked: Mapping[str, Any]) -> Sampling:
 
 def _check_several(prompts: object) -> None:
     """Letters of a text are prompts too, but nobody means that."""
-    if isinstance(prompts, str | bytes):
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
         raise Refused("give a list of prompts; for one call the model itself, llm(prompt), or give [prompt]")
 
 
@@ -145,15 +166,15 @@ def _whole(prompt: Sequence[int]) -> list[int]:
         raise Refused(f"a prompt is a text or whole numbers, ids of tokens; this is {str(prompt)[:60]!r}") from None
 
 
-def _answers(request: Request, events: queue.SimpleQueue[Event]) -> list[Answer]:
-    """The answers of a request, once all have ended."""
-    told: list[list[Event]] = [[] for _ in range(request.sampling.n)]
+def _answers(ticket: Ticket, events: queue.SimpleQueue[Event]) -> list[list[Event]]:
+    """What a request's answers are told, once all have ended."""
+    told: list[list[Event]] = [[] for _ in range(ticket.request.sampling.n)]
     left = len(told)
     while left:
         event = _checked(events.get())
         told[event.answer].append(event)
         left -= event.finish is not None
-    return [_joined(request, each) for each in told]
+    return told
 
 
 def _checked(event: Event) -> Event:
@@ -162,10 +183,11 @@ def _checked(event: Event) -> Event:
     return event
 
 
-def _joined(request: Request, events: Sequence[Event]) -> Answer:
-    finish = events[-1].finish
+def _joined(ticket: Ticket, events: Sequence[Event]) -> Answer:
+    finish, known = events[-1].finish, ticket.prompt_logprobs
     assert finish is not None
     return Answer(
         "".join(event.text for event in events), tuple(token for event in events for token in event.tokens), finish,
-        tuple(found for event in events for found in event.logprobs), len(request.tokens), events[-1].cached,
+        tuple(found for event in events for found in event.logprobs), len(ticket.request.tokens), events[-1].cached,
+        tuple(known[place] for place in sorted(known)),
     )  # fmt: skip

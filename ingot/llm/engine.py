@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 import threading
 import time
@@ -24,15 +25,16 @@ from ingot.llm.cache import BlockPool
 from ingot.llm.counters import Counters
 from ingot.llm.flight import Flight, Landed, Spoiled, begin, joined, one_by_one
 from ingot.llm.guided import Grammars, Matcher
-from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, check
+from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, between, check
 from ingot.llm.sampling import Drawing, logprobs_after
 from ingot.llm.scheduler import Limits, Place, Scheduler, Share, Step, Tokens
-from ingot.llm.speculation import Drafter, DraftModel, Gain, Ngrams
+from ingot.llm.speculation import Gain, drafter_of
 from ingot.llm.text import Growing, Stops, Text
 from ingot.llm.turns import Turn, draw_all
 from ingot.runtime.group import GroupLost
 
 log = logging.getLogger("ingot.llm")
+_RANGES = {"drafts": (0, 64), "requests": (1, math.inf), "interval": (1e-6, math.inf), "patience": (1e-3, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,9 @@ class EngineOptions:
     patience: float = 60.0
 
     def __post_init__(self) -> None:
-        least = {"drafts": self.drafts >= 0, "requests": self.requests >= 1, "interval": self.interval > 0,
-                 "patience": self.patience > 0}  # fmt: skip
-        for name in (name for name, holds in least.items() if not holds):
-            raise ConfigError(f"{name} of an engine cannot be {getattr(self, name)}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:  # NaN is in no range
+                raise ConfigError(f"{name} must be {between(low, high)}, it is {getattr(self, name)}")
 
 
 class Engine:
@@ -68,15 +69,14 @@ class Engine:
         window = runner.window if draft is None else 0  # a draft model may begin anew, with blocks of the same numbers
         self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size), window)
         self.counters, self.fault = Counters(), ""
+        self._runners = [runner] if draft is None else [runner, draft]
         self.longest = min(runner.context, runner.blocks * runner.block_size)
         self._unsaid: list[tuple[Turn, Answer, float]] = []
         self._flight: Flight | None = None  # the step under way, where the next one may begin before its end
         self._landed = 0.0  # when a step ended last
         self._speaker = Speaker()
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
-        self._drafter: Drafter | None = None
-        if self.options.drafts:
-            self._drafter = DraftModel(draft, self.scheduler.pool) if draft is not None else Ngrams()
+        self._drafter = drafter_of(self.options.drafts, draft, runner, self.longest, self.scheduler.pool)
         self._gain = Gain(self.options.drafts)
         self._answers: dict[Tokens, Answer] = {}
         self._tickets: set[Ticket] = set()
@@ -97,7 +97,7 @@ class Engine:
         asked = request.sampling
         matchers = [self._matcher(asked.guide) for _ in range(asked.answers)]
         room = self.longest - len(request.tokens)
-        ticket = Ticket(request, sink, self.clock(), min(asked.max_tokens or room, room))
+        ticket = Ticket(request, sink, self.clock(), room if asked.max_tokens is None else min(asked.max_tokens, room))
         ticket.left = ticket.untold = asked.answers
         seed = asked.seed if asked.seed is not None else secrets.randbits(63)
         ticket.voices = [self._voice(ticket, index, seed, matcher) for index, matcher in enumerate(matchers)]
@@ -204,7 +204,8 @@ class Engine:
             self._land(None)
         self._speaker.close()
         self._masks.shutdown(wait=False)
-        self.runner.close()
+        for runner in self._runners:
+            runner.close()
 
     def _end(self) -> None:
         for ticket in list(self._tickets):
@@ -252,8 +253,10 @@ class Engine:
         pooled = Pooled() if sequence.silent else None
         self._answers[sequence] = Answer(ticket.voices[0], sequence, pooled=pooled)
         if not sequence.silent:
-            sequence.most = sequence.prompt + ticket.limit
+            sequence.most = sequence.prompt + max(ticket.limit, 1)
         self.scheduler.add(sequence, self.clock())
+        if not (ticket.limit or sequence.silent or sequence.whole):
+            self._finish(self._answers[sequence], "length")
 
     def _propose(self) -> None:
         """Drafts for the answers that have begun, as many as pay."""
@@ -358,7 +361,10 @@ class Engine:
                 self._embed(answer, answer.pooled, share, landed)
                 continue
             self._note_prompt(answer, share, landed)
-            if share.draws:
+            if share.draws and not answer.ticket.limit:  # all of its prompt is told
+                self.scheduler.advance(share, [], self.clock())
+                self._finish(answer, "length")
+            elif share.draws:
                 first = share.row + share.rows - 1 - share.drafts
                 turns.append(Turn(share, answer.voice, first))
                 turns += [Turn(share, voice, first) for voice in answer.ticket.later]

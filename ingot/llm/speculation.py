@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ingot.errors import ConfigError
 from ingot.llm.batch import Runner
 from ingot.llm.cache import BlockPool
 from ingot.llm.pace import Pace
@@ -133,6 +134,20 @@ class DraftModel:
 
     def forget(self, sequence: Tokens) -> None:
         self._known.pop(sequence.identity, None)
+
+
+def drafter_of(drafts: int, draft: Runner | None, runner: Runner, longest: int, pool: BlockPool) -> Drafter | None:
+    """What proposes drafts, if there are to be any. ConfigError for a draft model that does not know the same tokens,
+    or cannot follow texts of `longest` of them."""
+    if draft is None:
+        return Ngrams() if drafts else None
+    if draft.vocabulary != runner.vocabulary:
+        raise ConfigError(f"the draft engine has {draft.vocabulary} tokens, the model {runner.vocabulary}: a draft "
+                          "model must be of the same vocabulary; take another one, or none")  # fmt: skip
+    if draft.context < longest or draft.block_size != runner.block_size:
+        raise ConfigError(f"the draft engine's context is {draft.context} tokens, the model's {longest}: build the "
+                          f"draft model with --context {longest} or more")  # fmt: skip
+    return DraftModel(draft, pool) if drafts else None
 
 
 def _common(one: Sequence[object], other: Sequence[object]) -> int:

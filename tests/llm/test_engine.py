@@ -1,6 +1,7 @@
 """The loop over fakes: what a request is told is what it would be told alone, and what fails, fails alone."""
 
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingot.errors import ConfigError
+from ingot.errors import ConfigError, InputError
+from ingot.llm.answers import Ticket
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Guide, Overloaded, Refused, Request, Sampling
 from ingot.llm.text import Text
@@ -192,6 +194,36 @@ def test_logprobs_of_prompts() -> None:
         assert found.token == prompt[place] and found.logprob == pytest.approx(expected[prompt[place]], abs=1e-5)
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_prompts_of_which_nothing_follows(draws: bool) -> None:
+    """max_tokens 0: the prompt's own log-probabilities, of one that fills the window too; beside answers, in chunks."""
+    runner = FakeRunner(token_budget=16, draws=draws)
+    prompts = [[place % 7 for place in range(count)] for count in (1, 5, 128)]
+    asked = greedy(max_tokens=0, prompt_logprobs=1, n=2)
+    engine, tickets = Engine(runner), list[Ticket]()
+    told = [list[Event]() for _ in prompts]
+    for prompt, events in zip(prompts, told, strict=True):
+        tickets.append(engine.submit(Request(prompt, asked), events.append))
+    (answer,) = run(engine, Request([1, 2, 3], greedy(max_tokens=9)))
+    assert tokens(answer) == runner.greedy([1, 2, 3], 9)
+    alone = Engine(FakeRunner())
+    for prompt, events, ticket in zip(prompts, told, tickets, strict=True):
+        assert [tokens(events, n) for n in range(2)] == [[], []]
+        assert [finish(events, n) for n in range(2)] == ["length", "length"]
+        assert sorted(ticket.prompt_logprobs) == list(range(1, len(prompt)))
+        if len(prompt) < 128:
+            other = alone.submit(Request(prompt, greedy(max_tokens=1, prompt_logprobs=1)), lambda event: None)
+            while alone.step():
+                pass
+            assert other.prompt_logprobs == ticket.prompt_logprobs
+
+
+def test_nothing_is_computed_where_nothing_is_wanted() -> None:
+    runner = FakeRunner()
+    (events,) = run(Engine(runner), Request([1] * 128, greedy(max_tokens=0, n=3, logprobs=1)))
+    assert [finish(events, n) for n in range(3)] == ["length"] * 3 and not tokens(events) and not runner.steps
+
+
 def test_prefixes_are_counted() -> None:
     engine = Engine(FakeRunner())
     prompt = list(range(20))
@@ -300,7 +332,9 @@ def test_guides_that_cannot_be_met(guide: Guide, message: str) -> None:
     ("request_", "message"),
     [
         (Request([]), "the prompt is empty"),
-        (Request([1] * 128), "the prompt has 128 tokens; the window holds 128"),
+        (Request([1] * 128), "the prompt has 128 tokens; the window holds 128, one of the answer among them"),
+        (Request([1] * 129, Sampling(max_tokens=0)), "the prompt has 129 tokens; the window holds 128$"),
+        (Request([1] * 129, pooling="last"), "the text has 129 tokens; the window holds 128$"),
         (Request([1, 50]), "token 50 is none of this model: they are 0 to 49"),
         (Request([-1]), "token -1"),
         (Request([1], Sampling(logit_bias={99: 1.0})), "token 99"),
@@ -314,10 +348,64 @@ def test_refusals(request_: Request, message: str) -> None:
     assert engine.open == 0
 
 
-@pytest.mark.parametrize("options", [{"drafts": -1}, {"requests": 0}, {"interval": 0.0}, {"patience": float("nan")}])
-def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(options))} of an engine cannot be"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drafts": -1}, "drafts must be 0 to 64, it is -1"), ({"drafts": 100000}, "drafts must be 0 to 64"),
+        ({"requests": 0}, "requests must be at least 1, it is 0"), ({"interval": 0.0}, "interval must be at least"),
+        ({"patience": float("nan")}, "patience must be at least 0.001, it is nan"),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         EngineOptions(**options)
+
+
+def test_a_draft_model_must_know_the_same_tokens_and_as_long_a_text() -> None:
+    options = EngineOptions(drafts=2)
+    with pytest.raises(ConfigError, match="the draft engine has 7 tokens, the model 50"):
+        Engine(FakeRunner(), options=options, draft=FakeRunner(vocabulary=7))
+    with pytest.raises(ConfigError, match="context is 64 tokens, the model's 128: build the draft model with"):
+        Engine(FakeRunner(), options=options, draft=FakeRunner(context=64))
+    runner, draft = FakeRunner(), FakeRunner()
+    Engine(runner, options=options, draft=draft).close()
+    assert runner.closed and draft.closed
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"temperature": "hot"}, "temperature must be a number, it is 'hot'"),
+        ({"temperature": None}, "temperature must be a number, it is None"),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number, it is 1.5"),
+        ({"max_tokens": -1}, "max_tokens must be at least 0, it is -1"),
+        ({"min_tokens": float("inf")}, "min_tokens must be a whole number"),
+        ({"n": "2"}, "n must be a whole number"), ({"seed": 1.5}, "seed must be a whole number"),
+        ({"stop": 5}, "stop must be a text or several"), ({"stop": ("a", 5)}, "stop must be a text or several"),
+        ({"stop_tokens": 5}, "stop_tokens must be ids of tokens"), ({"stop_tokens": ["x"]}, "must be ids of tokens"),
+        ({"logit_bias": [4]}, "logit_bias must be a mapping"), ({"logit_bias": {"4": 1}}, "ids of tokens to numbers"),
+        ({"logit_bias": {4: float("nan")}}, "logit_bias must be -100 to 100"),
+        ({"guide": "[0-9]"}, "guide must be a Guide of ingot.llm.request"),
+    ],
+)  # fmt: skip
+def test_parameters_that_make_no_sense(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        Sampling(**asked)
+
+
+def test_parameters_as_people_write_them() -> None:
+    """A single text is one stop string, not its letters; lists, null and numpy's numbers are taken."""
+    stops: list[Any] = ["END", ["a", "b"]]
+    assert [Sampling(stop=stop).stop for stop in stops] == [("END",), ("a", "b")]
+    written: dict[str, Any] = {
+        "temperature": np.float32(0.5), "seed": np.int64(3), "max_tokens": np.int32(4), "stop": None,
+        "stop_tokens": [7, np.int64(8)], "logit_bias": None,
+    }  # fmt: skip
+    asked = Sampling(**written)
+    assert (type(asked.temperature), type(asked.seed), type(asked.max_tokens)) == (float, int, int)
+    assert asked.stop_tokens == {7, 8} and asked.logit_bias == {} and asked.stop == ()
+    with pytest.raises(InputError, match=r"json\.dumps makes one of a schema"):
+        Guide("json_schema", {"type": "object"})  # type: ignore[arg-type]
 
 
 def test_too_many_requests() -> None:
