@@ -15,6 +15,7 @@ from ingot.errors import EngineError
 from ingot.llm.request import Refused
 
 MOST_LINES, MOST_CHARACTERS = 2_000_000, 16_000_000
+_OF_TEMPLATES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)  # raised within
 
 
 class _Endless(Exception):
@@ -71,7 +72,7 @@ class ChatTemplate:
         template = self.compiled()
         try:
             return _bounded(template, {"messages": messages, "add_generation_prompt": add_generation_prompt, **values})
-        except (jinja2.TemplateError, _Endless, TypeError, ValueError, KeyError, OverflowError) as error:
+        except (jinja2.TemplateError, _Endless, *_OF_TEMPLATES) as error:
             raise Refused(f"the chat template refuses these messages: {error}") from error
 
 

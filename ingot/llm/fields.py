@@ -36,7 +36,7 @@ class Fields:
         return cls(document, place)
 
     def _name(self, name: str) -> str:
-        return f"{self.place}.{name}" if self.place else name
+        return f"{self.place}.{name}" if self.place and name else name or self.place
 
     def wrong(self, name: str, wanted: str) -> WrongField:
         """What to raise where a field is not what is wanted."""

@@ -16,6 +16,7 @@ from ingot.llm.tools import Tools
 _COMPLETION_TOKENS = 16  # what OpenAI's completions give where max_tokens is not said
 _MOST_TEXTS = 2048  # of one request for embeddings, as OpenAI's
 _POOLINGS: Mapping[str, Pooling] = {"last": "last", "mean": "mean"}
+_NO_KWARGS = ("messages", "tools", "add_generation_prompt", "self")  # what a template has anyhow
 _NOT_HERE = {
     "functions": "use 'tools'", "function_call": "use 'tool_choice'", "suffix": "completions go on at the end only",
     "audio": "this model writes text", "prediction": "drafts are the server's own choice",
@@ -35,6 +36,7 @@ class Asked:
     tools: Tools | None = None
     top_logprobs: int | None = None
     vectors: Vectors | None = None
+    prompt_logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,21 @@ class Model:
         if not messages:
             raise fields.wrong("messages", "an array with a message")
         more = dict(kwargs.document) if kwargs is not None else {}
+        if more.keys() & {*_NO_KWARGS}:
+            raise fields.wrong("chat_template_kwargs", f"without {', '.join(_NO_KWARGS)}: they are fields beside it")
         generate = fields.flag("add_generation_prompt", not fields.flag("continue_final_message"))
         tokens = self.text.chat(messages, tools=tools.listed if tools else None, add_generation_prompt=generate, **more)
-        logprobs = (fields.integer("top_logprobs") or 0) if fields.flag("logprobs") else None
+        top = fields.integer("top_logprobs") or 0
+        if top and not fields.flag("logprobs"):
+            raise fields.wrong("top_logprobs", "left out where 'logprobs' is not true")
+        logprobs = top if fields.flag("logprobs") else None
         most = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
         sampling = replace(_sampling(fields), max_tokens=most, logprobs=logprobs)
         if tools is not None and tools.guide is not None:
             sampling = replace(sampling, guide=tools.guide)
         request = _request(fields, tokens, sampling, client)
-        return Asked([request], True, *_streaming(fields), tools=tools, top_logprobs=logprobs)
+        told = _tells_prompt(fields)
+        return Asked([request], True, *_streaming(fields), tools=tools, top_logprobs=logprobs, prompt_logprobs=told)
 
     def completion(self, document: Any, client: str = "") -> Asked:
         """A completion of one prompt or several, texts or token ids."""
@@ -76,13 +84,13 @@ class Model:
         prompts = _prompts(fields)
         tokens = [self.text.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         logprobs, most = fields.integer("logprobs"), fields.integer("max_tokens", _COMPLETION_TOKENS)
-        echo, prompt_logprobs = fields.flag("echo"), fields.integer("prompt_logprobs")
+        echo, sampling = fields.flag("echo"), replace(_sampling(fields), max_tokens=most, logprobs=logprobs)
         if echo and logprobs is not None:
-            prompt_logprobs = logprobs
-        sampling = replace(_sampling(fields), max_tokens=most or 1, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+            sampling = replace(sampling, prompt_logprobs=max(logprobs, sampling.prompt_logprobs or 0))
         requests = [_request(fields, prompt, sampling, client) for prompt in tokens]
         echoed = tuple(self.text.decode(prompt, special=True) for prompt in tokens) if echo else ()
-        return Asked(requests, False, *_streaming(fields), echo=echoed, top_logprobs=logprobs)
+        told = _tells_prompt(fields)
+        return Asked(requests, False, *_streaming(fields), echoed, top_logprobs=logprobs, prompt_logprobs=told)
 
     def embedding(self, document: Any, client: str, hidden: int) -> Asked:
         """Vectors of one text or several, of token ids as well; of at most `hidden` numbers."""
@@ -106,8 +114,12 @@ class Model:
         fields = Fields.of(document)
         nested = fields.object("parameters")
         merged = {**(nested.document if nested else {}), **fields.document}
-        merged = {**merged, "prompt": merged.get("text_input")}
-        return replace(self.completion(merged, client), stream=False)
+        if not isinstance(merged.get("text_input"), str):
+            raise fields.wrong("text_input", "a string")
+        asked = self.completion({**merged, "prompt": merged["text_input"]}, client)
+        if asked.requests[0].sampling.n > 1:
+            raise fields.wrong("n", "1: this route tells one answer; /v1/completions tells several")
+        return replace(asked, stream=False)
 
     def _checked(self, document: Any) -> Fields:
         fields = Fields.of(document)
@@ -183,6 +195,13 @@ def _streaming(fields: Fields) -> tuple[bool, bool]:
     return stream, options is not None and options.flag("include_usage")
 
 
+def _tells_prompt(fields: Fields) -> bool:
+    """Whether the answer holds `prompt_logprobs`, as vLLM's does."""
+    if fields.has("prompt_logprobs") and fields.flag("stream"):
+        raise fields.wrong("prompt_logprobs", "left out where 'stream' is true")
+    return fields.has("prompt_logprobs")
+
+
 def _request(fields: Fields, tokens: Sequence[int], sampling: Sampling, client: str) -> Request:
     salt = fields.text("cache_salt").encode()
     return Request(tokens, sampling, fields.integer("priority", 0) or 0, client, salt)
@@ -200,7 +219,7 @@ def _sampling(fields: Fields) -> Sampling:
         min_tokens=fields.integer("min_tokens", 0) or 0, stop=fields.texts("stop"),
         stop_tokens=frozenset(fields.integers("stop_token_ids")), ignore_eos=fields.flag("ignore_eos"),
         include_stop=fields.flag("include_stop_str_in_output"), n=fields.integer("n", 1) or 0,
-        best_of=fields.integer("best_of"), guide=_guide(fields),
+        best_of=fields.integer("best_of"), guide=_guide(fields), prompt_logprobs=fields.integer("prompt_logprobs"),
     )  # fmt: skip
 
 
@@ -211,30 +230,33 @@ def _top_k(fields: Fields) -> int | None:
 
 
 def _bias(fields: Fields) -> dict[int, float]:
-    if not all(token.isdigit() for token in fields.document):
+    if not all(token.isascii() and token.isdigit() and len(token) < 20 for token in fields.document):
         raise fields.wrong("", "an object from tokens to numbers")
     return {int(token): fields.number(token, 0.0) for token in fields.document}
 
 
 # -- guides -----------------------------------------------------------------------------------------------------------
 def _json(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    try:
+        return value if isinstance(value, str) else orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as error:
+        raise Refused(f"the form of the answer cannot be used: {error}") from error
 
 
 # vLLM's names, alone or within `structured_outputs`
-_GUIDES: Mapping[str, Callable[[Any], Guide]] = {
-    "json": lambda value: Guide("json_schema", _json(value)),
-    "regex": lambda value: Guide("regex", str(value)),
-    "choice": lambda value: Guide("choice", _json(value)),
-    "grammar": lambda value: Guide("grammar", str(value)),
+_GUIDES: Mapping[str, Callable[[Fields, str], Guide]] = {
+    "json": lambda fields, name: Guide("json_schema", _json(fields.any(name))),
+    "regex": lambda fields, name: Guide("regex", fields.text(name)),
+    "choice": lambda fields, name: Guide("choice", _json(fields.any(name))),
+    "grammar": lambda fields, name: Guide("grammar", fields.text(name)),
 }
 
 
 def _guide(fields: Fields) -> Guide | None:
     """From `response_format`, `structured_outputs` or `guided_…`; at most one."""
     structured = fields.object("structured_outputs")
-    found = [make(structured.any(name)) for name, make in _GUIDES.items() if structured and structured.has(name)]
-    found += [make(fields.any(f"guided_{name}")) for name, make in _GUIDES.items() if fields.has(f"guided_{name}")]
+    found = [make(structured, name) for name, make in _GUIDES.items() if structured and structured.has(name)]
+    found += [make(fields, f"guided_{name}") for name, make in _GUIDES.items() if fields.has(f"guided_{name}")]
     form = fields.object("response_format")
     if form is not None and (guide := _formatted(form)) is not None:
         found.append(guide)

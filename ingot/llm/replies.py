@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ingot.llm.answers import Ticket, shortened
@@ -15,9 +16,21 @@ from ingot.llm.request import Event, TokenLogprob
 from ingot.llm.tools import Call
 
 
+class _Characters:
+    """Where tokens lie in a text, in characters; a character of several tokens ends with its last one."""
+
+    def __init__(self) -> None:
+        self._decoder, self.count = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def place(self, data: bytes) -> int:
+        """Where this token begins, behind those before it."""
+        before, self.count = self.count, self.count + len(self._decoder.decode(data))
+        return before
+
+
 @dataclass
 class Choice:
-    """One answer so far; `told` characters of its text went out as content."""
+    """One answer so far; `told` characters of its text went out as content. places: of the tokens in a stream."""
 
     index: int
     text: str = ""
@@ -27,6 +40,7 @@ class Choice:
     stop: str | int | None = None
     told: int = 0
     vector: tuple[float, ...] | None = None
+    places: _Characters = field(default_factory=_Characters)
 
 
 @dataclass
@@ -104,10 +118,10 @@ class Reply:
 
     def _chosen(self, choice: Choice) -> dict[str, Any]:
         common: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish, "stop_reason": choice.stop}
+        if self.asked.prompt_logprobs:
+            common["prompt_logprobs"] = self._prompt_logprobs(self._prompt(choice))
         if not self.asked.chat:
-            prompt = choice.index // self.asked.requests[0].sampling.n
-            echo = self.asked.echo[prompt] if self.asked.echo else ""
-            return {**common, "text": echo + choice.text, "logprobs": self._completion_logprobs(choice, prompt, echo)}
+            return {**common, "text": self._echo(choice) + choice.text, "logprobs": self._completion_logprobs(choice)}
         content, calls = self._calls(choice)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
@@ -125,11 +139,15 @@ class Reply:
         if self.asked.chat:
             yield from self._chat_pieces(choice, event)
             return
-        echo = self._echo(choice) if choice.text == event.text and choice.tokens == len(event.tokens) else ""
-        yield self._piece(choice, event, {"text": echo + event.text, "logprobs": self._streamed_logprobs(event)})
+        first = choice.text == event.text and choice.tokens == len(event.tokens)
+        logprobs = self._streamed_logprobs(choice, event, first)
+        yield self._piece(choice, event, {"text": self._echo(choice) * first + event.text, "logprobs": logprobs})
+
+    def _prompt(self, choice: Choice) -> int:
+        return choice.index // self.asked.requests[0].sampling.n
 
     def _echo(self, choice: Choice) -> str:
-        return self.asked.echo[choice.index // self.asked.requests[0].sampling.n] if self.asked.echo else ""
+        return self.asked.echo[self._prompt(choice)] if self.asked.echo else ""
 
     def _chat_pieces(self, choice: Choice, event: Event) -> Iterator[dict[str, Any]]:
         if choice.tokens == len(event.tokens):
@@ -175,28 +193,49 @@ class Reply:
         return {**self._token_logprob(found.token, found.logprob), "top_logprobs": top}
 
     def _token_logprob(self, token: int, logprob: float) -> dict[str, Any]:
-        word = self._word(token)
-        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+        return {"token": self._word(token), "logprob": logprob, "bytes": list(self.model.text.bytes_of(token))}
 
-    def _streamed_logprobs(self, event: Event) -> dict[str, Any] | None:
-        return None if self.asked.top_logprobs is None else self._listed(list(event.logprobs), 0)
-
-    def _completion_logprobs(self, choice: Choice, prompt: int, echo: str) -> dict[str, Any] | None:
+    def _streamed_logprobs(self, choice: Choice, event: Event, first: bool) -> dict[str, Any] | None:
         if self.asked.top_logprobs is None:
             return None
-        if not echo:
-            return self._listed(choice.logprobs, 0)
-        known = self.tickets[prompt].prompt_logprobs
-        first = [TokenLogprob(self.asked.requests[prompt].tokens[0], float("nan"))]
-        return self._listed([*first, *(known[place] for place in sorted(known)), *choice.logprobs], 0)
+        return self._listed([*(self._echoed(choice) if first else ()), *event.logprobs], choice.places)
 
-    def _listed(self, found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        words, offsets = [self._word(each.token) for each in found], []
-        for word in words:
-            offsets.append(offset)
-            offset += len(word)
+    def _completion_logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        if self.asked.top_logprobs is None:
+            return None
+        return self._listed([*self._echoed(choice), *choice.logprobs], _Characters())
+
+    def _echoed(self, choice: Choice) -> list[TokenLogprob]:
+        """The prompt's, where it is told again: of its first token nothing is known."""
+        if not self.asked.echo:
+            return []
+        top, known = self.asked.top_logprobs, self._known(self._prompt(choice))
+        first = TokenLogprob(self.asked.requests[self._prompt(choice)].tokens[0], float("nan"))
+        return [first, *(replace(each, top=each.top[:top]) for each in known)]
+
+    def _known(self, prompt: int) -> list[TokenLogprob]:
+        """Of the prompt's tokens, from the second on."""
+        known = self.tickets[prompt].prompt_logprobs
+        return [known[place] for place in sorted(known)]
+
+    def _prompt_logprobs(self, prompt: int) -> list[dict[str, Any] | None]:
+        """As vLLM tells them: of each token of the prompt its own and the likeliest, by their ids."""
+        return [None, *(
+            {str(token): {"logprob": logprob, "decoded_token": self._word(token)}
+             for token, logprob in (*each.top, (each.token, each.logprob))} for each in self._known(prompt)
+        )]  # fmt: skip
+
+    def _listed(self, found: Sequence[TokenLogprob], places: _Characters) -> dict[str, Any]:
         return {
-            "tokens": words, "text_offset": offsets,
+            "tokens": [self._name(each.token) for each in found],
+            "text_offset": [places.place(self.model.text.bytes_of(each.token)) for each in found],
             "token_logprobs": [each.logprob if each.logprob == each.logprob else None for each in found],
-            "top_logprobs": [{self._word(token): value for token, value in each.top} or None for each in found],
+            "top_logprobs": [{self._name(token): value for token, value in each.top} or None for each in found],
         }  # fmt: skip
+
+    def _name(self, token: int) -> str:
+        """Its text, or its bytes where these are no text: names of a place's likeliest tokens must differ."""
+        word = self._word(token)
+        if "\N{REPLACEMENT CHARACTER}" not in word:
+            return word
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.model.text.bytes_of(token))

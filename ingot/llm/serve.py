@@ -173,15 +173,15 @@ class Api:
 
     def _route(self, exchange: Exchange, path: str) -> None:
         name = self.model.name
-        path = path.replace(f"/v2/models/{name}/", "/v2/models/-/").replace(f"/v1/models/{name}", "/v1/models/-")
-        method, action = ROUTES.get(path, (b"", None))
+        general = path.replace(f"/v2/models/{name}/", "/v2/models/-/").replace(f"/v1/models/{name}", "/v1/models/-")
+        method, action = ROUTES.get(general, (b"", None))
         if action is None:
             code = "model_not_found" if path.startswith(("/v1/models/", "/v2/models/")) else None
             exchange.respond(404, [_error(f"there is no {path} here", "invalid_request_error", code=code)], _JSON)
         elif exchange.method != method and not (method == b"GET" and exchange.method == b"HEAD"):
             exchange.respond(405, [_error(f"{path} takes {method.decode()}", "invalid_request_error")], _JSON)
         else:
-            if path not in _OPEN:
+            if general not in _OPEN:
                 self.access.check_headers("inference", exchange.headers)
             action(self, exchange)
 
@@ -190,12 +190,14 @@ class Api:
             status, kind = 503, "server_error"
         elif isinstance(error, ServerError):
             status, kind = error.code.status, "invalid_request_error"
+        elif isinstance(error, RecursionError):
+            status, kind = 400, "invalid_request_error"
         elif isinstance(error, IngotError):
             status, kind = 404 if isinstance(error, UnknownModel) else 400, "invalid_request_error"
         else:
             log.error("a request failed", exc_info=error)
             status, kind = 500, "server_error"
-        param = error.param if isinstance(error, WrongField) else None
+        param = error.param or None if isinstance(error, WrongField) else None
         headers = {**_JSON, **({b"retry-after": b"1"} if status == 503 else {})}
         code = "model_not_found" if isinstance(error, UnknownModel) else None
         exchange.respond(status, [_error(str(error), kind, param, code)], headers)
@@ -215,6 +217,17 @@ class Api:
             asked = read(document, client)
             conversation.tell = tells(asked.stream)
             conversation.submit(asked)
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            exchange.post(partial(self._refuse, exchange, error))
+
+    def beside(self, exchange: Exchange, body: Callable[[Fields], Mapping[str, Any]]) -> None:
+        """Answer with what a thread makes of the request."""
+        self.pool.submit(self._answer, exchange, body)
+
+    def _answer(self, exchange: Exchange, body: Callable[[Fields], Mapping[str, Any]]) -> None:
+        try:
+            told = orjson.dumps(body(Fields.of(openai.parse(bytes(exchange.body)))))
+            exchange.post(partial(exchange.respond, 200, [told], _JSON))
         except Exception as error:  # noqa: BLE001 - becomes the answer
             exchange.post(partial(self._refuse, exchange, error))
 
@@ -285,17 +298,25 @@ def _version(api: Api, exchange: Exchange) -> None:
 
 
 def _tokenize(api: Api, exchange: Exchange) -> None:
-    fields = Fields.of(openai.parse(bytes(exchange.body)))
-    tokens = api.model.text.encode(fields.text("prompt"), fields.flag("add_special_tokens", True))
-    body = {"tokens": tokens, "count": len(tokens), "max_model_len": api.engine.longest}
-    exchange.respond(200, [orjson.dumps(body)], _JSON)
+    def body(fields: Fields) -> dict[str, Any]:
+        if not fields.has("prompt"):
+            raise fields.wrong("prompt", "a string")
+        tokens = api.model.text.encode(fields.text("prompt"), fields.flag("add_special_tokens", True))
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": api.engine.longest}
+
+    api.beside(exchange, body)
 
 
 def _detokenize(api: Api, exchange: Exchange) -> None:
-    tokens = Fields.of(openai.parse(bytes(exchange.body))).integers("tokens")
-    if any(not 0 <= token < api.engine.runner.vocabulary for token in tokens):
-        raise WrongField("tokens", f"tokens are 0 to {api.engine.runner.vocabulary - 1}")
-    exchange.respond(200, [orjson.dumps({"prompt": api.model.text.decode(tokens)})], _JSON)
+    def body(fields: Fields) -> dict[str, Any]:
+        if not fields.has("tokens"):
+            raise fields.wrong("tokens", "an array of integers")
+        tokens = fields.integers("tokens")
+        if any(not 0 <= token < api.engine.runner.vocabulary for token in tokens):
+            raise WrongField("tokens", f"tokens are 0 to {api.engine.runner.vocabulary - 1}")
+        return {"prompt": api.model.text.decode(tokens)}
+
+    api.beside(exchange, body)
 
 
 def _embeddings(api: Api, exchange: Exchange) -> None:

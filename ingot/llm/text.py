@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ from ingot.errors import EngineError
 from ingot.llm.chat import ChatTemplate
 from ingot.llm.request import Refused
 
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _LEFT = 6  # tokens of the prompt before an answer: whether its first one begins with a space depends on them
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _SPLIT = 3  # replacement characters at the end that later tokens may still make one character
@@ -54,11 +57,31 @@ class Text:
         """Text of tokens; `special` ones only where asked for."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not special))
 
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for, which need not be whole characters."""
+        word = self.decode([token], special=True)
+        if _REPLACED not in word:
+            return word.encode()
+        piece = str(self.tokenizer.id_to_token(token) or "")
+        if _BYTE.fullmatch(piece):  # as SentencePiece writes one
+            return bytes([int(piece[3:5], 16)])
+        known = _byte_letters()
+        return bytes(known[letter] for letter in piece) if all(letter in known for letter in piece) else word.encode()
+
     def chat(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> list[int]:
         """Tokens of a conversation as the model was taught it; Refused if it has no template."""
         if self.template is None:
             raise Refused("this model has no chat template; name one with --chat-template FILE, or ask for completions")
         return self.encode(self.template.render(messages, **more), special=False)
+
+
+@functools.cache
+def _byte_letters() -> Mapping[str, int]:
+    """The letters by which byte-level tokenizers write bytes: those that can be seen stand for themselves, the others,
+    in their order, for letters from U+0100 on (GPT-2's encoder.py)."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in seen)
+    return {**{chr(byte): byte for byte in seen}, **{chr(256 + place): byte for place, byte in enumerate(others)}}
 
 
 def _tokenizer(source: str) -> Any:

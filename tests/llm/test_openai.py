@@ -111,6 +111,57 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert plain.logprobs.text_offset == [0, 1, 2, 3]
 
 
+def test_scores_of_prompts(client: openai.OpenAI) -> None:
+    """As evaluation harnesses ask: echo, log-probabilities, and no new token; a prompt that fills the window too."""
+    asked: Any = {"model": "writer", "temperature": 0, "max_tokens": 0, "logprobs": 1, "echo": True}
+    scored = client.completions.create(prompt=["Sing\n", "One"], **asked)
+    longer = client.completions.create(prompt="Sing\n", **{**asked, "max_tokens": 2})
+    assert [choice.text for choice in scored.choices] == ["Sing\n", "One"]
+    assert scored.usage and scored.usage.completion_tokens == 0 and scored.choices[0].finish_reason == "length"
+    found, other = scored.choices[0].logprobs, longer.choices[0].logprobs
+    assert found and other and found.tokens == list("Sing\n") and other.tokens == [*"Sing\n", "l", "a"]
+    assert other.token_logprobs and found.token_logprobs == other.token_logprobs[:5]
+    streamed = list(client.completions.create(prompt="Sing\n", stream=True, **asked))
+    assert [piece.choices[0].text for piece in streamed] == ["Sing\n"]
+    assert streamed[0].choices[0].logprobs == found
+    full = client.completions.create(prompt=[65] * 512, **asked)
+    assert full.usage and full.usage.total_tokens == 512
+    assert client.completions.create(model="writer", prompt="Sing\n", max_tokens=0).choices[0].text == ""
+
+
+def test_places_of_tokens_in_a_stream(client: openai.OpenAI) -> None:
+    """They go on from piece to piece, behind the prompt where it is told again."""
+    asked: Any = {"model": "writer", "prompt": "S\n", "temperature": 0, "max_tokens": 3, "logprobs": 0, "echo": True}
+    pieces = [piece.choices[0].logprobs for piece in client.completions.create(stream=True, **asked)]
+    whole = client.completions.create(**asked).choices[0].logprobs
+    assert whole and whole.text_offset == [0, 1, 2, 3, 4]
+    for name in ("tokens", "text_offset", "token_logprobs"):
+        told = [each for piece in pieces if piece for each in getattr(piece, name)]
+        assert told == getattr(whole, name)
+
+
+def test_bytes_of_tokens_that_are_no_characters(client: openai.OpenAI) -> None:
+    """Each byte of an owl is a token: their bytes say so, and their names differ."""
+    asked: Any = {"model": "writer", "temperature": 0, "max_tokens": 0, "logprobs": 0, "echo": True}
+    found = client.completions.create(prompt="é🦉!", **asked).choices[0].logprobs
+    assert found and found.tokens
+    assert found.tokens == [f"bytes:\\x{byte:02x}" for byte in "é🦉".encode()] + ["!"]
+    assert found.text_offset == [0, 0, 1, 1, 1, 1, 2]
+    chat = client.chat.completions.create(
+        model="writer", messages=HELLO, logprobs=True, max_tokens=1, logit_bias={"169": 100, "108": -100}
+    )
+    assert chat.choices[0].logprobs and chat.choices[0].logprobs.content
+    assert chat.choices[0].logprobs.content[0].bytes == [169]
+
+
+def test_log_probabilities_of_a_prompt_as_vllm_tells_them(client: openai.OpenAI) -> None:
+    more: Any = {"extra_body": {"prompt_logprobs": 1}, "max_tokens": 1, "temperature": 0}
+    plain = client.completions.create(model="writer", prompt="AB", **more).choices[0].model_dump()["prompt_logprobs"]
+    chat = client.chat.completions.create(model="writer", messages=HELLO, **more).choices[0].model_dump()
+    assert plain[0] is None and plain[1][str(ord("B"))]["decoded_token"] == "B" and len(plain) == 2
+    assert plain[1][str(ord("B"))]["logprob"] < 0 and len(chat["prompt_logprobs"]) == len("<user>Sing\n")
+
+
 def test_stop_and_extras(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="writer", messages=HELLO, temperature=0, stop=[", and"])
     assert answer.choices[0].message.content == "la la la" and answer.choices[0].finish_reason == "stop"
@@ -210,6 +261,15 @@ def ask(server: LlmServer, method: str, path: str, body: Any = None, **headers: 
 CHAT = {"model": "writer", "messages": HELLO}
 
 
+def deep(forced: str = "forced") -> bytes:
+    """Schemas that nest as deep as JSON is read: a tool's, and an answer's."""
+    schema = b'{"type": "array", "items": ' * 1015 + b"{}" + b"}" * 1015
+    tools = b'"tools": [{"type": "function", "function": {"name": "f", "parameters": %b}}]' % schema
+    return b'{"prompt": "a", "guided_json": %b, "messages": [{"role": "user"}], %b, "%b": "required"}' % (
+        schema, tools, forced.encode()
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "words"),
     [
@@ -235,6 +295,17 @@ CHAT = {"model": "writer", "messages": HELLO}
             "chat/completions", {**CHAT, "structured_outputs": {"json": {"type": "unheard"}}}, 400,
             "the json_schema cannot be used",
         ),
+        ("chat/completions", {**CHAT, "top_logprobs": 2}, 400, "left out where 'logprobs' is not true"),
+        *(
+            ("chat/completions", {**CHAT, "chat_template_kwargs": {name: 1}}, 400, "they are fields beside it")
+            for name in ("messages", "tools", "add_generation_prompt", "self")
+        ),
+        ("chat/completions", deep("tool_choice"), 400, "recursion"), ("chat/completions", deep(), 400, "recursion"),
+        ("completions", deep(), 400, "Recursion limit reached"), ("completions", b"[" * 10_000, 400, "no JSON"),
+        ("completions", {"prompt": "a", "guided_regex": 5}, 400, "'guided_regex' must be a string"),
+        ("completions", {"prompt": "a", "logit_bias": {"²": 1}}, 400, "'logit_bias' must be an object from tokens"),
+        ("completions", {"prompt": "a", "logit_bias": {"1" * 5000: 1}}, 400, "'logit_bias' must be an object"),
+        ("completions", {"prompt": "a", "prompt_logprobs": 1, "stream": True}, 400, "left out where 'stream' is true"),
         ("completions", {"prompt": "a", "guided_choice": []}, 400, "an array of texts, of one at least"),
         ("completions", {"prompt": []}, 400, "'prompt' must be"),
         ("completions", {"prompt": ""}, 400, "the prompt is empty"),
@@ -266,6 +337,23 @@ def test_other_routes(server: LlmServer) -> None:
     assert json.loads(ask(server, "POST", "/v2/models/writer/generate", asked)[1])["text_output"] == SONG
     events = ask(server, "POST", "/v2/models/writer/generate_stream", asked)[1].decode().split("\n\n")
     assert "".join(json.loads(event[6:])["text_output"] for event in events if event) == SONG
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/tokenize", {}, "'prompt' must be a string"), ("/tokenize", {"prompt": 5}, "'prompt' must be a string"),
+        ("/detokenize", {}, "'tokens' must be"), ("/detokenize", {"tokens": [-1]}, "tokens are 0 to"),
+        ("/v2/models/writer/generate", {"prompt": "x"}, "'text_input' must be a string"),
+        ("/v2/models/writer/generate", {"text_input": ["x", "y"]}, "'text_input' must be a string"),
+        ("/v2/models/writer/generate_stream", {"text_input": "x", "n": 2}, "'n' must be 1: this route tells one"),
+    ],
+)  # fmt: skip
+def test_refusals_of_other_routes(server: LlmServer, path: str, body: Any, words: str) -> None:
+    status, answer = ask(server, "POST", path, body)
+    assert status == 400 and words in json.loads(answer)["error"]["message"]
+    status, answer = ask(server, "POST", "/v2/models/writer/infer", {})
+    assert status == 404 and json.loads(answer)["error"]["message"] == "there is no /v2/models/writer/infer here"
 
 
 def test_a_client_that_vanishes_frees_its_place(server: LlmServer) -> None:
