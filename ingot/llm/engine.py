@@ -366,8 +366,7 @@ class Engine:
                 self._finish(answer, "length")
             elif share.draws:
                 first = share.row + share.rows - 1 - share.drafts
-                turns.append(Turn(share, answer.voice, first))
-                turns += [Turn(share, voice, first) for voice in answer.ticket.later]
+                turns += [Turn(share, voice, first) for voice in (answer.voice, *answer.ticket.later)]
         draw_all(turns, landed)
         self._go_on(turns)
 
