@@ -73,6 +73,16 @@ class BuildOptions:
         for name in ("token_budget", "sequence_budget", "typical", "ranks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        on_gpu, kept = self.target.startswith("cuda"), with_cache(format_of(self.precision), self.kv)
+        if kept.name.startswith("fp8") and not on_gpu:
+            raise ConfigError(f"precision {kept.name} is for GPUs alone: build with --target cuda:sm_90, or take int8 "
+                              "or w8a8 for the CPU")  # fmt: skip
+        if kept.cache == "int8" and on_gpu:
+            raise ConfigError("keys and values cannot be kept as int8 on a GPU: take --precision fp8_cache, or leave "
+                              "--kv out")  # fmt: skip
+        if self.calibration not in (None, "none") and not kept.compensates:
+            raise ConfigError(f"calibration is what rounding to four bits goes by; precision {kept.name} has none: "
+                              "leave it out")  # fmt: skip
         if self.context is not None and self.context < 1:
             raise ConfigError(f"context must be at least 1, not {self.context}")
 
@@ -128,7 +138,7 @@ def _calibration_of(decoder: Decoder, kept: Format, options: BuildOptions) -> st
 
 def _texts(checkpoint: Checkpoint, decoder: Decoder, calibration: str) -> list[Array]:
     if calibration == "drawn":
-        return drawn(decoder, _first(checkpoint.config.get("bos_token_id")))
+        return drawn(decoder, _first(checkpoint.config.get("bos_token_id"), decoder.vocabulary))
     return lines_of(evidence.tokens_of(Path(calibration), checkpoint.files(), decoder.vocabulary), decoder.context)
 
 
@@ -140,7 +150,10 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
     config = _config(decoder, options)
     compiled = compiler.compile_variants(model, model, config, log)
     if log.figures.get("host steps"):
-        raise BuildError("a step of a language model has no native form; " + "; ".join(map(str, log.notices)))
+        hosts = [str(notice) for notice in log.notices if notice.kind == "host step"]
+        more = f" (and {len(hosts) - 1} more)" if len(hosts) > 1 else ""
+        raise BuildError(f"a step of a language model has no native form on {options.target}; {hosts[0]}{more}. Take "
+                         "another precision: bf16 has the widest kernels")  # fmt: skip
     engine = compiler.package(model, compiled, config, log)
     facts = described(checkpoint, decoder, kept, options) | {"ranks": options.ranks, "rank": rank}
     return replace(engine, details={**engine.details, "llm": facts, "evidence": []})
@@ -207,8 +220,8 @@ def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: B
         "token_budget": options.token_budget,
         "sequence_budget": options.sequence_budget,
         "format": asdict(kept),
-        "bos": _first(checkpoint.config.get("bos_token_id")),
-        "eos": sorted(_ends(checkpoint)),
+        "bos": _first(checkpoint.config.get("bos_token_id"), decoder.vocabulary),
+        "eos": sorted(each for each in _ends(checkpoint) if 0 <= each < decoder.vocabulary),  # no others are drawn
         "identity": _identity(checkpoint, options),
         "files": {name: _packed(data) for name, data in checkpoint.files().items()},
     }
@@ -222,8 +235,10 @@ def _identity(checkpoint: Checkpoint, options: BuildOptions) -> str:
     return digest.hexdigest()
 
 
-def _first(value: Any) -> int | None:
-    return value[0] if isinstance(value, list) and value else value if isinstance(value, int) else None
+def _first(value: Any, vocabulary: int) -> int | None:
+    """A token, or the first of several; None where it is none of the model's."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) and 0 <= first < vocabulary else None
 
 
 def _ends(checkpoint: Checkpoint) -> set[int]:
@@ -231,7 +246,7 @@ def _ends(checkpoint: Checkpoint) -> set[int]:
     found: set[int] = set()
     for settings in (checkpoint.config, checkpoint.settings("generation_config.json")):
         value: Any = settings.get("eos_token_id")
-        found.update(value if isinstance(value, list) else [value] if isinstance(value, int) else [])
+        found.update(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int))
     return found
 
 

@@ -33,14 +33,16 @@ class ChatTemplate:
     def from_config(cls, written: Any, config: Mapping[str, Any]) -> ChatTemplate:
         """From tokenizer_config.json: one template, or a list of named ones of which `default` is taken."""
         if isinstance(written, list):
-            named = {each.get("name"): each["template"] for each in written}
-            written = named.get("default", written[0]["template"])
+            named = {each.get("name"): each.get("template") for each in written if isinstance(each, Mapping)}
+            written = named.get("default", next(iter(named.values()), None))
+        if not isinstance(written, str):
+            raise EngineError("tokenizer_config.json: chat_template is neither a text nor a list of {name, template}")
         tokens = {
-            name: value["content"] if isinstance(value, dict) else value
+            name: value.get("content", "") if isinstance(value, dict) else value
             for name, value in config.items()
             if name.endswith("_token") and isinstance(value, str | dict)
         }
-        return cls(str(written), tokens)
+        return cls(written, tokens)
 
     @classmethod
     def from_file(cls, path: Path, tokens: Mapping[str, str]) -> ChatTemplate:

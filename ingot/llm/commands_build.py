@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Build, save, report."""
     folder = Path(arguments.folder)
-    output = Path(arguments.output or folder.with_suffix(".engine"))
+    named = folder if folder.name not in ("", "..") else folder.resolve()  # "." and ".." have names too
+    output = Path(arguments.output or f"{named}.engine")
+    if output.resolve().parent == folder.resolve() and output.exists() and output.suffix != ".engine":
+        raise ConfigError(f"{output} is a file of the checkpoint; give the engine another name with -o")
     if not os.access(output.parent, os.W_OK | os.X_OK):  # before minutes go by
         raise ConfigError(f"cannot write {output}: {output.parent} is no folder that one may write to")
     options = BuildOptions(

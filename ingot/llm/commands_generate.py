@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer every prompt."""
+    logging.getLogger("ingot.llm").addHandler(logging.NullHandler())  # what ends an answer is this command's error
     prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in arguments.prompt or ["-"]]
     with LLM(
         arguments.engine, threads=arguments.threads, blocks=arguments.blocks,
@@ -76,7 +78,7 @@ def _guide(arguments: argparse.Namespace) -> Guide | None:
     found = []
     if arguments.json_schema is not None:
         given: str = arguments.json_schema
-        found.append(Guide("json_schema", given if given.lstrip()[:1] == "{" else Path(given).read_text()))
+        found.append(Guide("json_schema", given if given.lstrip()[:1] == "{" else _read(Path(given))))
     if arguments.regex is not None:
         found.append(Guide("regex", arguments.regex))
     if arguments.choice:
@@ -84,6 +86,13 @@ def _guide(arguments: argparse.Namespace) -> Guide | None:
     if len(found) > 1:
         raise ConfigError("give one of --json-schema, --regex and --choice")
     return found[0] if found else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8 ({error}), --json-schema takes a schema or its file") from error
 
 
 def _stream(llm: LLM, tokens: Sequence[int], asked: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from ingot.errors import ConfigError, IngotError
+from ingot.errors import ConfigError, EngineError, IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
 from ingot.llm.asked import asked, leads
 from ingot.llm.batch import Runner
@@ -309,8 +309,8 @@ class Engine:
             return
         try:
             landed = Landed.of(flight.step.shares, flight.result(), flight.told)
-        except GroupLost:
-            raise  # no step can be computed any more
+        except (GroupLost, EngineError):
+            raise  # a rank is gone, weights are damaged: no step can be computed any more
         except Exception as error:  # noqa: BLE001 - logged, and becomes the end of requests that fail alone too
             if following is not None:
                 following.spoiled = True

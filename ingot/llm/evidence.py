@@ -100,17 +100,34 @@ def mean_nll(logits: Array, following: Array) -> float:
 def tokens_of(path: Path, files: dict[str, bytes], vocabulary: int) -> Array:
     """Tokens of a text file, by the checkpoint's tokenizer, or of a .npy file."""
     if path.suffix == ".npy":
-        tokens = np.load(path, allow_pickle=False).reshape(-1)
+        tokens = _numbers(path)
     elif "tokenizer.json" not in files:
         raise ConfigError(f"there is no tokenizer.json beside the weights to read {path} with; give token ids as .npy")
     else:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-        tokens = np.asarray(tokenizer.encode(path.read_text(encoding="utf-8")).ids)
+        tokens = np.asarray(tokenizer.encode(_words(path)).ids)
     if len(tokens) < 2 or tokens.min() < 0 or tokens.max() >= vocabulary:
         raise ConfigError(f"{path} does not hold two or more tokens of the {vocabulary} there are")
     return np.asarray(tokens, np.int64)
+
+
+def _numbers(path: Path) -> Array:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{path} is no array of numpy: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
+        raise ConfigError(f"{path} does not hold whole numbers, ids of tokens")
+    return found.reshape(-1)
+
+
+def _words(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error}; ids of tokens are given as .npy") from error
 
 
 def _two(x: float) -> float:

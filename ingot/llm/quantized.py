@@ -45,7 +45,7 @@ def scheme_of(checkpoint: Checkpoint) -> Scheme | None:
                                 "quantization_config that says how; copy it from the checkpoint's origin")  # fmt: skip
         return None
     method = settings.get("quant_method")
-    if method not in _SCHEMES:
+    if not isinstance(method, str) or method not in _SCHEMES:
         raise _refusal(checkpoint, f"quant_method {method!r} is not read")
     return _SCHEMES[method](checkpoint, settings)
 

@@ -22,7 +22,10 @@ Rates = tuple[Array, float]
 def settings_of(config: Settings, kind: str | None = None, default_theta: float = 10000.0) -> dict[str, Any]:
     """The rope settings of a config, in the old form (rope_theta, rope_scaling) or the new one (rope_parameters);
     `kind`: of which kind of layer, where they differ."""
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ImportFailure(f"config.json: rope settings are {given!r}, not an object")
+    found = dict(given)
     if kind is not None and isinstance(found.get(kind), Mapping):
         found = dict(found[kind])
     found["rope_type"] = found.get("rope_type", found.get("type", "default"))
@@ -34,11 +37,26 @@ def settings_of(config: Settings, kind: str | None = None, default_theta: float 
 
 def tables(settings: Settings, depth: int, context: int) -> tuple[Array, Array]:
     """(cosine, sine) [context, half] for the first 2 * half of `depth` elements of a head."""
+    try:
+        return _tables(settings, depth, context)
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        raise ImportFailure(f"config.json: rope settings {dict(settings)} make no sense ({_said(error)})") from None
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _tables(settings: Settings, depth: int, context: int) -> tuple[Array, Array]:
     kind = str(settings["rope_type"])
     if kind not in _KINDS:
         raise ImportFailure(f"config.json: rope type {kind!r} is not known; known are {', '.join(sorted(_KINDS))}")
     rotated = int(depth * float(settings.get("partial_rotary_factor") or 1.0))
+    if not 0 < rotated <= depth or not float(settings["rope_theta"]) > 0:
+        raise ValueError("rope_theta and partial_rotary_factor must be greater than 0, the latter at most 1")
     rates, factor = _KINDS[kind](settings, _plain(settings, rotated), context)
+    if not (np.isfinite(rates).all() and math.isfinite(factor)):
+        raise ValueError("angles are no finite numbers")
     angles = np.outer(np.arange(context, dtype=np.float64), rates.astype(np.float32).astype(np.float64))
     return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
 
@@ -108,6 +126,8 @@ def _longrope(settings: Settings, rates: Array, context: int) -> Rates:
     attention = settings.get("attention_factor")
     if attention is None:
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    if np.shape(factors) != rates.shape:
+        raise ValueError(f"{np.size(factors)} factors for {len(rates)} pairs")
     return rates / np.asarray(factors, np.float64), float(attention)
 
 

@@ -33,6 +33,8 @@ def open_runner(
     """A runner for an engine file of `ingot llm build`. blocks: of keys and values; None: as many as all sequences can
     fill, in at most a quarter of the memory that is free, or nine tenths of a GPU's. device: as a session's; None:
     what the engine was built for. An engine of several ranks begins them all."""
+    if isinstance(engine, str | Path) and Path(engine).is_dir():
+        raise EngineError(f"{engine} is a folder; make an engine of the checkpoint first, `ingot llm build {engine}`")
     loaded = engine if isinstance(engine, Engine) else Engine.load(engine)
     if loaded.details.get("llm", {}).get("ranks", 1) > 1:
         if isinstance(engine, Engine):

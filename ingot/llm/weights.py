@@ -84,6 +84,38 @@ class Checkpoint:
             raise ImportFailure(f"{self.folder / 'config.json'}: {key!r} must be a positive number, it is {value!r}")
         return value
 
+    def count(self, key: str, default: int = 0) -> int:
+        """A whole number of config.json that may be 0; absent or null means the default."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ImportFailure(f"{self.folder / 'config.json'}: {key!r} must be a whole number, it is {value!r}")
+        return value
+
+    def real(self, key: str, default: float, above: float = -math.inf) -> float:
+        """A number of config.json, greater than `above`; absent or null means the default."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value < math.inf:
+            least = "" if above == -math.inf else f" greater than {above:g}"
+            raise ImportFailure(f"{self.folder / 'config.json'}: {key!r} must be a number{least}, it is {value!r}")
+        return float(value)
+
+    def listed(self, key: str) -> list[Any] | None:
+        """An array of config.json, None where it is absent or null."""
+        value = self.config.get(key)
+        if value is not None and not isinstance(value, list):
+            raise ImportFailure(f"{self.folder / 'config.json'}: {key!r} must be an array, it is {value!r}")
+        return value
+
+    def layers(self, key: str) -> int:
+        """How many layers config.json says there are: no more than there are tensors."""
+        found = self.number(key)
+        if found > len(self.tensors):
+            raise ImportFailure(f"{self.folder / 'config.json'}: {key!r} is {found}, and there are {len(self.tensors)} "
+                                "tensors; config.json and the weights are of different models")  # fmt: skip
+        return found
+
     def settings(self, name: str) -> Mapping[str, Any]:
         """A JSON file beside config.json; empty where there is none."""
         return _json(self.folder / name) if (self.folder / name).is_file() else {}
@@ -97,10 +129,13 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Read config.json, map the weights."""
     folder = Path(folder)
     config = _json(folder / "config.json")
+    inner = config.get("text_config") or {}
+    if not isinstance(inner, dict):
+        raise ImportFailure(f"{folder / 'config.json'}: 'text_config' is {inner!r}, not an object")
     tensors: dict[str, Array] = {}
     for path in _weight_files(folder):
         tensors.update(_tensors(path))
-    return Checkpoint(folder, config.get("text_config") or config, tensors, _quantization(folder, config))
+    return Checkpoint(folder, inner or config, tensors, _quantization(folder, config))
 
 
 def _quantization(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -121,7 +156,7 @@ def _json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ImportFailure(f"cannot read {path}: {error.strerror}; a checkpoint is a folder with config.json, "
                             "model.safetensors and tokenizer.json") from None  # fmt: skip
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImportFailure(f"{path} is not JSON ({error})") from None
     if not isinstance(found, dict):
         raise ImportFailure(f"{path} holds {type(found).__name__}, not an object")
@@ -158,7 +193,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Array]]:
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
         for name, entry in entries:
             yield name, _view(path, name, entry, data[8 + length :])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ImportFailure(f"{path}: its header makes no sense ({error}); download it again") from None
 
 

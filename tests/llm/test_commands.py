@@ -7,6 +7,8 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,51 @@ def test_where_an_engine_cannot_be_written(tmp_path: Path, capsys: pytest.Captur
     """Told before anything is built: there is no checkpoint either."""
     assert main(["llm", "build", str(tmp_path / "none"), "-o", str(tmp_path / "nowhere" / "x.engine")]) == 1
     assert "nowhere is no folder that one may write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "at", "name"),
+    [("Llama-3.1-8B", ".", "Llama-3.1-8B.engine"), (".", "Llama-3.1-8B", "../Llama-3.1-8B.engine")],
+)
+def test_an_engine_is_named_as_the_folder(
+    folder: str, at: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole: what follows a point is part of the name."""
+    (tmp_path / "Llama-3.1-8B").mkdir()
+    monkeypatch.chdir(tmp_path / at)
+    given = list[Path]()
+
+    def built(checkpoint: Path, *_: Any) -> list[Any]:
+        given.append(checkpoint)
+        return [SimpleNamespace(save=lambda path: given.append(Path(path)))]
+
+    monkeypatch.setattr("ingot.llm.commands_build.build_ranks", built)
+    monkeypatch.setattr("ingot.llm.commands_build.as_text", lambda engine, path: "")
+    assert main(["llm", "build", folder, "--quiet"]) == 0
+    assert given[0] == Path(folder) and given[1].resolve() == (tmp_path / at / name).resolve()
+
+
+def test_a_checkpoint_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"precious")
+    assert main(["llm", "build", str(tmp_path), "-o", str(weights)]) == 1
+    assert "is a file of the checkpoint; give the engine another name" in capsys.readouterr().err
+    assert weights.read_bytes() == b"precious"
+
+
+def test_files_that_are_no_engines(engine: Path, tmp_path: Path) -> None:
+    """A checkpoint's folder; an engine of which a byte of weights is another one."""
+
+    def said_of(path: Path) -> str:
+        words = [sys.executable, "-m", "ingot", "llm", "generate", str(path), "x"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120).stderr
+
+    assert f"make an engine of the checkpoint first, `ingot llm build {FOLDER}`" in said_of(FOLDER)
+    data = bytearray(engine.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "damaged.engine").write_bytes(data)
+    (line,) = said_of(tmp_path / "damaged.engine").splitlines()
+    assert line.startswith("ingot: error: ") and "weight chunk 0 is damaged; copy or build it again" in line
 
 
 def test_a_text_is_streamed(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +95,8 @@ def test_an_answer_that_must_match(engine: Path, tmp_path: Path, capsys: pytest.
     asked = ["llm", "generate", str(engine), "--chat", "Describe a fox as JSON.", "--max-tokens", "100"]
     assert main([*asked, "--json-schema", str(schema), "--regex", "x"]) == 1
     assert "one of --json-schema, --regex and --choice" in capsys.readouterr().err
+    assert main([*asked, "--json-schema", str(engine)]) == 1
+    assert "tiny.engine is no text in UTF-8" in capsys.readouterr().err
     assert main([*asked, "--json-schema", schema.read_text()]) == 0
     assert "legs" in json.loads(capsys.readouterr().out)
     assert main([*asked, "--choice", "four", "--choice", "six"]) == 0

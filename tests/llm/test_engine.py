@@ -1,5 +1,6 @@
 """The loop over fakes: what a request is told is what it would be told alone, and what fails, fails alone."""
 
+import queue
 import random
 import re
 import threading
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ingot.errors import EngineError
 from ingot.llm.answers import Ticket
+from ingot.llm.batch import Batch, Floats
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Guide, Overloaded, Refused, Request, Sampling
 from ingot.llm.text import Text
@@ -350,6 +353,25 @@ def test_a_failing_step_ends_those_at_fault() -> None:
     assert tokens(told[0]) == runner.greedy([1, 2, 3], 5)
     assert finish(told[1]) == "error" and "the device is lost" in told[1][-1].error
     assert engine.counters.faults == 1
+
+
+def test_damaged_weights_end_the_engine() -> None:
+    """Nothing that is computed with them is right: health says so, others are not taken."""
+
+    class Damaged(FakeRunner):
+        def step(self, batch: Batch) -> Floats:
+            raise EngineError("weight chunk 3 is damaged; copy or build it again")
+
+    engine, events = Engine(Damaged()), queue.SimpleQueue[Event]()
+    engine.start()
+    try:
+        engine.submit(Request([1, 2], greedy(max_tokens=3)), events.put)
+        assert "weight chunk 3 is damaged" in events.get(timeout=60).error
+        assert "weight chunk 3 is damaged" in engine.health
+        with pytest.raises(Overloaded, match="weight chunk 3 is damaged"):
+            engine.submit(Request([1]), events.put)
+    finally:
+        engine.close()
 
 
 def test_cancelled_requests_end_at_once() -> None:

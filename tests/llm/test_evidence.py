@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.tiny_llm import FOLDER
 from ingot.errors import ConfigError, ImportFailure, VerificationFailed
 from ingot.llm import evidence
 from ingot.llm.build import BuildOptions, build_llm
@@ -78,3 +79,15 @@ def test_texts_that_cannot_be_read(tmp_path: Path) -> None:
     np.save(tmp_path / "text.npy", np.array([1, 64]))
     with pytest.raises(ConfigError, match="of the 64 there are"):
         evidence.tokens_of(tmp_path / "text.npy", {}, 64)
+
+
+def test_texts_that_are_none(tmp_path: Path) -> None:
+    """Bytes that are no letters, files that are no arrays, numbers that are no tokens."""
+    binary, fake, floats = tmp_path / "a.txt", tmp_path / "a.npy", tmp_path / "b.npy"
+    binary.write_bytes(b"\xd0\x00\xff")
+    fake.write_text("hi")
+    np.save(floats, np.ones(30))
+    tokenizer = {"tokenizer.json": (FOLDER / "tokenizer.json").read_bytes()}
+    for path, reason in ((binary, "is no text in UTF-8"), (fake, "is no array of numpy"), (floats, "whole numbers")):
+        with pytest.raises(ConfigError, match=reason):
+            evidence.tokens_of(path, tokenizer, 64)

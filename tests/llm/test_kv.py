@@ -76,6 +76,13 @@ def test_other_types_are_refused(tmp_path: Path) -> None:
     folder = write_family(tmp_path, "qwen3")
     with pytest.raises(ConfigError, match="cannot be kept as 'int4'; use one of fp32, bf16, int8"):
         build_llm(folder, replace(SMALL, kv="int4"))
-    pytest.importorskip("triton")
-    with pytest.raises(BuildError, match="no cuda kernel takes CacheUpdate"):
-        build_llm(folder, replace(SMALL, target="cuda:sm_90", precision="bf16", verify=False))
+    with pytest.raises(ConfigError, match="cannot be kept as int8 on a GPU: take --precision fp8_cache"):
+        replace(SMALL, target="cuda:sm_90", precision="bf16")
+
+
+def test_a_step_without_a_native_form_is_named(tmp_path: Path) -> None:
+    """The first one, and what may be done: an option that nobody checked beforehand."""
+    options = replace(SMALL, kv=None, verify=False)
+    object.__setattr__(options, "precision", "fp8")
+    with pytest.raises(BuildError, match=r"no native form on cpu; host step: .*: no cpu kernel takes .* more\)\. Take"):
+        build_llm(write_family(tmp_path, "qwen3"), options)

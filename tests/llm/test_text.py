@@ -3,6 +3,8 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,27 @@ def test_chat_templates() -> None:
     assert made.render(HELLO, tools=[{"naïve": 1}], add_generation_prompt=False) == '<s><|user|>Hello[{"naïve": 1}]'
     named = ChatTemplate.from_config([{"name": "other", "template": "x"}, {"name": "default", "template": "y"}], {})
     assert named.render([]) == "y"
+
+
+@pytest.mark.parametrize("written", [5, [5], ["x"], [{}], [{"name": "default"}], {"default": "x"}])
+def test_templates_that_are_none(written: Any) -> None:
+    with pytest.raises(EngineError, match="chat_template is neither a text nor a list"):
+        ChatTemplate.from_config(written, {})
+
+
+def test_a_template_that_fails_refuses_the_messages() -> None:
+    for source in ("{{ 1 // 0 }}", "{{ messages[5] + 1 }}", "{{ ''.format(messages) ~ 'a'.nothing() }}"):
+        with pytest.raises(Refused, match="the chat template refuses these messages"):
+            ChatTemplate(source).render([{"role": "user", "content": "x"}])
+
+
+def test_bytes_of_tokens() -> None:
+    """Of byte-level tokenizers and of SentencePiece's; characters that are whole are themselves."""
+    pieces = {0: "<0xE2>", 1: "Ġð", 2: "?"}
+    words = {0: "\N{REPLACEMENT CHARACTER}", 1: " \N{REPLACEMENT CHARACTER}", 2: "é"}
+    text = Text(SimpleNamespace(decode=lambda tokens, **_: words[tokens[0]], id_to_token=pieces.get), "")
+    assert [text.bytes_of(token) for token in range(3)] == [b"\xe2", b" \xf0", "é".encode()]
+
 
 
 @pytest.mark.parametrize(

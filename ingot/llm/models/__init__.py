@@ -20,7 +20,7 @@ _BUFFERS = ("rotary_emb.inv_freq",)  # tensors of old files that are computed an
 def decoder_of(checkpoint: Checkpoint, context: int | None = None) -> Decoder:
     """The model of a checkpoint, for prompts and answers of up to `context` tokens together (None: a usual length)."""
     kind = checkpoint.config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ImportFailure(
             f"{checkpoint.folder / 'config.json'}: no family for model_type {kind!r}; there are "
             f"{', '.join(sorted(FAMILIES))}"

@@ -53,23 +53,17 @@ def sizes_of(checkpoint: Checkpoint, context: int | None) -> Sizes:
         raise ImportFailure(f"{checkpoint.folder / 'config.json'}: {heads} heads of {depth} do not share {groups} keys")
     if context is not None and context > longest:
         raise ImportFailure(f"the model was made for {longest} tokens, a context of {context} is beyond that")
-    return Sizes(hidden, number("num_hidden_layers"), heads, groups, depth, number("intermediate_size"),
+    return Sizes(hidden, checkpoint.layers("num_hidden_layers"), heads, groups, depth, number("intermediate_size"),
                  number("vocab_size"), context or min(longest, USUAL_CONTEXT))  # fmt: skip
 
 
 def activation_of(checkpoint: Checkpoint, key: str = "hidden_act", default: str | None = "silu") -> Activation:
     """The activation that config.json names."""
     name = checkpoint.config.get(key) or default
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ImportFailure(f"{checkpoint.folder / 'config.json'}: {key} {name!r} is not known; "
                             f"known are {', '.join(ACTIVATIONS)}")  # fmt: skip
     return ACTIVATIONS[name]
-
-
-def real(checkpoint: Checkpoint, key: str, default: float) -> float:
-    """A number of config.json; absent or null means the default."""
-    value: Any = checkpoint.config.get(key)
-    return default if value is None else float(value)
 
 
 def matrix(checkpoint: Checkpoint, width: int, *parts: tuple[str, int]) -> Matrix:
@@ -107,9 +101,13 @@ def gated(checkpoint: Checkpoint, sizes: Sizes, at: str) -> dict[str, Any]:
 
 def windows_of(checkpoint: Checkpoint, sizes: Sizes, slides: Callable[[int], bool]) -> list[int]:
     """Positions that each layer sees (0: all): as `layer_types` says, else where `slides(number)`."""
-    window, kinds = int(checkpoint.config.get("sliding_window") or 0), checkpoint.config.get("layer_types")
+    window, kinds = checkpoint.count("sliding_window"), checkpoint.listed("layer_types")
     if kinds is not None and len(kinds) != sizes.layers:
         raise ImportFailure(f"{checkpoint.folder / 'config.json'}: {len(kinds)} layer_types for {sizes.layers} layers")
+    unknown = next((kind for kind in kinds or () if kind not in ("sliding_attention", "full_attention")), None)
+    if unknown is not None:
+        raise ImportFailure(f"{checkpoint.folder / 'config.json'}: layer_types has {unknown!r}; known are "
+                            "sliding_attention and full_attention")  # fmt: skip
     return [
         window if (kinds[number] == "sliding_attention" if kinds is not None else slides(number)) else 0
         for number in range(sizes.layers)
@@ -134,6 +132,9 @@ def experts(checkpoint: Checkpoint, at: str, extents: tuple[int, int, int], name
         return tuple(checkpoint.take(f"{at}.experts.{e}.{name}.weight", *shape) for e in range(count))
 
     gate, up, down = names
+    if checkpoint.number("num_experts_per_tok") > count:
+        raise ImportFailure(f"{checkpoint.folder / 'config.json'}: 'num_experts_per_tok' is "
+                            f"{checkpoint.number('num_experts_per_tok')}, and there are {count} experts")  # fmt: skip
     if checkpoint.has(f"{at}.experts.0.{gate}.qweight"):
         raise ImportFailure(f"{checkpoint.folder}: experts in integers ({at}.experts) are not read; take the "
                             "checkpoint that was not quantized")  # fmt: skip
@@ -149,7 +150,7 @@ def decoder_with(checkpoint: Checkpoint, sizes: Sizes, layers: Sequence[Layer], 
     embedding = checkpoint.take("model.embed_tokens.weight", sizes.vocabulary, sizes.hidden)
     usual: dict[str, Any] = {
         "scale": sizes.depth**-0.5,
-        "epsilon": real(checkpoint, "rms_norm_eps", 1e-6),
+        "epsilon": checkpoint.real("rms_norm_eps", 1e-6),
         "activation": activation_of(checkpoint) if "activation" not in special else None,
     }
     if "rope" not in special:

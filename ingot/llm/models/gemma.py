@@ -8,7 +8,7 @@ from typing import Any
 
 from ingot.llm import rope
 from ingot.llm.decoder import Decoder, Layer
-from ingot.llm.models.common import Sizes, activation_of, attention, decoder_with, gated, real, sizes_of, windows_of
+from ingot.llm.models.common import Sizes, activation_of, attention, decoder_with, gated, sizes_of, windows_of
 from ingot.llm.models.common import scale as plain_scale
 from ingot.llm.weights import Checkpoint
 
@@ -19,17 +19,17 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
     """The model of config.json's sizes."""
     sizes, config = sizes_of(checkpoint, context), checkpoint.config
-    every = int(config.get("sliding_window_pattern") or {"gemma2": 2}.get(config["model_type"], 6))
+    every = checkpoint.count("sliding_window_pattern") or {"gemma2": 2}.get(config["model_type"], 6)
     windows = windows_of(
         checkpoint, sizes, lambda number: config["model_type"] != "gemma" and bool((number + 1) % every)
     )
     return decoder_with(
         checkpoint, sizes, [layer(checkpoint, sizes, n, w) for n, w in enumerate(windows)], offset=1.0,
-        scale=real(checkpoint, "query_pre_attn_scalar", sizes.depth) ** -0.5,
+        scale=checkpoint.real("query_pre_attn_scalar", sizes.depth, above=0) ** -0.5,
         activation=activation_of(checkpoint, "hidden_activation", "gelu_pytorch_tanh"),
         embedding_scale=sizes.hidden**0.5, rope=angles(checkpoint, sizes),
-        softcap=real(checkpoint, "attn_logit_softcapping", 0.0),
-        final_softcap=real(checkpoint, "final_logit_softcapping", 0.0),
+        softcap=checkpoint.real("attn_logit_softcapping", 0.0),
+        final_softcap=checkpoint.real("final_logit_softcapping", 0.0),
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def angles(checkpoint: Checkpoint, sizes: Sizes) -> dict[str, Any]:
         return {"default": rope.tables(rope.settings_of(config), sizes.depth, sizes.context)}
     full = rope.settings_of(config, _FULL, 1e6)
     local = rope.settings_of(config, _SLIDING) if _SLIDING in (config.get("rope_parameters") or {}) else {
-        "rope_type": "default", "rope_theta": real(checkpoint, "rope_local_base_freq", 10000.0)
+        "rope_type": "default", "rope_theta": checkpoint.real("rope_local_base_freq", 10000.0, above=0)
     }  # fmt: skip
     return {
         kind: rope.tables(found, sizes.depth, sizes.context) for kind, found in (("default", full), ("local", local))

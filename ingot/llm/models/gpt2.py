@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ingot.errors import ImportFailure
 from ingot.llm.decoder import Decoder, Layer, Matrix
-from ingot.llm.models.common import activation_of, real, scale
+from ingot.llm.models.common import activation_of, scale
 from ingot.llm.quantized import matrices
 from ingot.llm.weights import Checkpoint
 
@@ -14,16 +14,18 @@ def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
     number = checkpoint.number
     width, heads, longest = number("n_embd"), number("n_head"), number("n_positions")
     at = "transformer." if checkpoint.has("transformer.wte.weight") else ""
+    if width % heads:
+        raise ImportFailure(f"{checkpoint.folder / 'config.json'}: {heads} heads cannot share {width} columns")
     if context is not None and context > longest:
         raise ImportFailure(f"the model was made for {longest} tokens, a context of {context} is beyond that")
     embedding = checkpoint.take(f"{at}wte.weight", number("vocab_size"), width)
     checkpoint.take_if("lm_head.weight")
-    inner, layers = number("n_inner", 4 * width), range(number("n_layer"))
+    inner, layers = number("n_inner", 4 * width), range(checkpoint.layers("n_layer"))
     return Decoder(
         width, heads, heads, width // heads, context or longest, embedding,
         [layer(checkpoint, f"{at}h.{n}", width, inner) for n in layers], scale(checkpoint, f"{at}ln_f", width),
         Matrix((embedding,)), (width // heads) ** -0.5, norm="layer",
-        epsilon=real(checkpoint, "layer_norm_epsilon", 1e-5),
+        epsilon=checkpoint.real("layer_norm_epsilon", 1e-5),
         activation=activation_of(checkpoint, "activation_function", "gelu_new"),
         places=checkpoint.take(f"{at}wpe.weight", longest, width),
     )  # fmt: skip

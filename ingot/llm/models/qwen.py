@@ -12,7 +12,7 @@ from ingot.llm.weights import Checkpoint
 def decoder(checkpoint: Checkpoint, context: int | None) -> Decoder:
     """The model of config.json's sizes."""
     config = checkpoint.config
-    first = int(config.get("max_window_layers") or 0)
+    first = checkpoint.count("max_window_layers")
     slides = bool(config.get("use_sliding_window"))
     return usual_decoder(checkpoint, context, layer, lambda number: slides and number >= first)
 
@@ -35,13 +35,10 @@ def layer(checkpoint: Checkpoint, sizes: Sizes, number: int, window: int) -> Lay
 
 def network(checkpoint: Checkpoint, sizes: Sizes, number: int, at: str) -> dict[str, Any]:
     """The feed-forward part: one network, or experts in the layers that config.json gives them to."""
-    config = checkpoint.config
-    count, step = (
-        config.get("num_experts") or config.get("num_local_experts"),
-        int(config.get("decoder_sparse_step") or 1),
-    )
-    if not count or number in (config.get("mlp_only_layers") or ()) or (number + 1) % step:
+    config, step = checkpoint.config, checkpoint.count("decoder_sparse_step") or 1
+    count = checkpoint.count("num_experts") or checkpoint.count("num_local_experts")
+    if not count or number in (checkpoint.listed("mlp_only_layers") or ()) or (number + 1) % step:
         return gated(checkpoint, sizes, at)
-    extents = int(count), checkpoint.number("moe_intermediate_size"), sizes.hidden
+    extents = count, checkpoint.number("moe_intermediate_size"), sizes.hidden
     names = "gate_proj", "up_proj", "down_proj"
     return {"experts": experts(checkpoint, at, extents, names, bool(config.get("norm_topk_prob")))}
