@@ -77,9 +77,9 @@ class BuildOptions:
         if kept.name.startswith("fp8") and not on_gpu:
             raise ConfigError(f"precision {kept.name} is for GPUs alone: build with --target cuda:sm_90, or take int8 "
                               "or w8a8 for the CPU")  # fmt: skip
-        if kept.cache == "int8" and on_gpu:
-            raise ConfigError("keys and values cannot be kept as int8 on a GPU: take --precision fp8_cache, or leave "
-                              "--kv out")  # fmt: skip
+        if on_gpu and (kept.cache == "int8" or (kept.cache == "float32" and kept.bits < 32)):
+            raise ConfigError(f"keys and values cannot be kept as {self.kv} on a GPU where precision is {kept.name}: "
+                              "leave --kv out, or take --precision fp8_cache for eight bits")  # fmt: skip
         if self.calibration not in (None, "none") and not kept.compensates:
             raise ConfigError(f"calibration is what rounding to four bits goes by; precision {kept.name} has none: "
                               "leave it out")  # fmt: skip

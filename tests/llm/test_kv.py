@@ -76,7 +76,7 @@ def test_other_types_are_refused(tmp_path: Path) -> None:
     folder = write_family(tmp_path, "qwen3")
     with pytest.raises(ConfigError, match="cannot be kept as 'int4'; use one of fp32, bf16, int8"):
         build_llm(folder, replace(SMALL, kv="int4"))
-    with pytest.raises(ConfigError, match="cannot be kept as int8 on a GPU: take --precision fp8_cache"):
+    with pytest.raises(ConfigError, match="kept as int8 on a GPU where precision is bf16: leave --kv out"):
         replace(SMALL, target="cuda:sm_90", precision="bf16")
 
 

@@ -128,6 +128,7 @@ def test_json_that_nests_without_end(tmp_path: Path) -> None:
         ({"precision": "fp8"}, "precision fp8 is for GPUs alone: build with --target cuda:sm_90"),
         ({"precision": "fp8_cache"}, "precision fp8_cache is for GPUs alone"),
         ({"precision": "bf16", "kv": "int8", "target": "cuda:sm_90"}, "cannot be kept as int8 on a GPU"),
+        ({"precision": "int8", "kv": "fp32", "target": "cuda:sm_90"}, "cannot be kept as fp32 on a GPU"),
         ({"precision": "int8", "calibration": "text"}, "precision int8 has none: leave it out"),
         ({"precision": "fp16"}, "precision 'fp16' is not known"),
     ],
