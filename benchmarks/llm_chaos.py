@@ -140,7 +140,7 @@ def leaked(server: LlmServer) -> int:
     until = time.monotonic() + PATIENCE
     while server.engine.open and time.monotonic() < until:
         time.sleep(0.01)
-    pool = server.engine.scheduler.pool
+    pool = server.engine.scheduler.cache.pool
     server.engine.scheduler.check_integrity()
     return pool.blocks - pool.free
 
@@ -163,7 +163,7 @@ def measured(requests: int, threads: int, blocks: int, seed: int) -> dict[str, A
         "requests": requests, "seconds": round(seconds, 1), "lost": counts["lost"], "leaked_blocks": owned,
         "wrong": counts["wrong"], "right": counts["right"], "cancelled": counts["cancelled"],
         "refused": counts["refused"], "preemptions": scheduler.preemptions, "steps": counters.steps,
-        "prefix_tokens_found": scheduler.pool.found, "drafts_right": counters.accepted,
+        "prefix_tokens_found": scheduler.cache.found, "drafts_right": counters.accepted,
     }  # fmt: skip
 
 

@@ -30,7 +30,6 @@ class BlockPool:
 
     def __init__(self, blocks: int, size: int) -> None:
         self.blocks, self.size = blocks, size
-        self.asked = self.found = 0
         self.taken = [0] * blocks  # how often each was given away for something new
         self._owners = [0] * blocks
         self._key: list[bytes | None] = [None] * blocks
@@ -42,11 +41,6 @@ class BlockPool:
     def free(self) -> int:
         """Blocks without an owner."""
         return len(self._empty) + len(self._kept)
-
-    @property
-    def usage(self) -> float:
-        """Share of the blocks that have an owner."""
-        return 1 - self.free / self.blocks
 
     def match(self, keys: Iterable[bytes]) -> list[int]:
         """The published blocks of the longest known prefix; nobody owns them the more for it."""

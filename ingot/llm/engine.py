@@ -29,6 +29,7 @@ from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, betwe
 from ingot.llm.sampling import Drawing, logprobs_after
 from ingot.llm.scheduler import Limits, Place, Scheduler, Share, Step, Tokens
 from ingot.llm.speculation import Gain, drafter_of
+from ingot.llm.tables import Cache
 from ingot.llm.text import Growing, Stops, Text
 from ingot.llm.turns import Turn, draw_all
 from ingot.runtime.group import GroupLost
@@ -67,7 +68,7 @@ class Engine:
         self.runner, self.text, self.options, self.clock = runner, text, options or EngineOptions(), clock
         limits = Limits(runner.token_budget, runner.sequence_budget, self.options.interval)
         window = runner.window if draft is None else 0  # a draft model may begin anew, with blocks of the same numbers
-        self.scheduler = Scheduler(limits, BlockPool(runner.blocks, runner.block_size), window)
+        self.scheduler = Scheduler(limits, Cache(BlockPool(runner.blocks, runner.block_size), window))
         self.counters, self.fault = Counters(), ""
         self._runners = [runner] if draft is None else [runner, draft]
         self.longest = min(runner.context, runner.blocks * runner.block_size)
@@ -76,7 +77,7 @@ class Engine:
         self._landed = 0.0  # when a step ended last
         self._speaker = Speaker()
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
-        self._drafter = drafter_of(self.options.drafts, draft, runner, self.longest, self.scheduler.pool)
+        self._drafter = drafter_of(self.options.drafts, draft, runner, self.longest, self.scheduler.cache.pool)
         self._gain = Gain(self.options.drafts)
         self._answers: dict[Tokens, Answer] = {}
         self._tickets: set[Ticket] = set()

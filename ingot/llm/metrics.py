@@ -25,12 +25,12 @@ def exposition(engine: Engine, model: str) -> str:
 
 
 def _plain(engine: Engine) -> Iterator[tuple[str, str, str, float]]:
-    scheduler, counters, pool = engine.scheduler, engine.counters, engine.scheduler.pool
+    scheduler, counters, cache = engine.scheduler, engine.counters, engine.scheduler.cache
     yield "vllm:num_requests_running", "gauge", "Sequences that have blocks", len(scheduler.running)
     yield "vllm:num_requests_waiting", "gauge", "Sequences that wait for blocks", scheduler.waiting
-    yield "vllm:kv_cache_usage_perc", "gauge", "Share of the blocks that have an owner, 0 to 1", pool.usage
-    yield "vllm:prefix_cache_queries_total", "counter", "Tokens of prompts looked for in the cache", pool.asked
-    yield "vllm:prefix_cache_hits_total", "counter", "Tokens of prompts found there", pool.found
+    yield "vllm:kv_cache_usage_perc", "gauge", "Share of the blocks that have an owner, 0 to 1", cache.usage
+    yield "vllm:prefix_cache_queries_total", "counter", "Tokens of prompts looked for in the cache", cache.asked
+    yield "vllm:prefix_cache_hits_total", "counter", "Tokens of prompts found there", cache.found
     yield "vllm:prompt_tokens_total", "counter", "Tokens of prompts", counters.prompt_tokens
     yield "vllm:generation_tokens_total", "counter", "Tokens of answers", counters.answer_tokens
     yield "vllm:num_preemptions_total", "counter", "Sequences that gave their blocks to others", scheduler.preemptions

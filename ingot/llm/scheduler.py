@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ingot.llm.batch import Batch, Integers
-from ingot.llm.cache import BlockPool, block_keys
+from ingot.llm.cache import block_keys
 from ingot.llm.pace import Pace
+from ingot.llm.tables import Cache, Table
 
 
 class Place(enum.Enum):
@@ -34,9 +35,8 @@ class Tokens:
     """One sequence: what it knows (prompt, answer, proposed `draft`), what is computed, and the blocks that hold it.
 
     `whole`: the logits of its prompt are wanted too, so nothing of it is taken from the cache. `silent`: nothing is
-    drawn, hidden states are wanted in the place of logits. The first `gone` of its blocks were given back: they have
-    left the window, nothing reads them any more. most: tokens at which it ends, at the latest. under_way: its share of
-    the last step that it is part of, while nobody has told what came of it.
+    drawn, hidden states are wanted in the place of logits. most: tokens at which it ends, at the latest. under_way: its
+    share of the last step that it is part of, while nobody has told what came of it.
     """
 
     identity: int
@@ -51,38 +51,17 @@ class Tokens:
     computed: int = 0
     cached: int = 0
     draft: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
-    gone: int = 0
+    table: Table = field(default_factory=Table)
     keys: list[bytes] = field(default_factory=list)
     place: Place = Place.WAITING
     last: float = -math.inf
     most: float = math.inf
     under_way: Share | None = None
-    _table: Integers = field(default_factory=lambda: np.zeros(0, np.int32))
-    _written: int = 0  # of the blocks, those that the table has
-
-    def table(self) -> Integers:
-        """Its blocks as numbers of an array."""
-        count = len(self.blocks)
-        if count > len(self._table):
-            self._table, self._written = np.zeros(2 * count, np.int32), 0
-        self._table[self._written : count] = self.blocks[self._written :]
-        self._written = count
-        return self._table[:count]
-
-    def replaced(self) -> None:
-        """Blocks that it had before are others now."""
-        self._written = 0
 
     @property
     def rank(self) -> tuple[int, float, int]:
         """Who goes first: the smaller one."""
         return self.priority, self.arrival, self.identity
-
-    @property
-    def held(self) -> list[int]:
-        """The blocks that it owns."""
-        return self.blocks[self.gone :]
 
     @property
     def coming(self) -> bool:
@@ -145,11 +124,10 @@ class Limits:
 
 
 class Scheduler:
-    """Sequences between their arrival and their end. Not thread-safe: one loop owns it. window: positions that a token
-    sees at most, its own included; 0: all."""
+    """Sequences between their arrival and their end. Not thread-safe: one loop owns it."""
 
-    def __init__(self, limits: Limits, pool: BlockPool, window: int = 0) -> None:
-        self.limits, self.pool, self.window, self.pace = limits, pool, window, Pace()
+    def __init__(self, limits: Limits, cache: Cache) -> None:
+        self.limits, self.cache, self.pace = limits, cache, Pace()
         self.running: list[Tokens] = []
         self.waiting = 0
         self.preemptions = 0
@@ -172,21 +150,16 @@ class Scheduler:
         """Another sequence, whose last token is this one: it owns the same blocks, until one of the two writes."""
         child = Tokens(
             identity, [*parent.tokens[:-1], token], parent.prompt, parent.priority, parent.client, parent.salt,
-            arrival=parent.arrival, computed=parent.computed, cached=parent.cached, blocks=list(parent.blocks),
-            gone=parent.gone, keys=list(parent.keys), place=Place.RUNNING, last=parent.last, most=parent.most,
+            arrival=parent.arrival, computed=parent.computed, cached=parent.cached,
+            table=self.cache.fork(parent.table), keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
+            most=parent.most,
         )  # fmt: skip
-        self.pool.acquire(child.held)
         self.running.append(child)
         return child
 
     def reserve(self, sequence: Tokens, drafts: int) -> int:
         """Blocks for so many drafts, as far as free ones suffice; returns how many drafts have a place."""
-        size, first = self.pool.size, sequence.computed // self.pool.size
-        if first < len(sequence.blocks) and self.pool.shared(sequence.blocks[first]):
-            return 0  # it is copied by the next step, not before
-        fresh = -(-(len(sequence.tokens) + drafts) // size) - len(sequence.blocks)
-        sequence.blocks += [self.pool.allocate() for _ in range(min(fresh, self.pool.free))]
-        return max(min(drafts, len(sequence.blocks) * size - len(sequence.tokens)), 0)
+        return self.cache.reserve(sequence.table, sequence.computed, len(sequence.tokens), drafts)
 
     def end(self, sequence: Tokens) -> None:
         """It wants no more, wherever it is; idempotent."""
@@ -210,7 +183,7 @@ class Scheduler:
         if share.drafts:
             end = sequence.computed = len(sequence.tokens) - 1 if drawn else end
         self._publish(sequence, share.start, end)
-        self._slide(sequence, end)
+        self.cache.slide(sequence.table, end)
 
     def lose(self, share: Share) -> None:
         """Nothing more is to be told of the share: its step has ended."""
@@ -219,7 +192,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """CacheCorrupt unless every block is owned by exactly the sequences that name it."""
-        self.pool.check_integrity([sequence.held for sequence in self.running])
+        self.cache.check_integrity([sequence.table for sequence in self.running])
 
     @property
     def idle(self) -> bool:
@@ -278,18 +251,9 @@ class Scheduler:
 
     def _provide(self, making: _Making, sequence: Tokens, length: int) -> bool:
         """Blocks of its own for everything from what is computed to `length`; False: nothing was changed."""
-        size = self.pool.size
-        first, fresh = sequence.computed // size, -(-length // size) - len(sequence.blocks)
-        copied = first < len(sequence.blocks) and self.pool.shared(sequence.blocks[first])
-        if self.pool.free < max(fresh, 0) + copied:
-            return False
-        if copied:
-            old, sequence.blocks[first] = sequence.blocks[first], self.pool.allocate()
-            sequence.replaced()
-            making.copies.append((old, sequence.blocks[first]))
-            self.pool.release([old])
-        sequence.blocks += [self.pool.allocate() for _ in range(fresh)]
-        return True
+        copies = self.cache.provide(sequence.table, sequence.computed, length)
+        making.copies += copies or []
+        return copies is not None
 
     def _preempt(self, sequence: Tokens) -> None:
         """It gives its blocks back and waits; what it knows is computed again, as far as the cache has lost it."""
@@ -311,23 +275,15 @@ class Scheduler:
 
     def _enter(self, sequence: Tokens, busy: bool) -> bool:
         """Give it all blocks of what it knows, its known prefix computed, if there are enough and some to spare."""
-        size, length = self.pool.size, len(sequence.tokens)
-        found: list[int] = []
+        keys, length = list[bytes](), len(sequence.tokens)
         if not sequence.whole:
-            sequence.keys = block_keys(sequence.tokens, size, sequence.salt, sequence.keys)
-            found = self.pool.match(sequence.keys[: (length - 1) // size])  # the last token's logits are wanted
-        spare = self.pool.blocks // 64 if busy or self.running else 0
-        fresh = -(-length // size) - len(found)
-        if self.pool.free < fresh + self.pool.idle(found) + spare:
+            sequence.keys = block_keys(sequence.tokens, self.cache.size, sequence.salt, sequence.keys)
+            keys = sequence.keys[: (length - 1) // self.cache.size]  # the last token's logits are wanted
+        entered = self.cache.enter(keys, length, busy or bool(self.running))
+        if entered is None:
             return False
-        self.pool.acquire(found)
-        self.pool.asked += length
-        self.pool.found += len(found) * size
-        sequence.blocks = found + [self.pool.allocate() for _ in range(fresh)]
-        sequence.replaced()
-        sequence.computed = len(found) * size
+        sequence.table, sequence.computed = entered
         sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
-        self._slide(sequence, sequence.computed)
         return True
 
     # -- queues and blocks --------------------------------------------------------------------------------------------
@@ -351,25 +307,15 @@ class Scheduler:
                 del self._queues[priority, client]
 
     def _release(self, sequence: Tokens) -> None:
-        self.pool.release(sequence.held)
-        sequence.blocks, sequence.gone = [], 0
-        sequence.replaced()
-
-    def _slide(self, sequence: Tokens, end: int) -> None:
-        """Give back the blocks that no token from `end` on sees; who has published one may find it again."""
-        gone = max(end + 1 - self.window, 0) // self.pool.size if self.window else 0
-        if gone > sequence.gone:
-            self.pool.release(sequence.blocks[sequence.gone : gone])
-            sequence.gone = gone
+        self.cache.release(sequence.table)
+        sequence.table = Table()
 
     def _publish(self, sequence: Tokens, start: int, end: int) -> None:
         """Make the blocks that became full and computed between these tokens findable."""
-        full = end // self.pool.size
-        if full > len(sequence.keys):
-            known = sequence.tokens[: full * self.pool.size]
-            sequence.keys = block_keys(known, self.pool.size, sequence.salt, sequence.keys)
-        for index in range(start // self.pool.size, full):
-            self.pool.publish(sequence.blocks[index], sequence.keys[index])
+        size = self.cache.size
+        if end // size > len(sequence.keys):
+            sequence.keys = block_keys(sequence.tokens[: end // size * size], size, sequence.salt, sequence.keys)
+        self.cache.publish(sequence.table, sequence.keys, start, end)
 
 
 @dataclass
@@ -414,12 +360,7 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     firsts = np.array([share.start for share in shares], np.int32)
     owner, positions = np.repeat(np.arange(len(shares)), counts), _runs(firsts, counts)
-    tables = np.zeros((len(shares), max(len(share.sequence.blocks) for share in shares)), np.int32)
-    for row, share in enumerate(shares):
-        blocks, gone = share.sequence.table(), share.sequence.gone
-        tables[row, : len(blocks)] = blocks
-        if gone:
-            tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
+    tables = _tables_of([share.sequence.table for share in shares])
     tokens = [token for share in shares for token in _tokens_of(share)]
     carried = [(int(start), share.carried) for start, share in zip(starts, shares, strict=False)
                if share.carried is not None and share.start == len(share.sequence.tokens)]  # fmt: skip
@@ -430,6 +371,16 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
         np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
         firsts + counts, tables, rows, states, np.array(carried, np.int32).reshape(-1, 2),
     )  # fmt: skip
+
+
+def _tables_of(held: Sequence[Table]) -> Integers:
+    tables = np.zeros((len(held), max(len(table.blocks) for table in held)), np.int32)
+    for row, table in enumerate(held):
+        blocks, gone = table.numbers(), table.gone
+        tables[row, : len(blocks)] = blocks
+        if gone:
+            tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
+    return tables
 
 
 def _runs(firsts: Integers, counts: Integers) -> Integers:

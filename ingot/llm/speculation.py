@@ -105,7 +105,7 @@ class DraftModel:
         """Find how much of what was computed still holds: drafts were wrong, blocks were given back."""
         known, size = self._known.setdefault(sequence.identity, _Computed()), self.runner.block_size
         right = _common(known.draft, sequence.tokens[known.length :])
-        blocks = [(block, self.pool.taken[block]) for block in sequence.blocks]
+        blocks = [(block, self.pool.taken[block]) for block in sequence.table.blocks]
         same = _common(known.blocks, blocks)
         known.count = min(known.count, known.length + right, same * size, len(sequence.tokens) - 1)
         known.blocks, known.length = blocks, len(sequence.tokens)

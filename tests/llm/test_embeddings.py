@@ -55,8 +55,8 @@ def test_vectors_beside_answers(blocks: int) -> None:
         else:
             assert [event.finish for event in events] == ["stop"]
             assert np.allclose(events[0].vector or (), expected(runner, prompt, kind))
-    engine.scheduler.pool.check_integrity([])
-    assert (engine.scheduler.preemptions > 0) == (blocks < 64) and engine.scheduler.pool.found
+    engine.scheduler.cache.check_integrity([])
+    assert (engine.scheduler.preemptions > 0) == (blocks < 64) and engine.scheduler.cache.found
 
 
 def test_what_cannot_be_embedded() -> None:
@@ -99,7 +99,7 @@ def server() -> Iterator[LlmServer]:
     engine = Engine(Writer(hidden=WIDE, poisoned=frozenset({0})), TEXT)
     with serving(LlmServer(engine, Model("writer", TEXT), ServeOptions(port=0))) as running:
         yield running
-    running.engine.scheduler.pool.check_integrity([])
+    running.engine.scheduler.cache.check_integrity([])
 
 
 def test_openais_client(server: LlmServer) -> None:

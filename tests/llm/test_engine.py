@@ -34,7 +34,7 @@ def run(engine: Engine, *requests: Request) -> list[list[Event]]:
         engine.submit(request, events.append)
     while engine.step() or engine._posted:
         engine.scheduler.check_integrity()
-    engine.scheduler.pool.check_integrity([])
+    engine.scheduler.cache.check_integrity([])
     assert engine.open == 0
     return told
 

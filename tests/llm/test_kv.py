@@ -56,7 +56,7 @@ def test_an_answer_is_the_same_in_any_company(tmp_path: Path) -> None:
         engine.close()
     engine = Engine(EngineRunner(made, threads=1, blocks=8))
     assert [tokens(events) for events in run(engine, *requests)] == alone
-    assert engine.scheduler.pool.found, "a prefix was taken over"
+    assert engine.scheduler.cache.found, "a prefix was taken over"
     engine.close()
 
 

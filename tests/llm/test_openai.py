@@ -49,7 +49,7 @@ def server() -> Iterator[LlmServer]:
     with serving(server_of(Writer(poisoned=frozenset({0})))) as running:
         yield running
     assert not running.engine.open
-    running.engine.scheduler.pool.check_integrity([])
+    running.engine.scheduler.cache.check_integrity([])
 
 
 def client_of(server: LlmServer, **more: Any) -> openai.OpenAI:

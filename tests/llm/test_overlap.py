@@ -19,6 +19,7 @@ from ingot.llm.cache import BlockPool
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Guide, Request, Sampling, TokenLogprob
 from ingot.llm.scheduler import Limits, Place, Scheduler, Tokens, batch_of
+from ingot.llm.tables import Cache
 from tests.llm.fakes import END, VOCABULARY, Distant, FakeRunner, Writer
 from tests.llm.test_engine import TEXT, finish, greedy, run, text, tokens
 
@@ -117,7 +118,7 @@ def test_nothing_that_is_told_changes(
         for ticket, (*_, cancelled) in zip(tickets, drawn, strict=True):
             if cancelled == steps:
                 engine.cancel(ticket)
-    engine.scheduler.pool.check_integrity([])
+    engine.scheduler.cache.check_integrity([])
     assert engine.open == 0 and not runner.untold and not runner.queue
     for request, expected, events in zip(requests, alone, told, strict=True):
         for answer in range(request.sampling.n):
@@ -187,7 +188,7 @@ def test_closing_with_a_step_under_way() -> None:
 
 # -- the scheduler alone ----------------------------------------------------------------------------------------------
 def test_a_step_is_made_while_the_one_before_is_under_way() -> None:
-    one = Scheduler(Limits(16, 4), BlockPool(16, 4))
+    one = Scheduler(Limits(16, 4), Cache(BlockPool(16, 4)))
     first, second = Tokens(1, [5, 6, 7], 3, most=5), Tokens(2, [5, 8], 2)
     one.add(first, 0.0)
     one.add(second, 0.0)
@@ -207,7 +208,7 @@ def test_a_step_is_made_while_the_one_before_is_under_way() -> None:
 
 
 def test_who_gives_way_under_way_keeps_what_was_drawn() -> None:
-    one = Scheduler(Limits(16, 4), BlockPool(4, 4))
+    one = Scheduler(Limits(16, 4), Cache(BlockPool(4, 4)))
     first, second = Tokens(1, list(range(7)), 7), Tokens(2, list(range(10, 17)), 7)
     one.add(first, 0.0)
     one.add(second, 1.0)

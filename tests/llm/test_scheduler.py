@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from ingot.llm.cache import BlockPool
 from ingot.llm.pace import Pace
 from ingot.llm.scheduler import Limits, Place, Scheduler, Step, Tokens, batch_of
+from ingot.llm.tables import Cache
 from tests.llm.fakes import FakeRunner
 
 
 def scheduler(blocks: int = 16, size: int = 4, tokens: int = 16, sequences: int = 4, **limits: float) -> Scheduler:
-    return Scheduler(Limits(tokens, sequences, **limits), BlockPool(blocks, size))  # type: ignore[arg-type]
+    return Scheduler(Limits(tokens, sequences, **limits), Cache(BlockPool(blocks, size)))  # type: ignore[arg-type]
 
 
 def prompt(identity: int, length: int, **more: object) -> Tokens:
@@ -51,7 +52,7 @@ def test_a_prefix_is_computed_once() -> None:
     done(one, one.schedule(0.0))
     one.add(second, 1.0)
     assert counts(one.schedule(1.0)) == {1: 1, 2: 4}, "the block with the last token is computed: its logits are wanted"
-    assert second.blocks[0] == first.blocks[0] and second.cached == 4
+    assert second.table.blocks[0] == first.table.blocks[0] and second.cached == 4
     third = Tokens(3, list(range(8)), 8, salt=b"another tenant")
     one.add(third, 2.0)
     one.schedule(2.0)
@@ -67,7 +68,7 @@ def test_a_fork_copies_the_block_that_it_writes() -> None:
     one.check_integrity()
     step = one.schedule(1.0)
     assert len(step.copies) == 1, "one of the two copies; the other keeps the block"
-    assert parent.blocks[0] == child.blocks[0] and parent.blocks[1] != child.blocks[1]
+    assert parent.table.blocks[0] == child.table.blocks[0] and parent.table.blocks[1] != child.table.blocks[1]
     one.check_integrity()
 
 
@@ -229,7 +230,7 @@ def test_every_request_ends_with_its_own_answer(
 ) -> None:
     """No block in two owners, none leaked, every request ends, and what it is told is what it would be told alone."""
     runner = FakeRunner(blocks=blocks, token_budget=max(budget, 4), sequence_budget=4)
-    run = Run(Scheduler(Limits(runner.token_budget, 4), BlockPool(blocks, 4)), runner)
+    run = Run(Scheduler(Limits(runner.token_budget, 4), Cache(BlockPool(blocks, 4))), runner)
     arriving = {}
     for identity, (length, answer, priority, arrival, cancelled) in enumerate(drawn):
         tokens = [(identity % 3) * 7 + place % 5 for place in range(length)]
@@ -245,7 +246,7 @@ def test_every_request_ends_with_its_own_answer(
         if number > 40 and run.scheduler.idle:
             break
     assert run.ended == dict.fromkeys(range(len(drawn)), 1), "each ends once"
-    run.scheduler.pool.check_integrity([])
+    run.scheduler.cache.check_integrity([])
     for sequence, length in run.wanted.items():
         answer = sequence.tokens[sequence.prompt :]
         assert answer == runner.greedy(sequence.tokens[: sequence.prompt], len(answer))

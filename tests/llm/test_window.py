@@ -25,7 +25,7 @@ def test_an_engine_with_a_window(tmp_path: Path) -> None:
         runner = EngineRunner(made, threads=1, blocks=blocks)
         assert runner.window == 7
         engine = Engine(runner)
-        engine.scheduler.window = window
+        engine.scheduler.cache.window = window
         told.append([tokens(events) for events in run(engine, *requests)])
         assert not engine.scheduler.preemptions, "three answers of six blocks each, two at a time are in the window"
         engine.close()
