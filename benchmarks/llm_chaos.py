@@ -140,9 +140,8 @@ def leaked(server: LlmServer) -> int:
     until = time.monotonic() + PATIENCE
     while server.engine.open and time.monotonic() < until:
         time.sleep(0.01)
-    pool = server.engine.scheduler.cache.pool
     server.engine.scheduler.check_integrity()
-    return pool.blocks - pool.free
+    return sum(pool.blocks - pool.free for pool in server.engine.scheduler.cache.pools)
 
 
 def measured(requests: int, threads: int, blocks: int, seed: int) -> dict[str, Any]:

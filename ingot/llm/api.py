@@ -55,7 +55,7 @@ class LLM:
             runner = opened.enter_context(closing(_opened(engine, threads, blocks)))
             small = None
             if draft is not None:
-                small = opened.enter_context(closing(_opened(draft, threads, runner.blocks)))
+                small = opened.enter_context(closing(_opened(draft, threads, runner.kinds[0].blocks, alike=True)))
             self.text = text or Text.from_files(getattr(runner, "files", {}), runner.vocabulary)
             self.engine = Engine(runner, self.text, options, small)
             self.engine.start()
@@ -132,12 +132,12 @@ class LLM:
         self.close()
 
 
-def _opened(engine: str | Path | Runner, threads: int | None, blocks: int | None) -> Runner:
+def _opened(engine: str | Path | Runner, threads: int | None, blocks: int | None, alike: bool = False) -> Runner:
     if not isinstance(engine, str | Path):
         return engine
     from ingot.llm.runner import open_runner
 
-    return open_runner(engine, threads=threads, blocks=blocks)
+    return open_runner(engine, threads=threads, blocks=blocks, alike=alike)
 
 
 def _sampling(sampling: Sampling | None, asked: Mapping[str, Any]) -> Sampling:

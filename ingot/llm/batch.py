@@ -14,20 +14,36 @@ Array = np.ndarray[Any, Any]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 MOST_EDITS = 1 << 20  # of a step: more are made by the host
+Copy = tuple[int, int, int]  # a kind of layers, a block of theirs, and the one that becomes like it
 Wanted = Literal["logits", "chosen", "likely", "hidden"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Layers that see equally far: `window` positions at most, a token's own included, 0 for all. `blocks` hold their
+    keys and values; those of other kinds have blocks of their own."""
+
+    blocks: int
+    window: int = 0
+
+
+def input_of(name: str, kind: int) -> str:
+    """What an engine calls its `slots` or `tables` for a kind of layers."""
+    return f"{name}.{kind}" if kind else name
 
 
 @dataclass(frozen=True)
 class Batch:
     """T tokens of S sequences, in any mixture of prompts and answers; tokens of a sequence follow each other.
 
-    slots: block * block_size + offset, where a token's key and value are written. starts [S+1]: the tokens
-    starts[s]..starts[s+1] belong to sequence s. lengths [S]: context of s, these tokens included. tables
-    [S, any]: its blocks in order. rows [R]: the tokens whose logits are wanted; states [E]: those whose hidden states
-    are, behind the last norm. carried [C, 2]: in the place of token_ids[c, 0] the step takes what the step that was
-    begun just before it chose after its row c, 1, which nobody has seen yet. draws [R, DRAW]: how the rows' tokens are
-    drawn, with edits [E, EDIT] and masks [M, any], as the operator Sample has them; no draws: the likeliest of each.
-    told [L]: the rows whose tokens' log-probabilities are wanted, each once. All int32.
+    slots [K, T]: block * block_size + offset, where a token's key and value are written, for each kind of layers; [T],
+    or K = 1: the same for all. starts [S+1]: the tokens starts[s]..starts[s+1] belong to sequence s. lengths [S]:
+    context of s, these tokens included. tables [K, S, any]: its blocks in order; [S, any], or K = 1: the same for all.
+    rows [R]: the tokens whose logits are wanted; states [E]: those whose hidden states are, behind the last norm.
+    carried [C, 2]: in the place of token_ids[c, 0] the step takes what the step that was begun just before it chose
+    after its row c, 1, which nobody has seen yet. draws [R, DRAW]: how the rows' tokens are drawn, with edits [E, EDIT]
+    and masks [M, any], as the operator Sample has them; no draws: the likeliest of each. told [L]: the rows whose
+    tokens' log-probabilities are wanted, each once. All int32.
     """
 
     token_ids: Integers
@@ -57,7 +73,7 @@ class Begun(Protocol):
 
 
 class Runner(Protocol):
-    """What computes batches. `blocks` of `block_size` tokens hold keys and values; a batch has at most `token_budget`
+    """What computes batches. Blocks of `block_size` tokens hold keys and values; a batch has at most `token_budget`
     tokens of `sequence_budget` sequences, each at most `context` long; `eos` are the tokens that end an answer."""
 
     @property
@@ -65,7 +81,9 @@ class Runner(Protocol):
     @property
     def block_size(self) -> int: ...
     @property
-    def blocks(self) -> int: ...
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of its layers, those that see farthest first: they have the most blocks."""
+        ...
     @property
     def token_budget(self) -> int: ...
     @property
@@ -74,10 +92,6 @@ class Runner(Protocol):
     def context(self) -> int: ...
     @property
     def eos(self) -> frozenset[int]: ...
-    @property
-    def window(self) -> int:
-        """Positions that a token sees at most in any layer, its own included; 0: all."""
-        ...
     @property
     def hidden(self) -> int:
         """Extent of a hidden state; 0: "hidden" is not there."""
@@ -97,8 +111,9 @@ class Runner(Protocol):
         """Begin a step. A runner that computes here may do so when its result is asked for."""
         ...
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the keys and values of block a into block b, for every (a, b), after all steps that were begun."""
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        """Copy the keys and values of block a into block b of a kind, for every (kind, a, b), after all steps that were
+        begun."""
         ...
 
     def close(self) -> None:

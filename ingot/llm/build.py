@@ -36,7 +36,7 @@ from ingot.report import BuildLog
 from ingot.runtime.session import features
 
 Progress = Callable[[str, float], None]
-FORM = 1  # of details["llm"]
+FORM = 1  # of details["llm"]; 2 where layers of several kinds have blocks of their own
 _ROWS_OF_TILES = 64  # tokens that kernels of bytes are chosen for: prompts gain more by it than answers lose
 _DRAWN_FREELY = 100_000_000  # weights of a model that writes its calibration's text within half a minute or so
 MOST_BLOCKS = 1 << 20  # of a pool, whose size is decided when the engine is run
@@ -188,7 +188,8 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     words, most = -(-decoder.vocabulary // 32), min(options.sequence_budget, options.token_budget)
     drawn = {"edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)), "masks": ((1, words), (1, words), (most, words)),
              "told": ((0,), (1,), (options.token_budget,))}  # fmt: skip
-    on_gpu = options.target.startswith("cuda")
+    on_gpu, kinds = options.target.startswith("cuda"), [decoder.kind_of(layer) for layer in decoder.layers]
+    firsts = sorted(kinds.index(kind) for kind in set(kinds))
     profile = Profile(
         **{
             **(drawn if on_gpu else {}),
@@ -196,7 +197,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
             "token_ids": ((1,), (typical,), (options.token_budget,)),
             "rows": ((1,), (1,), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),
-            "cache.0": ((1, *pool), (width, *pool), (MOST_BLOCKS, *pool)),
+            **{f"cache.{n}": ((1, *pool), (width, *pool), (MOST_BLOCKS, *pool)) for n in firsts},
         }
     )
     return BuildConfig(
@@ -208,7 +209,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
 def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: BuildOptions) -> dict[str, Any]:
     """What a runner must know, as JSON."""
     return {
-        "form": FORM,
+        "form": FORM if len(decoder.windows) == 1 else 2,
         "family": checkpoint.config.get("model_type"),
         "vocabulary": decoder.vocabulary,
         "layers": len(decoder.layers),
@@ -216,7 +217,8 @@ def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: B
         "depth": decoder.depth,
         "block_size": BLOCK,
         "context": decoder.context,
-        "window": decoder.window,
+        "windows": list(decoder.windows),
+        "kinds": [decoder.kind_of(layer) for layer in decoder.layers],
         "token_budget": options.token_budget,
         "sequence_budget": options.sequence_budget,
         "format": asdict(kept),

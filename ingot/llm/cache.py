@@ -25,6 +25,11 @@ def block_keys(tokens: Sequence[int], size: int, salt: bytes = b"", known: Seque
     return keys
 
 
+def gone_before(end: int, window: int, size: int) -> int:
+    """The first blocks of which no token from `end` on sees any, where a token sees `window` positions; 0: all."""
+    return max(end + 1 - window, 0) // size if window else 0
+
+
 class BlockPool:
     """`blocks` blocks of `size` tokens. A published one outlives its owners until its place is wanted, oldest first."""
 
@@ -51,6 +56,18 @@ class BlockPool:
                 break
             found.append(block)
         return found
+
+    def reach(self, keys: Sequence[bytes], window: int) -> int:
+        """The longest beginning of a prefix, in blocks, of which all is there that a token behind it sees."""
+        if not window:
+            return len(self.match(keys))
+        longest = start = 0  # of what is there without a gap
+        for count, key in enumerate(keys, 1):
+            if key not in self._by_key:
+                start = count
+            if start <= gone_before(count * self.size, window, self.size):
+                longest = count
+        return longest
 
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of these have no owner: acquiring them takes so many from `free`."""

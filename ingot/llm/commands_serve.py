@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ingot.llm.batch import Runner
 from ingot.llm.chat import ChatTemplate
 from ingot.llm.commands_generate import add_running
 from ingot.llm.engine import Engine, EngineOptions
@@ -59,7 +60,7 @@ def server_of(arguments: argparse.Namespace) -> LlmServer:
         tokens = text.template.tokens if text.template is not None else {}
         text = replace(text, template=ChatTemplate.from_file(arguments.chat_template, tokens))
     small = arguments.draft_engine
-    draft = open_runner(small, threads=arguments.threads, blocks=runner.blocks) if small else None
+    draft = open_runner(small, arguments.threads, runner.blocks, alike=True) if small else None
     options = EngineOptions(
         drafts=arguments.drafts or (4 if draft is not None else 0), interval=arguments.interval_ms / 1e3,
         requests=arguments.max_requests, patience=arguments.step_timeout_secs,
@@ -73,16 +74,22 @@ def server_of(arguments: argparse.Namespace) -> LlmServer:
     )  # fmt: skip
 
 
+def _held_by(runner: Runner) -> str:
+    """How much room there is for keys and values."""
+    first, *others = runner.kinds
+    windows = (f"; {kind.blocks} more those of layers that see {kind.window}" for kind in others)
+    return f"{first.blocks} blocks hold {first.blocks * runner.block_size} tokens of keys and values" + "".join(windows)
+
+
 async def _serve(server: LlmServer) -> None:
     ended = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, ended.set)
     await server.start()
     engine = server.engine
-    blocks, size = engine.runner.blocks, engine.runner.block_size
     print(
-        f"{server.api.model.name} at http://{server.options.host}:{server.port}/v1: {blocks} blocks hold "
-        f"{blocks * size} tokens of keys and values, a request at most {engine.longest}", file=sys.stderr, flush=True,
+        f"{server.api.model.name} at http://{server.options.host}:{server.port}/v1: {_held_by(engine.runner)}, a "
+        f"request at most {engine.longest}", file=sys.stderr, flush=True,
     )  # fmt: skip
     await ended.wait()
     print(f"ending: {engine.open} requests are being answered", file=sys.stderr, flush=True)

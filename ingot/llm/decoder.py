@@ -6,6 +6,7 @@ and become one product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -15,6 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+KINDS = 4  # of layers, by their windows: more share the last one's blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +181,15 @@ class Decoder:
     ranks: int = 1
 
     @property
-    def window(self) -> int:
-        """Positions that a token sees at most in any layer; 0: all."""
-        windows = [layer.window for layer in self.layers]
-        return max(windows) if all(windows) else 0
+    def windows(self) -> tuple[int, ...]:
+        """The kinds of its layers by how far they see, the farthest first: positions, 0 for all; at most `KINDS`."""
+        found = {layer.window if layer.window < self.context else 0 for layer in self.layers}
+        return tuple(sorted(found, key=lambda window: -window if window else -math.inf)[:KINDS])
+
+    def kind_of(self, layer: Layer) -> int:
+        """The last kind that sees all that this layer does."""
+        whole = not 0 < layer.window < self.context
+        return max(n for n, window in enumerate(self.windows) if not window or (not whole and layer.window <= window))
 
     @property
     def vocabulary(self) -> int:

@@ -21,7 +21,6 @@ from ingot.errors import ConfigError, EngineError, IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
 from ingot.llm.asked import asked, leads
 from ingot.llm.batch import Runner
-from ingot.llm.cache import BlockPool
 from ingot.llm.counters import Counters
 from ingot.llm.flight import Flight, Landed, Spoiled, begin, joined, one_by_one
 from ingot.llm.guided import Grammars, Matcher
@@ -67,17 +66,19 @@ class Engine:
     ) -> None:  # fmt: skip
         self.runner, self.text, self.options, self.clock = runner, text, options or EngineOptions(), clock
         limits = Limits(runner.token_budget, runner.sequence_budget, self.options.interval)
-        window = runner.window if draft is None else 0  # a draft model may begin anew, with blocks of the same numbers
-        self.scheduler = Scheduler(limits, Cache(BlockPool(runner.blocks, runner.block_size), window))
+        first, *others = runner.kinds
+        if draft is not None:
+            first = replace(first, window=0)  # a draft model may begin anew, with blocks of the same numbers
+        self.scheduler = Scheduler(limits, Cache([first, *others], runner.block_size))
         self.counters, self.fault = Counters(), ""
         self._runners = [runner] if draft is None else [runner, draft]
-        self.longest = min(runner.context, runner.blocks * runner.block_size)
+        self.longest = min(runner.context, first.blocks * runner.block_size)
         self._unsaid: list[tuple[Turn, Answer, float]] = []
         self._flight: Flight | None = None  # the step under way, where the next one may begin before its end
         self._landed = 0.0  # when a step ended last
         self._speaker = Speaker()
         self._grammars = Grammars(text.source, runner.vocabulary, runner.eos) if text is not None else None
-        self._drafter = drafter_of(self.options.drafts, draft, runner, self.longest, self.scheduler.cache.pool)
+        self._drafter = drafter_of(self.options.drafts, draft, runner, self.longest, self.scheduler.cache.pools[0])
         self._gain = Gain(self.options.drafts)
         self._answers: dict[Tokens, Answer] = {}
         self._tickets: set[Ticket] = set()

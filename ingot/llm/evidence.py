@@ -31,7 +31,8 @@ def verified(ranks: Sequence[Engine], decoder: Decoder, kept: Format, text: Arra
     format's, or the negative log-likelihood of the text's tokens rises by more than `most`. tensors: the checkpoint's,
     of which one is named that holds what is no number."""
     blocks = -(-decoder.context // int(ranks[0].details["llm"]["block_size"]))
-    runner = EngineRunner(ranks[0], blocks=blocks) if len(ranks) == 1 else local_ranks(ranks, blocks)
+    whole = EngineRunner(ranks[0], blocks=blocks, alike=True) if len(ranks) == 1 else None
+    runner = whole or local_ranks(ranks, blocks, alike=True)
     try:
         found = [_near(runner, decoder, kept, tensors)]
         if text is not None:

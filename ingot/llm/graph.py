@@ -1,8 +1,9 @@
 """A decoder as a graph over T tokens of S sequences: logits of R rows, keys and values in one pool per layer.
 
-Inputs, all int32: token_ids, positions, slots, owners [T], tables [S, W], rows [R]; then cache.0, cache.1 … [B, 2, G,
-block * depth], and states [E]. A negative position marks padding. Outputs, float32: logits [R, vocabulary] and hidden
-[E, hidden], the hidden states, behind the last norm, of the tokens that `states` names.
+Inputs, all int32: token_ids, positions, slots, owners [T], tables [S, W], rows [R]; slots.1, tables.1 … where there are
+several kinds of layers (`Decoder.windows`); then cache.0, cache.1 … [B, 2, G, block * depth], with B1 … in the place of
+B for layers of those kinds, and states [E]. A negative position marks padding. Outputs, float32: logits [R, vocabulary]
+and hidden [E, hidden], the hidden states, behind the last norm, of the tokens that `states` names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ingot.ir.graph import make_node, set_type
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT
 from ingot.ir.ops_table import TensorType
+from ingot.llm.batch import input_of
 from ingot.llm.decoder import Activation, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.formats import Format, Role
 
@@ -180,14 +182,14 @@ def _after(first: Epilogue, second: Epilogue) -> Epilogue:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The graph's inputs, and the rope tables as constants."""
+    """The graph's inputs, slots and tables of each kind of layers, and the rope tables as constants."""
 
     token_ids: ir.Value
     positions: ir.Value
-    slots: ir.Value
     owners: ir.Value
-    tables: ir.Value
     rows: ir.Value
+    slots: tuple[ir.Value, ...]
+    tables: tuple[ir.Value, ...]
     caches: tuple[ir.Value, ...]
     angles: dict[str, tuple[ir.Value, ir.Value]]
 
@@ -255,13 +257,17 @@ def _inputs(writer: Writer) -> Step:
         given(name, "int32", "T") for name in ("token_ids", "positions", "slots", "owners")
     )
     tables, rows = given("tables", "int32", "S", width), given("rows", "int32", "R")
-    pool = ("B", 2, decoder.groups, line_of(BLOCK, decoder.depth, writer.format.cache))
-    caches = tuple(given(f"cache.{n}", writer.format.cache, *pool) for n in range(len(decoder.layers)))
+    more = [(given(input_of("slots", kind), "int32", "T"), given(input_of("tables", kind), "int32", "S", width))
+            for kind in range(1, len(decoder.windows))]  # fmt: skip
+    pool = (2, decoder.groups, line_of(BLOCK, decoder.depth, writer.format.cache))
+    caches = tuple(given(f"cache.{n}", writer.format.cache, f"B{decoder.kind_of(layer) or ''}", *pool)
+                   for n, layer in enumerate(decoder.layers))  # fmt: skip
     angles = {
         kind: (writer.constant(cosine, f"rope.{kind}.cosine"), writer.constant(sine, f"rope.{kind}.sine"))
         for kind, (cosine, sine) in decoder.rope.items()
     }
-    return Step(ids, positions, slots, owners, tables, rows, caches, angles)
+    slots_of, tables_of = zip((slots, tables), *more, strict=True)
+    return Step(ids, positions, owners, rows, slots_of, tables_of, caches, angles)
 
 
 def _embedded(writer: Writer, step: Step) -> ir.Value:
@@ -324,19 +330,19 @@ def _summed(writer: Writer, part: ir.Value) -> ir.Value:
 
 
 def _attention(writer: Writer, step: Step, layer: Layer, number: int, stream: ir.Value) -> ir.Value:
-    decoder, name = writer.decoder, f"layers.{number}.attention"
+    decoder, name, kind = writer.decoder, f"layers.{number}.attention", writer.decoder.kind_of(layer)
     x = writer.norm(stream, layer.before_attention, f"{name}.norm")
     projected = _projected(writer, x, layer.projection, f"{name}.projection")
     cosine, sine = step.angles[layer.rope] if decoder.rope else (None, None)
     scales = [None if s is None else writer.constant(s.weight.astype(np.float32) + np.float32(s.offset), f"{name}.{n}")
               for n, s in (("query_scale", layer.query_scale), ("key_scale", layer.key_scale))]  # fmt: skip
     update = writer.add(
-        "CacheUpdate", [step.caches[number], projected, step.positions, step.slots, cosine, sine, *scales],
+        "CacheUpdate", [step.caches[number], projected, step.positions, step.slots[kind], cosine, sine, *scales],
         f"{name}.cache", outputs=2, heads=decoder.heads, groups=decoder.groups, epsilon=decoder.epsilon,
     )  # fmt: skip
     cache, query = update.outputs
     seen = writer.value(
-        "PagedAttention", [query, cache, step.positions, step.owners, step.tables], name,
+        "PagedAttention", [query, cache, step.positions, step.owners, step.tables[kind]], name,
         scale=decoder.scale, window=layer.window, softcap=decoder.softcap,
     )  # fmt: skip
     flat = writer.value("View", [seen], f"{name}.flat", shape=("T", decoder.heads * decoder.depth))

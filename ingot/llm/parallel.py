@@ -25,7 +25,7 @@ import numpy as np
 
 from ingot.engine import Engine
 from ingot.errors import EngineError
-from ingot.llm.batch import Batch, Wanted
+from ingot.llm.batch import Batch, Copy, Wanted
 from ingot.llm.runner import EngineRunner, Stepping
 from ingot.runtime.cpu import usable_threads
 from ingot.runtime.group import Group, GroupLost, SharedGroup, shared_groups
@@ -44,12 +44,12 @@ class RankRunner(EngineRunner):
     """A rank's runner: its pools have as many blocks as the others'."""
 
     def __init__(self, engine: Engine, group: SharedGroup, threads: int | None, blocks: int | None,
-                 device: str | None) -> None:  # fmt: skip
+                 device: str | None, alike: bool = False) -> None:  # fmt: skip
         self.group = group
         _check_alike(engine, group)
         if device is not None and device.partition(":")[0] == "cuda":
             device = f"cuda:{group.rank}"
-        super().__init__(engine, threads or max(usable_threads() // group.ranks, 1), blocks, device, group)
+        super().__init__(engine, threads or max(usable_threads() // group.ranks, 1), blocks, device, group, alike)
 
     def _affordable(self) -> int:
         mine = super()._affordable() // (1 if self.session.on_device else self.group.ranks)
@@ -88,11 +88,11 @@ class LeadingRunner(RankRunner):
             self.group.close()
             raise
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the keys and values of block a into block b, for every (a, b), on every rank."""
-        if pairs:
-            self.group.tell(_written({"do": "copy"}, [np.array(pairs, np.int32)]))
-            super().copy_blocks(pairs)
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        """Copy the keys and values of block a into block b of a kind, for every (kind, a, b), on every rank."""
+        if copies:
+            self.group.tell(_written({"do": "copy"}, [np.array(copies, np.int32)]))
+            super().copy_blocks(copies)
 
     def close(self) -> None:
         """End all ranks; idempotent."""
@@ -111,7 +111,7 @@ def follow(runner: RankRunner) -> None:
     try:
         for asked, arrays in _told(runner.group):
             if asked["do"] == "copy":
-                runner.copy_blocks([(int(a), int(b)) for a, b in arrays[0]])
+                runner.copy_blocks([(kind, a, b) for kind, a, b in arrays[0].tolist()])
                 continue
             begun = runner.begin(Batch(*arrays), *asked["wanted"])
             if waiting is None:
@@ -184,13 +184,15 @@ def _check_alike(engine: Engine, group: Group) -> None:
                           "together")  # fmt: skip
 
 
-def local_ranks(engines: Sequence[Engine], blocks: int | None = None, patience: float = 60.0) -> LeadingRunner:
+def local_ranks(
+    engines: Sequence[Engine], blocks: int | None = None, patience: float = 60.0, alike: bool = False
+) -> LeadingRunner:
     """All ranks in this process, a thread for each of the others."""
     groups = shared_groups(len(engines), patience)
 
     def live(engine: Engine, group: SharedGroup) -> None:
         try:
-            runner = RankRunner(engine, group, 1, blocks, None)
+            runner = RankRunner(engine, group, 1, blocks, None, alike)
             try:
                 follow(runner)
             finally:
@@ -207,7 +209,7 @@ def local_ranks(engines: Sequence[Engine], blocks: int | None = None, patience: 
     for thread in threads:
         thread.start()
     try:
-        leader = LeadingRunner(engines[0], groups[0], 1, blocks, None)
+        leader = LeadingRunner(engines[0], groups[0], 1, blocks, None, alike)
     except BaseException:
         groups[0].close()
         _join(threads)
@@ -221,19 +223,19 @@ def _join(threads: Sequence[threading.Thread]) -> None:
         thread.join(_WAIT)
 
 
-def open_ranks(path: Path, engine: Engine, threads: int | None, blocks: int | None,
-               device: str | None) -> LeadingRunner:  # fmt: skip
+def open_ranks(path: Path, engine: Engine, threads: int | None, blocks: int | None, device: str | None,
+               alike: bool = False) -> LeadingRunner:  # fmt: skip
     """Rank 0 here, the others in processes of their own. EngineError where one's file is missing."""
     ranks = int(engine.details["llm"]["ranks"])
     missing = [str(rank_path(path, rank)) for rank in range(ranks) if not rank_path(path, rank).is_file()]
     if missing:
         raise EngineError(f"{path} is one of {ranks} ranks; {', '.join(missing)} must lie beside it")
     groups = shared_groups(ranks)
-    processes = [_started(path, group, threads, blocks, device) for group in groups[1:]]
+    processes = [_started(path, group, threads, blocks, device, alike) for group in groups[1:]]
     for group in groups[1:]:
         group.close()  # theirs are the others' now: ends that nobody else holds tell when they have ended
     try:
-        leader = LeadingRunner(engine, groups[0], threads, blocks, device)
+        leader = LeadingRunner(engine, groups[0], threads, blocks, device, alike)
     except BaseException:
         groups[0].close()
         _end(processes)
@@ -242,12 +244,12 @@ def open_ranks(path: Path, engine: Engine, threads: int | None, blocks: int | No
     return leader
 
 
-def _started(path: Path, group: SharedGroup, threads: int | None, blocks: int | None,
-             device: str | None) -> subprocess.Popen[bytes]:  # fmt: skip
+def _started(path: Path, group: SharedGroup, threads: int | None, blocks: int | None, device: str | None,
+             alike: bool) -> subprocess.Popen[bytes]:  # fmt: skip
     sockets = {rank: each.fileno() for rank, each in group.sockets.items()}
     told = {
         "engine": str(rank_path(path, group.rank)), "rank": group.rank, "ranks": group.ranks, "memory": group.memory,
-        "sockets": sockets, "threads": threads, "blocks": blocks, "device": device,
+        "sockets": sockets, "threads": threads, "blocks": blocks, "device": device, "alike": alike,
     }  # fmt: skip
     command = [sys.executable, "-m", "ingot.llm.parallel", json.dumps(told)]
     return subprocess.Popen(command, pass_fds=(group.memory, *sockets.values()), stdin=subprocess.DEVNULL)
@@ -268,7 +270,8 @@ def main(text: str) -> int:
     sockets = {int(rank): socket.socket(fileno=number) for rank, number in told["sockets"].items()}
     group = SharedGroup(told["rank"], told["ranks"], told["memory"], sockets)
     try:
-        runner = RankRunner(Engine.load(told["engine"]), group, told["threads"], told["blocks"], told["device"])
+        runner = RankRunner(Engine.load(told["engine"]), group, told["threads"], told["blocks"], told["device"],
+                            told["alike"])  # fmt: skip
         follow(runner)
         runner.close()
     except GroupLost as lost:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ingot.dtypes import numpy_dtype, size_of
+from ingot.llm.batch import Array, Copy
 from ingot.runtime.buffers import aligned_bytes
 from ingot.runtime.session import Session
 
@@ -26,51 +27,57 @@ class Pools(Protocol):
         """Inputs that a run must be given."""
         ...
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Block a into block b, for every (a, b), in every layer."""
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Block a into block b, for every (kind, a, b), in every layer of the kind."""
         ...
 
 
 class HostPools:
-    """Arrays that are inputs of every run."""
+    """Arrays that are inputs of every run. kinds: of each layer; shapes: of the pools of a kind."""
 
-    def __init__(self, layers: int, shape: tuple[int, ...], dtype: str) -> None:
-        kind = numpy_dtype(dtype)
-        size = int(np.prod(shape)) * kind.itemsize
-        self._pools = [aligned_bytes(size).view(kind).reshape(shape) for _ in range(layers)]
+    def __init__(self, kinds: Sequence[int], shapes: Sequence[tuple[int, ...]], dtype: str) -> None:
+        self._kinds = kinds
+        self._pools = [_zeros(shapes[kind], numpy_dtype(dtype)) for kind in kinds]
         self.feeds = {f"cache.{number}": pool for number, pool in enumerate(self._pools)}
-        self.nbytes = size * layers
+        self.nbytes = sum(pool.nbytes for pool in self._pools)
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Block a into block b, for every (a, b), in every layer."""
-        for source, target in pairs:
-            for pool in self._pools:
-                pool[target] = pool[source]
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Block a into block b, for every (kind, a, b), in every layer of the kind."""
+        for wanted, source, target in copies:
+            for kind, pool in zip(self._kinds, self._pools, strict=True):
+                if kind == wanted:
+                    pool[target] = pool[source]
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return aligned_bytes(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 class DevicePools:
-    """Memory of the session's GPU."""
+    """Memory of the session's GPU. kinds: of each layer; shapes: of the pools of a kind."""
 
-    def __init__(self, session: Session, layers: int, shape: tuple[int, ...], dtype: str) -> None:
-        self._context = session.context
-        size = int(np.prod(shape)) * size_of(dtype)
-        self._block, self.nbytes = size // shape[0], size * layers
-        self._pools = [self._context.allocate(size, "keys and values") for _ in range(layers)]
-        for pool in self._pools:
+    def __init__(self, session: Session, kinds: Sequence[int], shapes: Sequence[tuple[int, ...]], dtype: str) -> None:
+        self._context, self._kinds = session.context, kinds
+        sizes = [int(np.prod(shapes[kind])) * size_of(dtype) for kind in kinds]
+        self._block, self.nbytes = sizes[0] // shapes[kinds[0]][0], sum(sizes)
+        self._pools = [self._context.allocate(size, "keys and values") for size in sizes]
+        for size, pool in zip(sizes, self._pools, strict=True):
             self._context.call("cuMemsetD8", pool.address, 0, size)
-        session.keep({f"cache.{number}": (pool.address, shape) for number, pool in enumerate(self._pools)})
+        session.keep({f"cache.{number}": (pool.address, shapes[kind])
+                      for number, (kind, pool) in enumerate(zip(kinds, self._pools, strict=True))})  # fmt: skip
         self.feeds: Mapping[str, Any] = {}
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Block a into block b, for every (a, b), in every layer; runs before are waited for, those after wait."""
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Block a into block b, for every (kind, a, b), in every layer of the kind; runs before are waited for, those
+        after wait."""
         self._context.activate()
-        if pairs:
+        if copies:
             self._context.call("cuCtxSynchronize")
-        for source, target in pairs:
-            for pool in self._pools:
+        for wanted, source, target in copies:
+            for pool in (pool for kind, pool in zip(self._kinds, self._pools, strict=True) if kind == wanted):
                 places = pool.address + target * self._block, pool.address + source * self._block
                 self._context.call("cuMemcpyDtoD", *places, self._block)
-        if pairs:
+        if copies:
             self._context.call("cuCtxSynchronize")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import bisect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,22 +18,26 @@ from ingot.errors import ConfigError, DeviceError, EngineError, InputError
 from ingot.ir.ops_likely import likely
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT, sample
-from ingot.llm.batch import MOST_EDITS, Batch, Floats, Integers, Wanted
+from ingot.llm.batch import MOST_EDITS, Batch, Copy, Floats, Integers, Kind, Wanted, input_of
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.group import Group
 from ingot.runtime.session import Begun, Session
 
 _EDITS = (16, 256, 4096, 1 << 15, 1 << 17, 1 << 18, MOST_EDITS)
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_FORMS = (1, 2)  # what build.py's FORM can be
 _MANY, _FEWER = 1024, (128, 512, 2048)  # rows of a step of so many tokens
 
 
 def open_runner(
-    engine: Engine | str | Path, threads: int | None = None, blocks: int | None = None, device: str | None = None
-) -> EngineRunner:
+    engine: Engine | str | Path, threads: int | None = None, blocks: int | None = None, device: str | None = None,
+    alike: bool = False,
+) -> EngineRunner:  # fmt: skip
     """A runner for an engine file of `ingot llm build`. blocks: of keys and values; None: as many as all sequences can
-    fill, in at most a quarter of the memory that is free, or nine tenths of a GPU's. device: as a session's; None:
-    what the engine was built for. An engine of several ranks begins them all."""
+    fill, in at most a quarter of the memory that is free, or nine tenths of a GPU's. Layers that see less far get no
+    more of them than sequences can hold there; alike: as many, for draft models and steps made by hand, whose tables
+    are the same for all layers. device: as a session's; None: what the engine was built for. An engine of several ranks
+    begins them all."""
     if isinstance(engine, str | Path) and Path(engine).is_dir():
         raise EngineError(f"{engine} is a folder; make an engine of the checkpoint first, `ingot llm build {engine}`")
     loaded = engine if isinstance(engine, Engine) else Engine.load(engine)
@@ -41,8 +46,8 @@ def open_runner(
             raise EngineError(f"{loaded.source} is one of several ranks; open them by their path")
         from ingot.llm.parallel import open_ranks
 
-        return open_ranks(Path(engine), loaded, threads, blocks, device or _device_of(loaded))
-    return EngineRunner(loaded, threads, blocks, device)
+        return open_ranks(Path(engine), loaded, threads, blocks, device or _device_of(loaded), alike)
+    return EngineRunner(loaded, threads, blocks, device, alike=alike)
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class EngineRunner:
     that one chooses from where it lies; on a CPU it is computed when its result is asked for."""
 
     def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None,
-                 device: str | None = None, group: Group | None = None) -> None:  # fmt: skip
+                 device: str | None = None, group: Group | None = None, alike: bool = False) -> None:  # fmt: skip
         facts = engine.details.get("llm")
-        if not isinstance(facts, Mapping) or facts.get("form") != 1:
+        if not isinstance(facts, Mapping) or facts.get("form") not in _FORMS:
             raise EngineError(f"{engine.source} is no language model of this Ingot; make one with `ingot llm build`")
         given = {"draws", "told"} & {spec.name for spec in engine.inputs}
         if len(given) == 1:
@@ -77,24 +82,31 @@ class EngineRunner:
         self.token_budget, self.sequence_budget = int(facts["token_budget"]), int(facts["sequence_budget"])
         self.hidden = next((int(spec.shape[-1]) for spec in engine.outputs if spec.name == "hidden"), 0)
         self._fewest = next((spec.min[0] for spec in engine.inputs if spec.name == "states" and spec.min), 1)
-        self.window = int(facts.get("window", 0))
         self.bos: int | None = facts["bos"]
         self.eos = frozenset(map(int, facts["eos"]))
         self.width = -(-self.context // self.block_size)
         if blocks is not None and blocks < 1:
             raise ConfigError(f"blocks of keys and values must be at least 1, not {blocks}")
-        self.blocks = blocks or self._affordable()
-        self._check_memory()
-        self._pools = self._made_pools()
-        self._tables = np.zeros((self.sequence_budget, self.width), np.int32)
         self.draws = bool(given)
         self.ahead = self.session.goes_on and self.draws
+        self._alike = alike
+        self._windows = facts.get("windows") or [facts.get("window", 0)]  # engines of before have one kind of layers
+        self._kinds = facts.get("kinds") or [0] * int(facts["layers"])  # of each layer
+        self.kinds = self._with(blocks or self._affordable())
+        self._check_memory()
+        self._pools = self._made_pools()
+        self._tables = np.zeros((len(self.kinds), self.sequence_budget, self.width), np.int32)
         self._before: tuple[Begun, int] | None = None  # what was begun last, and its rows
 
     @property
     def files(self) -> dict[str, bytes]:
         """What lay beside the checkpoint: tokenizer.json, tokenizer_config.json, …"""
         return {name: zlib.decompress(base64.b64decode(text)) for name, text in self.facts["files"].items()}
+
+    @property
+    def blocks(self) -> int:
+        """Of the layers that see farthest."""
+        return self.kinds[0].blocks
 
     @property
     def memory(self) -> dict[str, int]:
@@ -138,15 +150,13 @@ class EngineRunner:
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """The inputs, padded."""
-        wide, (count, width) = self._padded(len(batch.token_ids)), batch.tables.shape
+        wide, count = self._padded(len(batch.token_ids)), batch.tables.shape[-2]
         tall = self._padded(max(len(batch.rows), 1), beside=wide)
-        self._tables[:count, :width] = batch.tables
         feeds: dict[str, Any] = {
             "token_ids": _filled(batch.token_ids, wide, 0),
             "positions": _filled(batch.positions, wide, -1),
-            "slots": _filled(batch.slots, wide, -1),
             "owners": _filled(np.repeat(np.arange(count), np.diff(batch.starts)), wide, 0),
-            "tables": self._tables[: self._rows_of_tables(count, wide)],
+            **self._placed_by(batch, wide),
             "rows": _filled(batch.rows, tall, 0),
             **self._pools.feeds,
         }
@@ -154,6 +164,25 @@ class EngineRunner:
             some = max(len(batch.states), self._fewest)
             feeds["states"] = _filled(batch.states, self._padded(some, beside=wide) if some else 0, 0)
         return feeds | (self._drawn_by(batch, tall) if self.draws else {})
+
+    def _placed_by(self, batch: Batch, wide: int) -> dict[str, Integers]:
+        """Where keys and values are, in the blocks of each kind of layers."""
+        slots, tables = self._of_kinds(batch)
+        count, width = tables.shape[1:]
+        self._tables[:, :count, :width] = tables
+        rows = self._rows_of_tables(count, wide)
+        return {input_of("slots", kind): _filled(each, wide, -1) for kind, each in enumerate(slots)} | {
+            input_of("tables", kind): each[:rows] for kind, each in enumerate(self._tables)
+        }
+
+    def _of_kinds(self, batch: Batch) -> tuple[Integers, Integers]:
+        """Its slots [K, T] and tables [K, S, any]."""
+        kinds, tokens, slots, tables = len(self.kinds), len(batch.token_ids), batch.slots, batch.tables
+        try:
+            return np.broadcast_to(slots, (kinds, tokens)), np.broadcast_to(tables, (kinds, *tables.shape[-2:]))
+        except ValueError:
+            raise InputError(f"slots {slots.shape} and tables {tables.shape} do not fit {tokens} tokens and {kinds} "
+                             "kinds of layers") from None  # fmt: skip
 
     def _drawn_by(self, batch: Batch, tall: int) -> dict[str, Integers]:
         """How tokens are drawn, padded: the likeliest of rows that nobody wants."""
@@ -169,19 +198,38 @@ class EngineRunner:
             return self.sequence_budget
         return next((n for n in _FEW if count <= n <= self.sequence_budget), self.sequence_budget)
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy the keys and values of block a into block b, for every (a, b), after all steps that were begun."""
-        self._pools.copy(pairs)
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        """Copy the keys and values of block a into block b of a kind, for every (kind, a, b), after all steps that were
+        begun."""
+        self._pools.copy(copies)
 
     def close(self) -> None:
         """Stop the session's threads; idempotent."""
         self.session.close()
 
     # -- memory ---------------------------------------------------------------------------------------------------
-    def _block_bytes(self) -> int:
+    def _with(self, blocks: int) -> tuple[Kind, ...]:
+        """The kinds of layers, with so many blocks for those that see farthest. The others get no more than sequences
+        can hold at once: what a window and its two ends touch each, and the tokens of the steps under way."""
+        size, steps = self.block_size, 1 + self.ahead
+        held = (self.sequence_budget * (-(-window // size) + 2) + -(-steps * self.token_budget // size)
+                for window in self._windows[1:])  # fmt: skip
+        counts = [blocks, *(blocks if self._alike else min(blocks, most) for most in held)]
+        return tuple(Kind(count, window) for count, window in zip(counts, self._windows, strict=True))
+
+    def _cache_bytes(self, blocks: int) -> int:
+        """What so many blocks take, with those of the other kinds."""
+        kinds = self._with(blocks)
+        return sum(int(np.prod(self._shape(kinds[kind]))) for kind in self._kinds) * size_of(self._dtype)
+
+    def _shape(self, kind: Kind) -> tuple[int, ...]:
+        """Of a layer's pool."""
         facts = self.facts
-        line = line_of(self.block_size, int(facts["depth"]), facts["format"]["cache"])
-        return 2 * int(facts["groups"]) * line * size_of(facts["format"]["cache"]) * int(facts["layers"])
+        return kind.blocks, 2, int(facts["groups"]), line_of(self.block_size, int(facts["depth"]), self._dtype)
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.facts["format"]["cache"])
 
     def _activations(self) -> int:
         plan = self.session.plan
@@ -190,22 +238,21 @@ class EngineRunner:
     def _affordable(self) -> int:
         wanted = self.sequence_budget * self.width
         steps = 1 + self.session.on_device  # one may be under way beside the one that is begun
-        return max(min(wanted, spare_memory(self.session, steps * self._activations()) // self._block_bytes()), 1)
+        spare = spare_memory(self.session, steps * self._activations())
+        return max(bisect.bisect_right(range(1, wanted + 1), spare, key=self._cache_bytes), 1)
 
     def _made_pools(self) -> Pools:
-        facts = self.facts
-        layers, dtype = int(facts["layers"]), str(facts["format"]["cache"])
-        shape = (self.blocks, 2, int(facts["groups"]), line_of(self.block_size, int(facts["depth"]), dtype))
-        return DevicePools(self.session, layers, shape, dtype) if self.session.on_device else HostPools(
-            layers, shape, dtype
-        )
+        shapes = [self._shape(kind) for kind in self.kinds]
+        if self.session.on_device:
+            return DevicePools(self.session, self._kinds, shapes, self._dtype)
+        return HostPools(self._kinds, shapes, self._dtype)
 
     def _check_memory(self) -> None:
-        needed = self.blocks * self._block_bytes() + self._activations()
-        free = free_memory(self.session)
+        needed = self._cache_bytes(self.blocks) + self._activations()
+        free, blocks = free_memory(self.session), " and ".join(str(kind.blocks) for kind in self.kinds)
         if needed > free:
             raise DeviceError(
-                f"{self.blocks} blocks of {self.block_size} tokens and the activations need {needed / 2**30:.1f} GiB, "
+                f"{blocks} blocks of {self.block_size} tokens and the activations need {needed / 2**30:.1f} GiB, "
                 f"{free / 2**30:.1f} GiB are free; use fewer blocks, or an engine with a smaller token budget"
             )
 
@@ -217,7 +264,7 @@ class EngineRunner:
         return next((n for n in sizes if size <= n <= self.token_budget), self.token_budget)
 
     def _check(self, batch: Batch) -> None:
-        tokens, (count, width) = len(batch.token_ids), batch.tables.shape
+        tokens, (count, width) = len(batch.token_ids), batch.tables.shape[-2:]
         if tokens > self.token_budget or count > self.sequence_budget or len(batch.rows) > self.token_budget:
             raise InputError(
                 f"a step takes {self.token_budget} tokens of {self.sequence_budget} sequences, this batch has {tokens} "
@@ -229,14 +276,18 @@ class EngineRunner:
             raise InputError(f"starts {batch.starts.tolist()} do not part {tokens} tokens into {count} sequences")
         self._within("token_ids", batch.token_ids, self.vocabulary)
         self._within("positions", batch.positions, self.context)
-        self._within("slots", batch.slots, self.blocks * self.block_size)
-        self._within("tables", batch.tables, self.blocks)
+        self._check_places(batch)
         self._within("rows", batch.rows, tokens)
         self._within("states", batch.states, tokens)
         self._within("carried", batch.carried[:, 0], tokens)
         self._check_draws(batch)
         before = self._before[1] if self._before is not None and self.ahead else 0
         self._within("rows of the step before", batch.carried[:, 1], before)
+
+    def _check_places(self, batch: Batch) -> None:
+        for number, (kind, slots, tables) in enumerate(zip(self.kinds, *self._of_kinds(batch), strict=True)):
+            self._within(input_of("slots", number), slots, kind.blocks * self.block_size)
+            self._within(input_of("tables", number), tables, kind.blocks)
 
     def _check_draws(self, batch: Batch) -> None:
         edits = len(batch.edits)

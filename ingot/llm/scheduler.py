@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.llm.batch import Batch, Integers
+from ingot.llm.batch import Batch, Copy, Integers
 from ingot.llm.cache import block_keys
 from ingot.llm.pace import Pace
-from ingot.llm.tables import Cache, Table
+from ingot.llm.tables import Cache, Table, tables_of
 
 
 class Place(enum.Enum):
@@ -51,7 +51,7 @@ class Tokens:
     computed: int = 0
     cached: int = 0
     draft: list[int] = field(default_factory=list)
-    table: Table = field(default_factory=Table)
+    tables: list[Table] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     place: Place = Place.WAITING
     last: float = -math.inf
@@ -103,7 +103,7 @@ class Step:
     """What one step computes; `copies`: blocks that are copied before, because another sequence reads them too."""
 
     shares: tuple[Share, ...]
-    copies: tuple[tuple[int, int], ...] = ()
+    copies: tuple[Copy, ...] = ()
     preempted: int = 0
 
     @property
@@ -151,7 +151,7 @@ class Scheduler:
         child = Tokens(
             identity, [*parent.tokens[:-1], token], parent.prompt, parent.priority, parent.client, parent.salt,
             arrival=parent.arrival, computed=parent.computed, cached=parent.cached,
-            table=self.cache.fork(parent.table), keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
+            tables=self.cache.fork(parent.tables), keys=list(parent.keys), place=Place.RUNNING, last=parent.last,
             most=parent.most,
         )  # fmt: skip
         self.running.append(child)
@@ -159,7 +159,7 @@ class Scheduler:
 
     def reserve(self, sequence: Tokens, drafts: int) -> int:
         """Blocks for so many drafts, as far as free ones suffice; returns how many drafts have a place."""
-        return self.cache.reserve(sequence.table, sequence.computed, len(sequence.tokens), drafts)
+        return self.cache.reserve(sequence.tables, sequence.computed, len(sequence.tokens), drafts)
 
     def end(self, sequence: Tokens) -> None:
         """It wants no more, wherever it is; idempotent."""
@@ -182,8 +182,9 @@ class Scheduler:
             return  # it gave its blocks back, and will be computed again
         if share.drafts:
             end = sequence.computed = len(sequence.tokens) - 1 if drawn else end
-        self._publish(sequence, share.start, end)
-        self.cache.slide(sequence.table, end)
+        if end // self.cache.size > share.start // self.cache.size:
+            self._publish(sequence, share.start, end)
+        self.cache.slide(sequence.tables, end)
 
     def lose(self, share: Share) -> None:
         """Nothing more is to be told of the share: its step has ended."""
@@ -192,7 +193,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """CacheCorrupt unless every block is owned by exactly the sequences that name it."""
-        self.cache.check_integrity([sequence.table for sequence in self.running])
+        self.cache.check_integrity([sequence.tables for sequence in self.running])
 
     @property
     def idle(self) -> bool:
@@ -251,8 +252,9 @@ class Scheduler:
 
     def _provide(self, making: _Making, sequence: Tokens, length: int) -> bool:
         """Blocks of its own for everything from what is computed to `length`; False: nothing was changed."""
-        copies = self.cache.provide(sequence.table, sequence.computed, length)
-        making.copies += copies or []
+        copies = self.cache.provide(sequence.tables, sequence.computed, length)
+        if copies:
+            making.copies += copies
         return copies is not None
 
     def _preempt(self, sequence: Tokens) -> None:
@@ -265,7 +267,7 @@ class Scheduler:
     def _admit(self, making: _Making) -> None:
         while making.tokens > 0 and making.sequences > 0 and len(self.running) < self.limits.sequences:
             sequence = self._first()
-            if sequence is None or not self._enter(sequence, any(making.shares)):
+            if sequence is None or not self._enter(sequence, making):
                 return
             heapq.heappop(self._queues[sequence.priority, sequence.client])
             self.waiting -= 1
@@ -273,16 +275,16 @@ class Scheduler:
             self.running.append(sequence)
             self._take(making, sequence, len(sequence.tokens) - sequence.computed)
 
-    def _enter(self, sequence: Tokens, busy: bool) -> bool:
+    def _enter(self, sequence: Tokens, making: _Making) -> bool:
         """Give it all blocks of what it knows, its known prefix computed, if there are enough and some to spare."""
         keys, length = list[bytes](), len(sequence.tokens)
         if not sequence.whole:
             sequence.keys = block_keys(sequence.tokens, self.cache.size, sequence.salt, sequence.keys)
             keys = sequence.keys[: (length - 1) // self.cache.size]  # the last token's logits are wanted
-        entered = self.cache.enter(keys, length, busy or bool(self.running))
+        entered = self.cache.enter(keys, length, making.tokens, bool(making.shares or self.running))
         if entered is None:
             return False
-        sequence.table, sequence.computed = entered
+        sequence.tables, sequence.computed = entered
         sequence.cached = max(sequence.cached, min(sequence.computed, sequence.prompt))
         return True
 
@@ -307,15 +309,15 @@ class Scheduler:
                 del self._queues[priority, client]
 
     def _release(self, sequence: Tokens) -> None:
-        self.cache.release(sequence.table)
-        sequence.table = Table()
+        self.cache.release(sequence.tables)
+        sequence.tables = []
 
     def _publish(self, sequence: Tokens, start: int, end: int) -> None:
         """Make the blocks that became full and computed between these tokens findable."""
         size = self.cache.size
         if end // size > len(sequence.keys):
             sequence.keys = block_keys(sequence.tokens[: end // size * size], size, sequence.salt, sequence.keys)
-        self.cache.publish(sequence.table, sequence.keys, start, end)
+        self.cache.publish(sequence.tables, sequence.keys, start, end)
 
 
 @dataclass
@@ -325,7 +327,7 @@ class _Making:
     tokens: int
     sequences: int
     shares: list[Share] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
     planned: set[Tokens] = field(default_factory=set)
     preempted: int = 0
     rows: int = 0
@@ -354,13 +356,14 @@ def _rank(sequence: Tokens) -> tuple[int, float, int]:
 
 
 # -- for the runner ---------------------------------------------------------------------------------------------------
-def batch_of(shares: Sequence[Share], size: int) -> Batch:
-    """What a runner is given for a step."""
+def batch_of(shares: Sequence[Share], size: int, kinds: int | None = None) -> Batch:
+    """What a runner is given for a step. kinds: so many of the sequences' first tables; None: all."""
     counts = np.array([share.count for share in shares], np.int32)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     firsts = np.array([share.start for share in shares], np.int32)
     owner, positions = np.repeat(np.arange(len(shares)), counts), _runs(firsts, counts)
-    tables = _tables_of([share.sequence.table for share in shares])
+    held = [share.sequence.tables for share in shares]
+    tables = tables_of(held, kinds or len(held[0]))
     tokens = [token for share in shares for token in _tokens_of(share)]
     carried = [(int(start), share.carried) for start, share in zip(starts, shares, strict=False)
                if share.carried is not None and share.start == len(share.sequence.tokens)]  # fmt: skip
@@ -368,19 +371,9 @@ def batch_of(shares: Sequence[Share], size: int) -> Batch:
     silent = np.array([share.sequence.silent for share in shares], np.int32)
     rows, states = (_runs(starts[1:] - each, each) for each in (wanted * (1 - silent), wanted * silent))
     return Batch(
-        np.array(tokens, np.int32), positions, tables[owner, positions // size] * size + positions % size, starts,
+        np.array(tokens, np.int32), positions, tables[:, owner, positions // size] * size + positions % size, starts,
         firsts + counts, tables, rows, states, np.array(carried, np.int32).reshape(-1, 2),
     )  # fmt: skip
-
-
-def _tables_of(held: Sequence[Table]) -> Integers:
-    tables = np.zeros((len(held), max(len(table.blocks) for table in held)), np.int32)
-    for row, table in enumerate(held):
-        blocks, gone = table.numbers(), table.gone
-        tables[row, : len(blocks)] = blocks
-        if gone:
-            tables[row, :gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
-    return tables
 
 
 def _runs(firsts: Integers, counts: Integers) -> Integers:

@@ -80,13 +80,19 @@ class _Computed:
 class DraftModel:
     """A smaller model of the same vocabulary: its likeliest tokens.
 
-    Its keys and values lie in blocks of the same numbers as the target's, so that nothing is allocated twice; `pool`
-    is the target's.
+    Its keys and values lie in blocks of the same numbers as those of the target's first kind, for all of its own kinds
+    of layers, so that nothing is allocated twice; `pool` is the target's.
     """
 
     runner: Runner
     pool: BlockPool
     _known: dict[int, _Computed] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = min(kind.blocks for kind in self.runner.kinds)
+        if least < self.pool.blocks:
+            raise ConfigError(f"the draft model has {least} blocks where the model has {self.pool.blocks}, and needs "
+                              "as many for all of its layers: open it with as many `blocks`, and `alike`")  # fmt: skip
 
     def propose(self, wanted: Sequence[tuple[Tokens, int]]) -> None:
         for sequence, _ in wanted:
@@ -105,7 +111,7 @@ class DraftModel:
         """Find how much of what was computed still holds: drafts were wrong, blocks were given back."""
         known, size = self._known.setdefault(sequence.identity, _Computed()), self.runner.block_size
         right = _common(known.draft, sequence.tokens[known.length :])
-        blocks = [(block, self.pool.taken[block]) for block in sequence.table.blocks]
+        blocks = [(block, self.pool.taken[block]) for block in sequence.tables[0].blocks]
         same = _common(known.blocks, blocks)
         known.count = min(known.count, known.length + right, same * size, len(sequence.tokens) - 1)
         known.blocks, known.length = blocks, len(sequence.tokens)
@@ -124,7 +130,7 @@ class DraftModel:
         return shares
 
     def _step(self, shares: Sequence[Share]) -> None:
-        batch, row = batch_of(shares, self.runner.block_size), 0
+        batch, row = batch_of(shares, self.runner.block_size, 1), 0
         chosen = self.runner.begin(batch, "chosen").result()["chosen"]
         for share in shares:
             self._known[share.sequence.identity].count += share.count

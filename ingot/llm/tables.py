@@ -1,22 +1,21 @@
-"""Which blocks of keys and values a sequence has: a table, whose blocks come from a pool and go back to it."""
+"""Which blocks of keys and values a sequence has: a table for each kind of layers, whose blocks come from the kind's
+pool and go back to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ingot.llm.batch import Integers
-from ingot.llm.cache import BlockPool
-
-Copy = tuple[int, int]  # a block, and the one that takes its place
+from ingot.llm.batch import Copy, Integers, Kind
+from ingot.llm.cache import BlockPool, gone_before
 
 
 @dataclass(eq=False, slots=True)
 class Table:
-    """A sequence's blocks in order. The first `gone` of them are not its own any more: they have left the window,
-    nothing reads them."""
+    """A sequence's blocks of a kind, in order. The first `gone` of them are not its own, and their numbers mean
+    nothing: they have left the window, nothing reads them."""
 
     blocks: list[int] = field(default_factory=list)
     gone: int = 0
@@ -42,80 +41,128 @@ class Table:
         self.blocks[place], self._written = block, min(self._written, place)
 
 
+Tables = Sequence[Table]
+
+
 class Cache:
-    """The pool, and what sequences do with it. window: positions that a token sees at most, its own included; 0: all.
+    """A pool of blocks of `size` tokens for each kind of layers, and what sequences do with them: for all kinds, or not
+    at all. asked, found: tokens of prompts that were looked for, and those whose keys and values were there."""
 
-    asked, found: tokens of prompts that were looked for, and those whose keys and values were there.
-    """
-
-    def __init__(self, pool: BlockPool, window: int = 0) -> None:
-        self.pool, self.window, self.size = pool, window, pool.size
+    def __init__(self, kinds: Sequence[Kind], size: int) -> None:
+        self.pools, self.windows = [BlockPool(kind.blocks, size) for kind in kinds], [kind.window for kind in kinds]
+        self._sliding = [(number, kind.window) for number, kind in enumerate(kinds) if kind.window]
+        self.size = size
         self.asked = self.found = 0
 
-    def enter(self, keys: Sequence[bytes], length: int, company: bool) -> tuple[Table, int] | None:
-        """A table for so many tokens, and how many of them are computed: those of the first blocks that `keys` find.
-        None, and nothing was changed, where blocks are lacking; in company some are to spare."""
-        found = self.pool.match(keys)
-        fresh, spare = -(-length // self.size) - len(found), self.pool.blocks // 64 if company else 0
-        if self.pool.free < fresh + self.pool.idle(found) + spare:
-            return None
-        self.pool.acquire(found)
-        table, known = Table(found + [self.pool.allocate() for _ in range(fresh)]), len(found) * self.size
+    def enter(self, keys: Sequence[bytes], length: int, chunk: int, company: bool) -> tuple[list[Table], int] | None:
+        """Tables for so many tokens, and how many of them are computed: those of the first blocks that `keys` find.
+        Kinds with a window get the blocks of the next `chunk` tokens, the others all. None, and nothing was changed,
+        where blocks are lacking; in company some are to spare."""
+        count, entries = self.known(keys), list[tuple[int, list[int], int]]()
+        for pool, window in zip(self.pools, self.windows, strict=True):
+            gone = gone_before(count * self.size, window, self.size)
+            found, end = pool.match(keys[gone:count]), min(length, count * self.size + chunk) if window else length
+            fresh, spare = -(-end // self.size) - count, pool.blocks // 64 if company else 0
+            if pool.free < fresh + pool.idle(found) + spare:
+                return None
+            entries.append((gone, found, fresh))
         self.asked += length
-        self.found += known
-        self.slide(table, known)
-        return table, known
+        self.found += count * self.size
+        return [_entered(pool, *entry) for pool, entry in zip(self.pools, entries, strict=True)], count * self.size
 
-    def provide(self, table: Table, computed: int, length: int) -> list[Copy] | None:
+    def known(self, keys: Sequence[bytes]) -> int:
+        """How many blocks of a prefix need not be computed: every kind has those that the tokens behind them see."""
+        count, kind, agreed = len(keys), 0, 0
+        while agreed < len(self.pools):  # in turn, until each has as much as the others
+            found = self.pools[kind].reach(keys[:count], self.windows[kind])
+            agreed = agreed + 1 if found == count else 1
+            count, kind = found, (kind + 1) % len(self.pools)
+        return count
+
+    def provide(self, tables: Tables, computed: int, length: int) -> list[Copy] | None:
         """Blocks of its own for everything from what is computed to `length`, and the copies that this takes; None, and
         nothing was changed, where they are lacking."""
-        first, fresh = computed // self.size, -(-length // self.size) - len(table.blocks)
-        copied = first < len(table.blocks) and self.pool.shared(table.blocks[first])
-        if self.pool.free < max(fresh, 0) + copied:
-            return None
-        copies = list[Copy]()
-        if copied:
-            copies.append((table.blocks[first], self.pool.allocate()))
-            table.replace(first, copies[0][1])
-            self.pool.release([copies[0][0]])
-        table.blocks += [self.pool.allocate() for _ in range(fresh)]
+        first, blocks, lacking = computed // self.size, -(-length // self.size), list[tuple[int, bool, int]]()
+        for kind, pool in enumerate(self.pools):
+            held = tables[kind].blocks
+            count = len(held)
+            fresh, copied = blocks - count, first < count and pool.shared(held[first])
+            if fresh > 0 or copied:
+                if pool.free < max(fresh, 0) + copied:
+                    return None
+                lacking.append((kind, copied, fresh))
+        copies = [self._copied(kind, tables[kind], first) for kind, copied, _ in lacking if copied] if lacking else []
+        for kind, _, fresh in lacking:
+            tables[kind].blocks += [self.pools[kind].allocate() for _ in range(fresh)]
         return copies
 
-    def reserve(self, table: Table, computed: int, known: int, drafts: int) -> int:
+    def _copied(self, kind: int, table: Table, place: int) -> Copy:
+        """A block of its own in the place of one that is another's too."""
+        old, own = table.blocks[place], self.pools[kind].allocate()
+        table.replace(place, own)
+        self.pools[kind].release([old])
+        return kind, old, own
+
+    def reserve(self, tables: Tables, computed: int, known: int, drafts: int) -> int:
         """Blocks for so many drafts behind what is known, as far as free ones suffice; how many have a place."""
-        first = computed // self.size
-        if first < len(table.blocks) and self.pool.shared(table.blocks[first]):
+        first, both = computed // self.size, list(zip(self.pools, tables, strict=True))
+        if any(first < len(table.blocks) and pool.shared(table.blocks[first]) for pool, table in both):
             return 0  # it is copied by the next step, not before
-        fresh = -(-(known + drafts) // self.size) - len(table.blocks)
-        table.blocks += [self.pool.allocate() for _ in range(min(fresh, self.pool.free))]
-        return max(min(drafts, len(table.blocks) * self.size - known), 0)
+        most = min(-(-(known + drafts) // self.size), *(len(table.blocks) + pool.free for pool, table in both))
+        for pool, table in both:
+            table.blocks += [pool.allocate() for _ in range(most - len(table.blocks))]
+        return max(min(drafts, len(tables[0].blocks) * self.size - known), 0)
 
-    def fork(self, table: Table) -> Table:
+    def fork(self, tables: Tables) -> list[Table]:
         """The same blocks for one more owner."""
-        self.pool.acquire(table.held)
-        return Table(list(table.blocks), table.gone)
+        for pool, table in zip(self.pools, tables, strict=True):
+            pool.acquire(table.held)
+        return [Table(list(table.blocks), table.gone) for table in tables]
 
-    def release(self, table: Table) -> None:
+    def release(self, tables: Tables) -> None:
         """Give all of its blocks back."""
-        self.pool.release(table.held)
+        for pool, table in zip(self.pools, tables, strict=True):
+            pool.release(table.held)
 
-    def publish(self, table: Table, keys: Sequence[bytes], start: int, end: int) -> None:
+    def publish(self, tables: Tables, keys: Sequence[bytes], start: int, end: int) -> None:
         """Make the blocks that became full between these tokens findable; `keys` are those of all blocks."""
-        for place in range(start // self.size, end // self.size):
-            self.pool.publish(table.blocks[place], keys[place])
+        for pool, table in zip(self.pools, tables, strict=True):
+            for place in range(start // self.size, end // self.size):
+                pool.publish(table.blocks[place], keys[place])
 
-    def slide(self, table: Table, end: int) -> None:
+    def slide(self, tables: Tables, end: int) -> None:
         """Give back the blocks that no token from `end` on sees; who has published one may find it again."""
-        gone = max(end + 1 - self.window, 0) // self.size if self.window else 0
-        if gone > table.gone:
-            self.pool.release(table.blocks[table.gone : gone])
-            table.gone = gone
+        for kind, window in self._sliding:
+            table, gone = tables[kind], gone_before(end, window, self.size)
+            if gone > table.gone:
+                self.pools[kind].release(table.blocks[table.gone : gone])
+                table.gone = gone
 
     @property
     def usage(self) -> float:
-        """Share of the blocks that have an owner."""
-        return 1 - self.pool.free / self.pool.blocks
+        """Share of the blocks that have an owner, of the kind where it is largest: at 1 somebody waits or gives way."""
+        return max(1 - pool.free / pool.blocks for pool in self.pools)
 
-    def check_integrity(self, tables: Iterable[Table]) -> None:
-        """CacheCorrupt unless every block is owned by exactly the tables that name it."""
-        self.pool.check_integrity([table.held for table in tables])
+    def check_integrity(self, sequences: Sequence[Tables]) -> None:
+        """CacheCorrupt unless every block is owned by exactly the sequences whose tables name it."""
+        for kind, pool in enumerate(self.pools):
+            pool.check_integrity(tables[kind].held for tables in sequences)
+
+
+def _entered(pool: BlockPool, gone: int, found: Sequence[int], fresh: int) -> Table:
+    pool.acquire(found)
+    return Table([0] * gone + [*found] + [pool.allocate() for _ in range(fresh)], gone)
+
+
+def tables_of(held: Sequence[Tables], kinds: int) -> Integers:
+    """The tables [kinds, S, any] of sequences, those of the first kinds alone."""
+    width = max([len(tables[0].blocks) for tables in held])  # the others are no longer
+    found = np.zeros((kinds, len(held), width), np.int32)
+    for kind, rows in enumerate(found):
+        for row, tables in zip(rows, held, strict=True):
+            table = tables[kind]
+            blocks, gone = table.numbers(), table.gone
+            row[: len(blocks)] = blocks
+            if gone:
+                row[:gone] = blocks[min(gone, len(blocks) - 1)]  # who reads more than it sees reads its own
+    return found

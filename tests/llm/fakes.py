@@ -13,7 +13,7 @@ import numpy as np
 
 from ingot.ir.ops_likely import likely
 from ingot.ir.ops_sample import DRAW, sample
-from ingot.llm.batch import Batch, Begun, Floats, Integers, Wanted
+from ingot.llm.batch import Batch, Begun, Copy, Floats, Integers, Kind, Wanted
 
 
 @dataclass
@@ -38,8 +38,9 @@ def drawn(logits: Floats, batch: Batch) -> Integers:
 @dataclass
 class FakeRunner:
     """`memory`: of how many last tokens the logits are a function (None: of all); `window`: the same, and no more are
-    read. `broken`: tokens that make a step raise; `poisoned`: tokens after which logits are NaN; `drafting`: two
-    sequences may write one token to one slot."""
+    read; `others`: kinds of layers beside those, which must find the same tokens in blocks of theirs. `broken`: tokens
+    that make a step raise; `poisoned`: tokens after which logits are NaN; `drafting`: two sequences may write one token
+    to one slot."""
 
     vocabulary: int = 50
     block_size: int = 4
@@ -54,6 +55,7 @@ class FakeRunner:
     drafting: bool = False
     hidden: int = 0
     window: int = 0
+    others: tuple[Kind, ...] = ()
     ahead: bool = False
     draws: bool = False
     steps: int = 0
@@ -61,8 +63,8 @@ class FakeRunner:
     shapes: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.kept_tokens = np.full(self.blocks * self.block_size, -1, np.int32)
-        self.kept_positions = np.full(self.blocks * self.block_size, -1, np.int32)
+        self.kinds = (Kind(self.blocks, self.window), *self.others)
+        self.kept = [np.full((kind.blocks, self.block_size, 2), -1, np.int32) for kind in self.kinds]
 
     def logits_of(self, context: Any) -> Floats:
         """What follows these tokens."""
@@ -84,11 +86,12 @@ class FakeRunner:
         self.steps += 1
         tokens, sequences = len(batch.token_ids), len(batch.lengths)
         assert 0 < tokens <= self.token_budget and sequences <= self.sequence_budget
-        written = set(zip(batch.slots.tolist(), batch.token_ids.tolist(), batch.positions.tolist(), strict=True))
-        assert len(set(batch.slots.tolist())) == len(written), "two tokens in one slot"
-        assert self.drafting or len(written) == tokens, "one token twice"
         self.shapes.append((tokens, sequences))
-        self.kept_tokens[batch.slots], self.kept_positions[batch.slots] = batch.token_ids, batch.positions
+        for kept, slots in zip(self.kept, np.broadcast_to(batch.slots, (len(self.kinds), tokens)), strict=True):
+            written = set(zip(slots.tolist(), batch.token_ids.tolist(), batch.positions.tolist(), strict=True))
+            assert len(set(slots.tolist())) == len(written), "two tokens in one slot"
+            assert self.drafting or len(written) == tokens, "one token twice"
+            kept.reshape(-1, 2)[slots] = np.stack([batch.token_ids, batch.positions], 1)
         if self.broken & set(batch.token_ids.tolist()):
             raise RuntimeError("the device is lost")
         owner = np.repeat(np.arange(sequences), np.diff(batch.starts))
@@ -119,17 +122,22 @@ class FakeRunner:
 
     def _context(self, batch: Batch, row: int, sequence: int) -> Any:
         end = int(batch.positions[row]) + 1
-        places = np.arange(max(end - self.window, 0) if self.window else 0, end)
         assert end <= batch.lengths[sequence]
-        slots = batch.tables[sequence, places // self.block_size] * self.block_size + places % self.block_size
-        assert (self.kept_positions[slots] == places).all(), "a block that is not this sequence's"
-        return self.kept_tokens[slots]
+        tables = np.broadcast_to(batch.tables, (len(self.kinds), *batch.tables.shape[-2:]))
+        seen = [self._seen(kept, table[sequence], max(end - kind.window, 0) if kind.window else 0, end)
+                for kind, kept, table in zip(self.kinds, self.kept, tables, strict=True)]  # fmt: skip
+        assert all((each == seen[0][len(seen[0]) - len(each) :]).all() for each in seen), "kinds differ"
+        return seen[0]
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for source, target in pairs:
-            for kept in (self.kept_tokens, self.kept_positions):
-                table = kept.reshape(self.blocks, self.block_size)
-                table[target] = table[source]
+    def _seen(self, kept: Integers, table: Integers, first: int, end: int) -> Any:
+        places = np.arange(first, end)
+        found = kept[table[places // self.block_size], places % self.block_size]
+        assert (found[:, 1] == places).all(), "a block that is not this sequence's"
+        return found[:, 0]
+
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        for kind, source, target in copies:
+            self.kept[kind][target] = self.kept[kind][source]
 
     def close(self) -> None:
         self.closed = True
@@ -161,9 +169,9 @@ class Distant(FakeRunner):
         while self.queue and not (last is not None and last.done):
             self.queue.popleft().compute()
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
         self.catch_up()
-        super().copy_blocks(pairs)
+        super().copy_blocks(copies)
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingot.llm.cache import BlockPool, CacheCorrupt, block_keys
+from ingot.llm.cache import BlockPool, CacheCorrupt, block_keys, gone_before
 
 
 def test_keys_are_chained() -> None:
@@ -27,6 +27,23 @@ def test_a_released_prefix_is_found_until_its_place_is_wanted() -> None:
     assert pool.match(keys) == table[:1], "the tail goes before the head"
     pool.allocate()
     assert pool.match(keys) == [] and pool.free == 0
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 20), st.integers(1, 4))
+def test_a_prefix_reaches_as_far_as_what_its_window_sees(there: list[bool], window: int, size: int) -> None:
+    """By trying every length: positions that the next token sees, its own left out, lie in blocks that are there."""
+    pool, keys = BlockPool(max(len(there), 1), size), [bytes([place]) for place in range(len(there))]
+    for key, known in zip(keys, there, strict=True):
+        if known:
+            pool.publish(pool.allocate(), key)
+
+    def enough(count: int) -> bool:
+        first = max(count * size + 1 - window, 0) if window else 0
+        return all(there[position // size] for position in range(first, count * size))
+
+    assert pool.reach(keys, window) == max(count for count in range(len(keys) + 1) if enough(count))
+    seen = range(40 - window + 1 if window else 0, 41)
+    assert gone_before(40, window, size) == max(seen[0], 0) // size
 
 
 def test_shared_blocks() -> None:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingot.errors import EngineError
+from ingot.errors import ConfigError, EngineError
 from ingot.llm.answers import Ticket
-from ingot.llm.batch import Batch, Floats
+from ingot.llm.batch import Batch, Floats, Kind
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Guide, Overloaded, Refused, Request, Sampling
 from ingot.llm.text import Text
@@ -80,12 +80,15 @@ prompts = st.tuples(st.integers(0, 2), st.integers(1, 25), st.integers(1, 15), s
 @given(
     st.lists(prompts, min_size=1, max_size=6), st.integers(12, 30), st.integers(4, 40),
     st.sampled_from(["", "ngrams", "model"]), st.booleans(), st.integers(0, 999),
+    st.lists(st.integers(1, 14), max_size=2),
 )  # fmt: skip
-@example([(1, 23, 10, 2), (0, 1, 9, 3)], 13, 9, "model", False, 5)  # blocks came back after another draft had them
+@example([(1, 23, 10, 2), (0, 1, 9, 3)], 13, 9, "model", False, 5, [])  # blocks came back after another draft had them
 def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
-    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, drafts: str, sampled: bool, seed: int
-) -> None:
-    """What is drawn, with seeds too, is what a request alone on an endless machine draws."""
+    drawn: list[tuple[int, int, int, int]], blocks: int, budget: int, drafts: str, sampled: bool, seed: int,
+    windows: list[int],
+) -> None:  # fmt: skip
+    """What is drawn, with seeds too, is what a request alone on an endless machine draws; where some layers have a
+    window too."""
 
     def requests() -> list[Request]:
         return [
@@ -96,12 +99,14 @@ def test_batch_chunk_prefix_preemption_and_drafts_change_nothing(
             for number, (first, length, answer, count) in enumerate(drawn)
         ]
 
-    def runner(**more: int) -> FakeRunner:
+    def runner(**more: Any) -> FakeRunner:
         return FakeRunner(vocabulary=13, memory=2 if drafts else None, **more)
 
     alone = [run(Engine(runner()), request)[0] for request in requests()]
-    small = runner(blocks=blocks, token_budget=budget, sequence_budget=4)
-    draft = runner(blocks=blocks, drafting=True) if drafts == "model" else None
+    others = tuple(Kind(min(-(-(window + budget) // 4) + 2, blocks), window) for window in windows)
+    small = runner(blocks=blocks, token_budget=budget, sequence_budget=4, others=others)
+    alike = tuple(Kind(blocks, 3) for _ in windows[1:])  # a draft's windows are its own
+    draft = runner(blocks=blocks, drafting=True, others=alike) if drafts == "model" else None
     options = EngineOptions(drafts=3 if drafts else 0)
     engine = Engine(small, options=options, draft=draft, clock=stumbling(seed))
     together = run(engine, *requests())

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingot.llm.batch import Batch, Begun, Wanted
-from ingot.llm.cache import BlockPool
+from ingot.llm.batch import Batch, Begun, Kind, Wanted
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.request import Event, Guide, Request, Sampling, TokenLogprob
 from ingot.llm.scheduler import Limits, Place, Scheduler, Tokens, batch_of
@@ -94,11 +93,12 @@ def _sampling(kind: str, number: int, length: int) -> Sampling:
 @settings(deadline=None, max_examples=150)
 @given(
     st.lists(asked, min_size=1, max_size=7), st.integers(12, 30), st.integers(4, 40), st.sampled_from([0, 0, 5, 9]),
-    st.booleans(), st.booleans(),
+    st.booleans(), st.booleans(), st.lists(st.integers(1, 5), max_size=2),
 )  # fmt: skip
 def test_nothing_that_is_told_changes(
-    drawn: Sequence[tuple[int, int, int, str, int | None]], blocks: int, budget: int, window: int, ends: bool, bad: bool
-) -> None:
+    drawn: Sequence[tuple[int, int, int, str, int | None]], blocks: int, budget: int, window: int, ends: bool,
+    bad: bool, windows: list[int],
+) -> None:  # fmt: skip
     """Ends, chunks, prefixes, blocks that run out, windows, cancellation, draws and logits of the host, tokens that
     break a step or poison logits: answers are those of a runner that is waited for, and no block is lost."""
     more: dict[str, Any] = {
@@ -108,7 +108,8 @@ def test_nothing_that_is_told_changes(
     requests = [Request(prompt(first, length), _sampling(kind, number, answer))
                 for number, (first, length, answer, kind, _) in enumerate(drawn)]  # fmt: skip
     alone = [run(Engine(FakeRunner(**more)), request)[0] for request in requests]
-    runner = Distant(blocks=blocks, token_budget=budget, sequence_budget=4, **more)
+    others = tuple(Kind(min(-(-(each + 2 * budget) // 4) + 1, blocks), each) for each in windows)
+    runner = Distant(blocks=blocks, token_budget=budget, sequence_budget=4, others=others, **more)
     engine, told = Engine(runner), [list[Event]() for _ in requests]
     tickets = [engine.submit(request, events.append) for request, events in zip(requests, told, strict=True)]
     steps = 0
@@ -188,7 +189,7 @@ def test_closing_with_a_step_under_way() -> None:
 
 # -- the scheduler alone ----------------------------------------------------------------------------------------------
 def test_a_step_is_made_while_the_one_before_is_under_way() -> None:
-    one = Scheduler(Limits(16, 4), Cache(BlockPool(16, 4)))
+    one = Scheduler(Limits(16, 4), Cache([Kind(16)], 4))
     first, second = Tokens(1, [5, 6, 7], 3, most=5), Tokens(2, [5, 8], 2)
     one.add(first, 0.0)
     one.add(second, 0.0)
@@ -208,7 +209,7 @@ def test_a_step_is_made_while_the_one_before_is_under_way() -> None:
 
 
 def test_who_gives_way_under_way_keeps_what_was_drawn() -> None:
-    one = Scheduler(Limits(16, 4), Cache(BlockPool(4, 4)))
+    one = Scheduler(Limits(16, 4), Cache([Kind(4)], 4))
     first, second = Tokens(1, list(range(7)), 7), Tokens(2, list(range(10, 17)), 7)
     one.add(first, 0.0)
     one.add(second, 1.0)

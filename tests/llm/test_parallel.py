@@ -40,9 +40,9 @@ def test_ranks_give_the_logits_of_transformers(name: str, ranks: int, tmp_path: 
     engines = build_ranks(write_family(tmp_path, name), replace(OPTIONS, ranks=ranks))
     with np.load(LOGITS) as known:
         expected = known[name]
-    with closing(local_ranks(engines, 64)) as runner:
+    with closing(local_ranks(engines, 64, alike=True)) as runner:
         first = runner.step(batch_of(runner, [(0, 0, TOKENS[:25]), (1, 0, TOKENS[:3])]))
-        runner.copy_blocks([(0, runner.width * 2), (1, runner.width * 2 + 1)])
+        runner.copy_blocks([(kind, n, runner.width * 2 + n) for kind in range(len(runner.kinds)) for n in (0, 1)])
         rest = runner.step(batch_of(runner, [(2, 25, TOKENS[25:])]))
     found = np.concatenate([first[:25], rest])
     assert np.abs(found - expected).max() < WITHIN

@@ -66,7 +66,7 @@ def test_batched_is_single_is_chunked(runner: EngineRunner) -> None:
 def test_blocks_are_copied_and_shared(runner: EngineRunner) -> None:
     """A sequence whose first block another one computed, and one that continues in a copy."""
     whole = runner.step(batch_of(runner, [(0, 0, TOKENS[:24])]))
-    runner.copy_blocks([(0, 30), (1, 31)])
+    runner.copy_blocks([(0, 0, 30), (0, 1, 31)])
     batch = batch_of(runner, [(0, 20, TOKENS[20:24])])
     tables = np.array([[0, 31, 7, 7, 7, 7]], np.int32)  # the first block is shared, the second a copy
     slots = (31 * 16 + np.arange(4, 8)).astype(np.int32)

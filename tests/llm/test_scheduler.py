@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingot.llm.cache import BlockPool
+from ingot.llm.batch import Kind
 from ingot.llm.pace import Pace
 from ingot.llm.scheduler import Limits, Place, Scheduler, Step, Tokens, batch_of
 from ingot.llm.tables import Cache
@@ -16,7 +16,7 @@ from tests.llm.fakes import FakeRunner
 
 
 def scheduler(blocks: int = 16, size: int = 4, tokens: int = 16, sequences: int = 4, **limits: float) -> Scheduler:
-    return Scheduler(Limits(tokens, sequences, **limits), Cache(BlockPool(blocks, size)))  # type: ignore[arg-type]
+    return Scheduler(Limits(tokens, sequences, **limits), Cache([Kind(blocks)], size))  # type: ignore[arg-type]
 
 
 def prompt(identity: int, length: int, **more: object) -> Tokens:
@@ -52,7 +52,7 @@ def test_a_prefix_is_computed_once() -> None:
     done(one, one.schedule(0.0))
     one.add(second, 1.0)
     assert counts(one.schedule(1.0)) == {1: 1, 2: 4}, "the block with the last token is computed: its logits are wanted"
-    assert second.table.blocks[0] == first.table.blocks[0] and second.cached == 4
+    assert second.tables[0].blocks[0] == first.tables[0].blocks[0] and second.cached == 4
     third = Tokens(3, list(range(8)), 8, salt=b"another tenant")
     one.add(third, 2.0)
     one.schedule(2.0)
@@ -68,7 +68,8 @@ def test_a_fork_copies_the_block_that_it_writes() -> None:
     one.check_integrity()
     step = one.schedule(1.0)
     assert len(step.copies) == 1, "one of the two copies; the other keeps the block"
-    assert parent.table.blocks[0] == child.table.blocks[0] and parent.table.blocks[1] != child.table.blocks[1]
+    one_table, other_table = parent.tables[0].blocks, child.tables[0].blocks
+    assert one_table[0] == other_table[0] and one_table[1] != other_table[1]
     one.check_integrity()
 
 
@@ -163,7 +164,7 @@ def test_batches() -> None:
     assert batch.token_ids.tolist() == [100, 101, 102, 103, 104, 200, 201]
     assert batch.positions.tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert batch.starts.tolist() == [0, 5, 7] and batch.lengths.tolist() == [5, 2] and batch.rows.tolist() == [4]
-    assert batch.slots.tolist() == [0, 1, 2, 3, 4, 8, 9] and batch.tables.tolist() == [[0, 1], [2, 3]]
+    assert batch.slots.tolist() == [[0, 1, 2, 3, 4, 8, 9]] and batch.tables.tolist() == [[[0, 1], [2, 3]]]
     assert {array.dtype for array in vars(batch).values()} == {np.dtype(np.int32)}
 
 
@@ -200,6 +201,15 @@ class Run:
             logits = self.runner.step(batch_of(step.shares, self.runner.block_size))
             self._postprocess(step, logits, float(number))
         self.scheduler.check_integrity()
+        self.check_windows()
+
+    def check_windows(self) -> None:
+        """Nobody holds more of a kind than what its window, both its ends and a step's tokens touch."""
+        cache = self.scheduler.cache
+        for sequence in self.scheduler.running:
+            for table, window in zip(sequence.tables, cache.windows, strict=True):
+                reach = (window + self.scheduler.limits.tokens) // cache.size + 2
+                assert not window or len(table.held) <= reach, (window, len(table.held), reach)
 
     def _postprocess(self, step: Step, logits: np.ndarray, now: float) -> None:
         row = 0
@@ -224,13 +234,20 @@ requests = st.tuples(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(requests, min_size=1, max_size=8), st.integers(13, 30), st.integers(1, 40), st.integers(0, 4))
+@given(
+    st.lists(requests, min_size=1, max_size=8), st.integers(13, 30), st.integers(1, 40), st.integers(0, 4),
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), max_size=3),
+)  # fmt: skip
 def test_every_request_ends_with_its_own_answer(
-    drawn: list[tuple[int, int, int, int, int | None]], blocks: int, budget: int, draft: int
-) -> None:
-    """No block in two owners, none leaked, every request ends, and what it is told is what it would be told alone."""
-    runner = FakeRunner(blocks=blocks, token_budget=max(budget, 4), sequence_budget=4)
-    run = Run(Scheduler(Limits(runner.token_budget, 4), Cache(BlockPool(blocks, 4))), runner)
+    drawn: list[tuple[int, int, int, int, int | None]], blocks: int, budget: int, draft: int,
+    windows: list[tuple[int, int]],
+) -> None:  # fmt: skip
+    """No block in two owners, none leaked, every request ends, and what it is told is what it would be told alone; with
+    layers of several windows too, whose pools have as many blocks as one request needs, and some more or none."""
+    budget = max(budget, 4)
+    others = tuple(Kind(min(-(-(window + budget) // 4) + 1 + more, blocks), window) for window, more in windows)
+    runner = FakeRunner(blocks=blocks, token_budget=budget, sequence_budget=4, others=others)
+    run = Run(Scheduler(Limits(budget, 4), Cache(runner.kinds, 4)), runner)
     arriving = {}
     for identity, (length, answer, priority, arrival, cancelled) in enumerate(drawn):
         tokens = [(identity % 3) * 7 + place % 5 for place in range(length)]
@@ -247,6 +264,7 @@ def test_every_request_ends_with_its_own_answer(
             break
     assert run.ended == dict.fromkeys(range(len(drawn)), 1), "each ends once"
     run.scheduler.cache.check_integrity([])
+    assert all(pool.free == kind.blocks for pool, kind in zip(run.scheduler.cache.pools, runner.kinds, strict=True))
     for sequence, length in run.wanted.items():
         answer = sequence.tokens[sequence.prompt :]
         assert answer == runner.greedy(sequence.tokens[: sequence.prompt], len(answer))
