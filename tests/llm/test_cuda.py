@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ingot.llm.batch import Batch, Wanted
+from ingot.llm.batch import Batch, Kind, Wanted
 from ingot.llm.build import BuildOptions, build_llm
 from ingot.llm.engine import Engine
-from ingot.llm.request import Request, Sampling
+from ingot.llm.request import Event, Request, Sampling
 from ingot.llm.runner import EngineRunner
 from tests.llm import interpreted
 from tests.llm.checkpoints import LOGITS, TOKENS, write_family
 from tests.llm.test_engine import run, tokens
 from tests.llm.test_families import batch_of
+from tests.llm.test_window import spoil
 
 OPTIONS = BuildOptions(target="cuda:sm_90", context=64, token_budget=48, sequence_budget=4, level=0)
 WITHIN = {"fp32": 5e-4, "fp8": 0.8, "fp8_cache": 0.8}  # of logits, whose spread is about 3
@@ -63,6 +64,28 @@ def test_steps_behind_one_another_give_the_same_answers(tmp_path: Path, monkeypa
         told.append([tokens(events) for events in run(Engine(runner), *requests)])
         assert carried == ([0, 2, 2, 2] if ahead else [0] * 4)
     assert told[0] == told[1] and len(told[0][0]) == len(told[0][1]) == 4
+
+
+def test_kinds_of_layers_have_blocks_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that is longer than a window and a block beside a short one: what layers with the window gave back holds
+    no numbers when the next step reads; the tokens are a CPU's."""
+    folder = write_family(tmp_path, "gemma2", sliding_window=4)
+    asked = Sampling(temperature=1.0, seed=3, max_tokens=3, ignore_eos=True)
+    requests = [Request(TOKENS[at:end].tolist(), asked) for at, end in ((0, 19), (5, 7))]
+    cpu = EngineRunner(build_llm(folder, replace(OPTIONS, target="cpu", verify=False)))
+    expected = [tokens(events) for events in run(Engine(cpu), *requests)]
+    interpreted.use(monkeypatch)
+    runner = EngineRunner(build_llm(folder, replace(OPTIONS, verify=False)))
+    runner.ahead = True
+    assert runner.kinds == (Kind(16), Kind(15, 4)) and "tables.1" in [spec.name for spec in runner.engine.inputs]
+    engine, told, free = Engine(runner), [list[Event](), list[Event]()], list[list[int]]()
+    for request, events in zip(requests, told, strict=True):
+        engine.submit(request, events.append)
+    while engine.step() or engine._posted:
+        spoil(engine, runner)
+        free.append([pool.free for pool in engine.scheduler.cache.pools])
+    assert [tokens(events) for events in told] == expected
+    assert [13, 12] in free and [13, 13] in free, "three blocks are held, then one less by the layers with the window"
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("llama_tiny", 1), ("llama_tiny", 2), ("moe_tiny", 1)])

@@ -22,7 +22,7 @@ from ingot.llm.commands_serve import _held_by
 from ingot.llm.engine import Engine, EngineOptions
 from ingot.llm.parallel import local_ranks
 from ingot.llm.pools import DevicePools
-from ingot.llm.request import Request, Sampling
+from ingot.llm.request import Event, Request, Sampling
 from ingot.llm.runner import EngineRunner
 from tests.llm.checkpoints import TOKENS, write_family
 from tests.llm.test_engine import greedy, run, tokens
@@ -135,6 +135,27 @@ def test_tokens_are_the_same(mixed: EngineFile, expected: list[list[list[int]]],
     engine.close()
     if draft is not None:
         draft.close()
+
+
+def spoil(engine: Engine, runner: EngineRunner) -> None:
+    """What nobody owns holds no numbers, and no prefix is found."""
+    for kind, pool in enumerate(engine.scheduler.cache.pools):
+        pool.forget()
+        for number, of in enumerate(runner._kinds):
+            if of == kind:
+                runner._pools.feeds[f"cache.{number}"][list(pool._empty)] = np.nan
+
+
+def test_what_was_given_back_is_not_read(mixed: EngineFile, expected: list[list[list[int]]]) -> None:
+    runner = EngineRunner(mixed, threads=1)
+    engine, told = Engine(runner), [list[Event]() for _ in requests()]
+    for request, events in zip(requests(), told, strict=True):
+        engine.submit(request, events.append)
+    while engine.step() or engine._posted:
+        spoil(engine, runner)
+    assert [[tokens(events, n) for n in range(request.sampling.n)]
+            for request, events in zip(requests(), told, strict=True)] == expected  # fmt: skip
+    engine.close()
 
 
 def test_a_prefix_is_found_again(mixed: EngineFile, expected: list[list[list[int]]]) -> None:
