@@ -75,12 +75,14 @@ def as_text(engine: Engine, path: Path) -> str:
     plan = engine.variants[0].plan
     planned = max((m.bytes for m in plan.memory), default=0)
     cache = facts["format"]["cache"]
-    block = 2 * facts["layers"] * facts["groups"] * line_of(1, facts["depth"], cache) * size_of(cache)
+    token = 2 * facts["groups"] * line_of(1, facts["depth"], cache) * size_of(cache) / 2**10  # of a layer, KiB
+    within = "".join(f", of them {token * facts['kinds'].count(kind):.1f} within windows of {window}"
+                     for kind, window in enumerate(facts["windows"]) if kind)  # fmt: skip
     return "\n".join([
         f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {facts['family']}, {facts['layers']} layers, "
         f"{facts['vocabulary']} tokens, context {facts['context']}",
         f"memory: weights {len(engine.variants[0].weights) / 2**20:.1f} MiB, activations at {facts['token_budget']} "
-        f"tokens {planned / 2**20:.1f} MiB, keys and values {block / 2**10:.1f} KiB a token",
+        f"tokens {planned / 2**20:.1f} MiB, keys and values {token * facts['layers']:.1f} KiB a token{within}",
         "time: " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in log.seconds.items()),
         *(_evidence(entry) for entry in engine.details["evidence"]),
     ])  # fmt: skip

@@ -28,7 +28,7 @@ def _plain(engine: Engine) -> Iterator[tuple[str, str, str, float]]:
     scheduler, counters, cache = engine.scheduler, engine.counters, engine.scheduler.cache
     yield "vllm:num_requests_running", "gauge", "Sequences that have blocks", len(scheduler.running)
     yield "vllm:num_requests_waiting", "gauge", "Sequences that wait for blocks", scheduler.waiting
-    yield "vllm:kv_cache_usage_perc", "gauge", "Share of the blocks that have an owner, 0 to 1", cache.usage
+    yield "vllm:kv_cache_usage_perc", "gauge", "Share of blocks that have an owner, of the fullest pool", cache.usage
     yield "vllm:prefix_cache_queries_total", "counter", "Tokens of prompts looked for in the cache", cache.asked
     yield "vllm:prefix_cache_hits_total", "counter", "Tokens of prompts found there", cache.found
     yield "vllm:prompt_tokens_total", "counter", "Tokens of prompts", counters.prompt_tokens

@@ -57,18 +57,20 @@ class Cache:
     def enter(self, keys: Sequence[bytes], length: int, chunk: int, company: bool) -> tuple[list[Table], int] | None:
         """Tables for so many tokens, and how many of them are computed: those of the first blocks that `keys` find.
         Kinds with a window get the blocks of the next `chunk` tokens, the others all. None, and nothing was changed,
-        where blocks are lacking; in company some are to spare."""
+        where those are lacking, or what a window and a chunk take later; in company some blocks are to spare."""
         count, entries = self.known(keys), list[tuple[int, list[int], int]]()
+        known = count * self.size
         for pool, window in zip(self.pools, self.windows, strict=True):
-            gone = gone_before(count * self.size, window, self.size)
-            found, end = pool.match(keys[gone:count]), min(length, count * self.size + chunk) if window else length
-            fresh, spare = -(-end // self.size) - count, pool.blocks // 64 if company else 0
-            if pool.free < fresh + pool.idle(found) + spare:
+            gone = gone_before(known, window, self.size)
+            found, end = pool.match(keys[gone:count]), min(length, known + chunk) if window else length
+            later = min(max(end, gone * self.size + window + chunk), length)
+            spare = pool.blocks // 64 if company else 0
+            if pool.free < -(-later // self.size) - count + pool.idle(found) + spare:
                 return None
-            entries.append((gone, found, fresh))
+            entries.append((gone, found, -(-end // self.size) - count))
         self.asked += length
-        self.found += count * self.size
-        return [_entered(pool, *entry) for pool, entry in zip(self.pools, entries, strict=True)], count * self.size
+        self.found += known
+        return [_entered(pool, *entry) for pool, entry in zip(self.pools, entries, strict=True)], known
 
     def known(self, keys: Sequence[bytes]) -> int:
         """How many blocks of a prefix need not be computed: every kind has those that the tokens behind them see."""

@@ -16,6 +16,7 @@ import ingot.llm.decoder
 import ingot.llm.runner
 from ingot.engine import Engine as EngineFile
 from ingot.errors import ConfigError, DeviceError, EngineError, InputError
+from ingot.llm import commands_build
 from ingot.llm.batch import Kind
 from ingot.llm.build import BuildOptions, build_llm, build_ranks
 from ingot.llm.commands_serve import _held_by
@@ -232,6 +233,16 @@ def test_engines_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert before == after
     with pytest.raises(EngineError, match="no language model of this Ingot"):
         EngineRunner(replace(new, details={"llm": {**new.details["llm"], "form": 3}}))
+
+
+def test_the_build_tells_what_windows_hold(mixed: EngineFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 bytes, two groups of 12 or 16, keys and values, of three layers; those with windows beside."""
+    monkeypatch.setattr(commands_build, "last_log", lambda: SimpleNamespace(seconds={}))
+    mixed.save(path := tmp_path / "model.engine")
+    facts = mixed.details["llm"]
+    layer, windows = 16 * facts["depth"] / 1024, facts["kinds"].count(1)
+    assert (f"keys and values {3 * layer:.1f} KiB a token, of them {windows * layer:.1f} within windows of "
+            f"{facts['windows'][1]}") in commands_build.as_text(mixed, path)  # fmt: skip
 
 
 def test_ranks_have_the_same_blocks(tmp_path: Path) -> None:
