@@ -155,11 +155,11 @@ def test_ranks_begin_steps_behind_one_another() -> None:
             leader.tell(told(number))
             assert runner.steps[number].wait(30), "before the one before has ended"
         runner.over.set()
-        leader.tell(_written({"do": "copy"}, [np.array([[3, 4]], np.int32)]))
+        leader.tell(_written({"do": "copy"}, [np.array([[1, 3, 4]], np.int32)]))
         leader.tell(_written({"do": "end"}, []))
         following.result(30)
     assert runner.done[:2] == [(0, ("chosen",), []), (1, ("chosen",), [[0, 0]])]
-    assert sorted(map(str, runner.done[2:])) == ["[(3, 4)]", "end of 0", "end of 1"]
+    assert sorted(map(str, runner.done[2:])) == ["[(1, 3, 4)]", "end of 0", "end of 1"]
 
 
 def test_a_step_that_fails_on_a_rank_ends_the_group() -> None:
