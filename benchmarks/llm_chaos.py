@@ -27,8 +27,9 @@ from benchmarks.timing import RESULTS, write_json
 from examples.tiny_llm import FOLDER
 from examples.tiny_llm.corpus import conversation
 from ingot.llm.build import BuildOptions, build_llm
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
 from ingot.llm.openai import Model
+from ingot.llm.options import EngineOptions
 from ingot.llm.runner import open_runner
 from ingot.llm.serve import LlmServer, ServeOptions, serving
 from ingot.llm.text import Text

@@ -26,7 +26,8 @@ from benchmarks.llm_cuda_engine import SHAPES, opened
 from ingot.ir.ops_likely import likely
 from ingot.ir.ops_sample import sample
 from ingot.llm.batch import Batch, Integers, Wanted
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
+from ingot.llm.options import EngineOptions
 from ingot.llm.request import Event, Request, Sampling
 from ingot.llm.runner import EngineRunner
 from ingot.llm.sampling import Drawing, asked_of, draw

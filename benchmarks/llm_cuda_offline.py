@@ -26,7 +26,8 @@ import numpy as np
 
 from benchmarks.llm_cuda_engine import SHAPES, opened
 from ingot.llm.batch import Batch, Wanted
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
+from ingot.llm.options import EngineOptions
 from ingot.llm.request import Event, Request, Sampling
 from ingot.llm.runner import EngineRunner, Stepping
 from ingot.runtime import cuda

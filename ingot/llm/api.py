@@ -14,7 +14,8 @@ import numpy as np
 
 from ingot.llm.answers import Ticket, shortened
 from ingot.llm.batch import Floats, Runner
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
+from ingot.llm.options import EngineOptions
 from ingot.llm.request import Event, Finish, Pooling, Refused, Request, Sampling, TokenLogprob
 from ingot.llm.text import Text
 

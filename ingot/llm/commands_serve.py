@@ -12,8 +12,9 @@ from pathlib import Path
 from ingot.llm.batch import Runner
 from ingot.llm.chat import ChatTemplate
 from ingot.llm.commands_generate import add_running
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
 from ingot.llm.openai import Model
+from ingot.llm.options import EngineOptions
 from ingot.llm.runner import open_runner
 from ingot.llm.serve import LlmServer, ServeOptions
 from ingot.llm.text import Text

@@ -5,26 +5,26 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from ingot.errors import ConfigError, EngineError, IngotError
+from ingot.errors import EngineError, IngotError
 from ingot.llm.answers import Answer, Pooled, Sink, Speaker, Spoken, Ticket, Voice
 from ingot.llm.asked import asked, leads
 from ingot.llm.batch import Runner
 from ingot.llm.counters import Counters
 from ingot.llm.flight import Flight, Landed, Spoiled, begin, joined, one_by_one
 from ingot.llm.guided import Grammars, Matcher
-from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, between, check
+from ingot.llm.options import EngineOptions
+from ingot.llm.request import Finish, Guide, Overloaded, Refused, Request, check
 from ingot.llm.sampling import Drawing, logprobs_after
 from ingot.llm.scheduler import Limits, Place, Scheduler, Share, Step, Tokens
 from ingot.llm.speculation import Gain, drafter_of
@@ -34,27 +34,6 @@ from ingot.llm.turns import Turn, draw_all
 from ingot.runtime.group import GroupLost
 
 log = logging.getLogger("ingot.llm")
-_RANGES = {"drafts": (0, 64), "requests": (1, math.inf), "interval": (1e-6, math.inf), "patience": (1e-3, math.inf)}
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How an engine runs.
-
-    drafts: at most so many tokens are proposed at once, 0 for none; from n-grams unless there is a draft model.
-    interval: seconds between tokens that chunks of prompts respect. requests: more at once are refused.
-    patience: seconds after which a step counts as hung.
-    """
-
-    drafts: int = 0
-    interval: float = 0.05
-    requests: int = 2048
-    patience: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:  # NaN is in no range
-                raise ConfigError(f"{name} must be {between(low, high)}, it is {getattr(self, name)}")
 
 
 class Engine:
@@ -335,7 +314,7 @@ class Engine:
             self.scheduler.lose(share)
         shares = [share for share in flight.step.shares if share.sequence.place is Place.RUNNING]
         found = list[tuple[Share, Landed]]()
-        for share, each in one_by_one(self.runner, flight.step, shares):
+        for share, each in one_by_one(self.runner, flight, shares):
             if isinstance(each, Exception):
                 self._fail(self._answers[share.sequence], f"the model failed on this request: {each}")
             else:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ingot.errors import IngotError
-from ingot.llm.batch import Begun, Floats, Integers, Runner, Wanted
+from ingot.llm.batch import Begun, Copy, Floats, Integers, Runner, Wanted
 from ingot.llm.scheduler import Share, Step, batch_of
 from ingot.runtime.group import GroupLost
 
@@ -21,12 +21,14 @@ class Spoiled(IngotError):
 
 @dataclass(eq=False)
 class Flight:
-    """A step that was begun at `since`. asked: how the runner draws its tokens, where nothing else is wanted of it."""
+    """A step that was begun at `since`. asked: how the runner draws its tokens, where nothing else is wanted of it.
+    copies: of the step's those that were not made."""
 
     step: Step
     asked: Mapping[str, Integers] | None
     since: float
     begun: Begun | Exception
+    copies: Sequence[Copy] = ()
     spoiled: bool = False
 
     @property
@@ -69,15 +71,17 @@ class Landed:
 def begin(runner: Runner, step: Step, asked: Mapping[str, Integers] | None, now: float) -> Flight:
     """Begin a step, behind what is under way. asked: how its tokens are drawn; None: its logits are wanted."""
     begun: Begun | Exception
+    copies = step.copies
     try:
-        if step.copies:
-            runner.copy_blocks(step.copies)
+        if copies:
+            runner.copy_blocks(copies)
+        copies = ()
         begun = _begin(runner, step.shares, asked)
     except GroupLost:
         raise  # no step can be computed any more
     except Exception as error:  # noqa: BLE001 - raised when its result is asked for
         begun = error
-    return Flight(step, asked, now, begun)
+    return Flight(step, asked, now, begun, copies)
 
 
 def _begin(runner: Runner, shares: Sequence[Share], asked: Mapping[str, Integers] | None) -> Begun:
@@ -89,9 +93,10 @@ def _begin(runner: Runner, shares: Sequence[Share], asked: Mapping[str, Integers
     return runner.begin(batch, *wanted)
 
 
-def one_by_one(runner: Runner, step: Step, shares: Sequence[Share]) -> Iterator[tuple[Share, Landed | Exception]]:
-    """Some shares of a step again, each alone, and what came of it. The step's copies are made anew at first."""
-    copies = step.copies
+def one_by_one(runner: Runner, flight: Flight, shares: Sequence[Share]) -> Iterator[tuple[Share, Landed | Exception]]:
+    """Some shares of a step again, each alone, and what came of it. Copies that were made hold, and who was copied from
+    may have ended since, its block be another's: those that were not are made at first."""
+    copies = flight.copies
     for share in shares:
         try:
             if copies:

@@ -2,8 +2,9 @@
 
 from benchmarks import llm_chaos
 from ingot.llm.chat import ChatTemplate
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
 from ingot.llm.openai import Model
+from ingot.llm.options import EngineOptions
 from ingot.llm.serve import LlmServer, ServeOptions, serving
 from ingot.llm.text import Text
 from tests.llm.fakes import END, VOCABULARY, FakeRunner, byte_tokenizer

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingot.llm.batch import Batch, Begun, Kind, Wanted
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
+from ingot.llm.options import EngineOptions
 from ingot.llm.request import Event, Guide, Request, Sampling, TokenLogprob
 from ingot.llm.scheduler import Limits, Place, Scheduler, Tokens, batch_of
 from ingot.llm.tables import Cache
@@ -94,6 +95,10 @@ def _sampling(kind: str, number: int, length: int) -> Sampling:
 @given(
     st.lists(asked, min_size=1, max_size=7), st.integers(12, 30), st.integers(4, 40), st.sampled_from([0, 0, 5, 9]),
     st.booleans(), st.booleans(), st.lists(st.integers(1, 5), max_size=2),
+)  # fmt: skip
+@example(  # one of two answers is copied from, breaks and ends; its block is another's when the copy's step comes again
+    [(0, 18, 9, "", None), (0, 7, 8, "", None), (3, 14, 3, "", None), (1, 6, 7, "two", None),
+     *[(0, 1, 1, "", None)] * 3], 15, 40, 0, False, True, [],
 )  # fmt: skip
 def test_nothing_that_is_told_changes(
     drawn: Sequence[tuple[int, int, int, str, int | None]], blocks: int, budget: int, window: int, ends: bool,

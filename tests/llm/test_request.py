@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ingot.errors import ConfigError, InputError
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
+from ingot.llm.options import EngineOptions
 from ingot.llm.request import Guide, Refused, Request, Sampling
 from tests.llm.fakes import FakeRunner
 

@@ -20,7 +20,8 @@ from ingot.llm import commands_build
 from ingot.llm.batch import Kind
 from ingot.llm.build import BuildOptions, build_llm, build_ranks
 from ingot.llm.commands_serve import _held_by
-from ingot.llm.engine import Engine, EngineOptions
+from ingot.llm.engine import Engine
+from ingot.llm.options import EngineOptions
 from ingot.llm.parallel import local_ranks
 from ingot.llm.pools import DevicePools
 from ingot.llm.request import Event, Request, Sampling
