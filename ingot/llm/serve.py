@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 import urllib.parse
@@ -17,7 +18,7 @@ from typing import Any
 import orjson
 
 from ingot import __version__
-from ingot.errors import IngotError
+from ingot.errors import ConfigError, IngotError
 from ingot.llm import openai
 from ingot.llm.engine import Engine
 from ingot.llm.fields import Fields, UnknownModel, WrongField
@@ -48,6 +49,12 @@ class ServeOptions:
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=lambda: Limits(body=16 << 20))
     drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drain < math.inf:  # NaN is not
+            raise ConfigError(f"a drain takes at least 0 seconds, not {self.drain}")
+        if self.limits.body < 1:
+            raise ConfigError(f"the largest body must be at least 1 byte, not {self.limits.body}")
 
 
 class Conversation:

@@ -25,6 +25,7 @@ _OVERLAPPING_DRIVER = 12030  # from there on a graph keeps the attribute
 _OVERLAP = 6  # of CUlaunchAttributeID: programmatic stream serialization
 _RELAXED_CAPTURE, _NON_BLOCKING, _EXTERNAL_EVENT = 2, 1, 1
 _CAPTURING, _INSTEAD = 1, 1  # of CUstreamCaptureStatus; of the flags with which a capture's last nodes are set
+_REMEDY = "engines for GPUs run where there is one; build with --target cpu for this machine, cuda:sm_90 for others"
 
 
 def _bindings() -> Any:
@@ -32,9 +33,7 @@ def _bindings() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError:
-        raise DeviceError(
-            "running on a GPU needs the package cuda-bindings: pip install 'ingot[cuda]', or use device='cpu'"
-        ) from None
+        raise DeviceError("running on a GPU needs the package cuda-bindings: pip install 'ingot[cuda]'") from None
     return driver
 
 
@@ -46,7 +45,7 @@ class Driver:
         try:
             self.call("cuInit", 0)
         except (RuntimeError, DeviceError) as error:
-            raise DeviceError(f"there is no usable NVIDIA driver here ({error}); use device='cpu'") from None
+            raise DeviceError(f"there is no usable NVIDIA driver here ({error}); {_REMEDY}") from None
         self.version = self.call("cuDriverGetVersion")
         if self.version < OLDEST_DRIVER:
             raise DeviceError(
@@ -158,7 +157,7 @@ def select(wanted: str) -> Device:
     """
     found, (_, _, which) = devices(), wanted.partition(":")
     if not found:
-        raise DeviceError("the NVIDIA driver lists no GPU (CUDA_VISIBLE_DEVICES may hide it); use device='cpu'")
+        raise DeviceError(f"the NVIDIA driver lists no GPU (CUDA_VISIBLE_DEVICES may hide it); {_REMEDY}")
     if not which or which.isdecimal():
         matching = [d for d in found if d.ordinal == int(which or 0)]
     else:

@@ -95,7 +95,10 @@ class Target(Protocol):
 def _target(arguments: argparse.Namespace) -> Target:
     scheme, found, rest = arguments.target.partition("://")
     if not found:
-        return EngineTarget(Engine.load(arguments.target), arguments.threads)
+        engine = Engine.load(arguments.target)
+        if "llm" in engine.details:
+            raise ConfigError(f"{engine.source} is a language model: `ingot llm generate {engine.source}` asks it")
+        return EngineTarget(engine, arguments.threads)
     address, _, path = rest.partition("/")
     model, _, version = path.strip("/").partition("/")
     if scheme not in ("http", "https", "grpc") or not model or (version and not version.isdigit()):

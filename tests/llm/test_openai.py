@@ -12,12 +12,14 @@ import openai
 import pydantic
 import pytest
 
+from ingot.errors import ConfigError
 from ingot.llm.chat import ChatTemplate
 from ingot.llm.engine import Engine
 from ingot.llm.openai import Model
 from ingot.llm.serve import LlmServer, ServeOptions, serving
 from ingot.llm.text import Text
 from ingot.server.access import Access
+from ingot.server.wire import Limits
 from tests.llm.fakes import VOCABULARY, Writer, byte_tokenizer
 
 SONG = "la la la, and so on."
@@ -50,6 +52,12 @@ def server() -> Iterator[LlmServer]:
         yield running
     assert not running.engine.open
     running.engine.scheduler.cache.check_integrity([])
+
+
+@pytest.mark.parametrize("wrong", [{"drain": float("nan")}, {"drain": -1.0}, {"limits": Limits(body=0)}])
+def test_options_that_make_no_sense(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="at least"):
+        ServeOptions(**wrong)
 
 
 def client_of(server: LlmServer, **more: Any) -> openai.OpenAI:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str
     assert main(["infer", *words]) == code
     told = capsys.readouterr()
     return told.err if code else told.out
+
+
+def test_a_language_model_is_asked_otherwise(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    loaded, path = ingot.Engine.load(engine), tmp_path / "model.engine"
+    replace(loaded, details={**loaded.details, "llm": {}}).save(path)
+    assert f"`ingot llm generate {path}` asks it" in shown(capsys, str(path), code=1)
 
 
 @pytest.mark.parametrize("target", ["http", "grpc", "engine"])
