@@ -133,7 +133,7 @@ def test_candidates_are_those_of_a_full_sort(top_k: int, top_p: float, min_p: fl
         ({"stop": ("",)}, "a stop string has 1 to"),
         ({"stop": ("a",) * 1000}, "at most 64 stop strings, there are 1000"),
         ({"logit_bias": {1: 1000}}, "logit_bias must be"),
-        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_tokens": -1}, "max_tokens must be at least 0"),
     ],
 )
 def test_what_cannot_be_asked(asked: dict[str, Any], message: str) -> None:
