@@ -30,6 +30,7 @@ from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
 from ingot.llm import build as llm_build
 from ingot.llm import projections
+from ingot.llm.batch import FORMS
 from ingot.llm.build import BuildOptions
 from ingot.llm.decoder import Array, Decoder, Experts, Layer, Matrix, Scale
 from ingot.llm.formats import FORMATS, Format, Role, Weights
@@ -225,7 +226,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
     variant, code = compiled.variant, codes[-1]
     facts = {
-        "form": llm_build.FORM, "family": "llama", "vocabulary": shape.vocabulary, "layers": shape.layers,
+        "form": FORMS[0], "family": "llama", "vocabulary": shape.vocabulary, "layers": shape.layers,
         "ranks": options.ranks, "rank": 0, "identity": hashlib.sha256(repr((shape, options)).encode()).hexdigest(),
         "groups": decoder.groups, "depth": shape.depth, "block_size": BLOCK, "context": options.context,
         "token_budget": options.token_budget, "sequence_budget": options.sequence_budget,

@@ -43,6 +43,11 @@ class Ticket:
     first: float | None = None
     prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
 
+    @property
+    def scored(self) -> list[TokenLogprob]:
+        """The log-probabilities of the prompt's tokens, from the second on."""
+        return [self.prompt_logprobs[place] for place in sorted(self.prompt_logprobs)]
+
 
 @dataclass(eq=False, slots=True)
 class Pooled:

@@ -185,10 +185,10 @@ def _checked(event: Event) -> Event:
 
 
 def _joined(ticket: Ticket, events: Sequence[Event]) -> Answer:
-    finish, known = events[-1].finish, ticket.prompt_logprobs
+    finish = events[-1].finish
     assert finish is not None
     return Answer(
         "".join(event.text for event in events), tuple(token for event in events for token in event.tokens), finish,
         tuple(found for event in events for found in event.logprobs), len(ticket.request.tokens), events[-1].cached,
-        tuple(known[place] for place in sorted(known)),
+        tuple(ticket.scored),
     )  # fmt: skip

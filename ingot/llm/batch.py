@@ -13,6 +13,7 @@ from ingot.ir.ops_sample import DRAW, EDIT
 Array = np.ndarray[Any, Any]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+FORMS = (1, 2)  # of details["llm"]: all layers share blocks, or kinds of layers have their own
 MOST_EDITS = 1 << 20  # of a step: more are made by the host
 Copy = tuple[int, int, int]  # a kind of layers, a block of theirs, and the one that becomes like it
 Wanted = Literal["logits", "chosen", "likely", "hidden"]

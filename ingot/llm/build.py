@@ -21,7 +21,7 @@ from ingot.errors import BuildError, ConfigError, EngineError, ImportFailure
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import EDIT
 from ingot.llm import evidence
-from ingot.llm.batch import MOST_EDITS
+from ingot.llm.batch import FORMS, MOST_EDITS
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format, format_of, with_cache
@@ -36,7 +36,6 @@ from ingot.report import BuildLog
 from ingot.runtime.session import features
 
 Progress = Callable[[str, float], None]
-FORM = 1  # of details["llm"]; 2 where layers of several kinds have blocks of their own
 _ROWS_OF_TILES = 64  # tokens that kernels of bytes are chosen for: prompts gain more by it than answers lose
 _DRAWN_FREELY = 100_000_000  # weights of a model that writes its calibration's text within half a minute or so
 MOST_BLOCKS = 1 << 20  # of a pool, whose size is decided when the engine is run
@@ -209,7 +208,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
 def described(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: BuildOptions) -> dict[str, Any]:
     """What a runner must know, as JSON."""
     return {
-        "form": FORM if len(decoder.windows) == 1 else 2,
+        "form": FORMS[len(decoder.windows) > 1],
         "family": checkpoint.config.get("model_type"),
         "vocabulary": decoder.vocabulary,
         "layers": len(decoder.layers),

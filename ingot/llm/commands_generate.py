@@ -14,6 +14,7 @@ from typing import Any
 from ingot.errors import ConfigError
 from ingot.llm.api import LLM
 from ingot.llm.request import Guide
+from ingot.llm.text import words_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,9 @@ def _guide(arguments: argparse.Namespace) -> Guide | None:
     found = []
     if arguments.json_schema is not None:
         given: str = arguments.json_schema
-        found.append(Guide("json_schema", given if given.lstrip()[:1] == "{" else _read(Path(given))))
+        if given.lstrip()[:1] != "{":
+            given = words_of(Path(given), "--json-schema takes a schema or its file")
+        found.append(Guide("json_schema", given))
     if arguments.regex is not None:
         found.append(Guide("regex", arguments.regex))
     if arguments.choice:
@@ -86,13 +89,6 @@ def _guide(arguments: argparse.Namespace) -> Guide | None:
     if len(found) > 1:
         raise ConfigError("give one of --json-schema, --regex and --choice")
     return found[0] if found else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8 ({error}), --json-schema takes a schema or its file") from error
 
 
 def _stream(llm: LLM, tokens: Sequence[int], asked: Mapping[str, Any]) -> None:

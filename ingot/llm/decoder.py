@@ -183,13 +183,16 @@ class Decoder:
     @property
     def windows(self) -> tuple[int, ...]:
         """The kinds of its layers by how far they see, the farthest first: positions, 0 for all; at most `KINDS`."""
-        found = {layer.window if layer.window < self.context else 0 for layer in self.layers}
-        return tuple(sorted(found, key=lambda window: -window if window else -math.inf)[:KINDS])
+        farthest = sorted({self._sight(layer) for layer in self.layers}, reverse=True)[:KINDS]
+        return tuple(0 if sight == math.inf else int(sight) for sight in farthest)
 
     def kind_of(self, layer: Layer) -> int:
         """The last kind that sees all that this layer does."""
-        whole = not 0 < layer.window < self.context
-        return max(n for n, window in enumerate(self.windows) if not window or (not whole and layer.window <= window))
+        return max(n for n, window in enumerate(self.windows) if self._sight(layer) <= (window or math.inf))
+
+    def _sight(self, layer: Layer) -> float:
+        """How many positions a layer sees; infinity: all that the context has."""
+        return layer.window if 0 < layer.window < self.context else math.inf
 
     @property
     def vocabulary(self) -> int:

@@ -21,6 +21,7 @@ from ingot.llm.formats import Format
 from ingot.llm.parallel import local_ranks
 from ingot.llm.reference import logits_of
 from ingot.llm.runner import EngineRunner
+from ingot.llm.text import words_of
 
 _DRAWN, _LONGEST = 12, 1024  # tokens
 
@@ -108,7 +109,7 @@ def tokens_of(path: Path, files: dict[str, bytes], vocabulary: int) -> Array:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-        tokens = np.asarray(tokenizer.encode(_words(path)).ids)
+        tokens = np.asarray(tokenizer.encode(words_of(path, "ids of tokens are given as .npy")).ids)
     if len(tokens) < 2 or tokens.min() < 0 or tokens.max() >= vocabulary:
         raise ConfigError(f"{path} does not hold two or more tokens of the {vocabulary} there are")
     return np.asarray(tokens, np.int64)
@@ -122,13 +123,6 @@ def _numbers(path: Path) -> Array:
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
         raise ConfigError(f"{path} does not hold whole numbers, ids of tokens")
     return found.reshape(-1)
-
-
-def _words(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8: {error}; ids of tokens are given as .npy") from error
 
 
 def _two(x: float) -> float:

@@ -209,20 +209,15 @@ class Reply:
         """The prompt's, where it is told again: of its first token nothing is known."""
         if not self.asked.echo:
             return []
-        top, known = self.asked.top_logprobs, self._known(self._prompt(choice))
+        top, known = self.asked.top_logprobs, self.tickets[self._prompt(choice)].scored
         first = TokenLogprob(self.asked.requests[self._prompt(choice)].tokens[0], float("nan"))
         return [first, *(replace(each, top=each.top[:top]) for each in known)]
-
-    def _known(self, prompt: int) -> list[TokenLogprob]:
-        """Of the prompt's tokens, from the second on."""
-        known = self.tickets[prompt].prompt_logprobs
-        return [known[place] for place in sorted(known)]
 
     def _prompt_logprobs(self, prompt: int) -> list[dict[str, Any] | None]:
         """As vLLM tells them: of each token of the prompt its own and the likeliest, by their ids."""
         return [None, *(
             {str(token): {"logprob": logprob, "decoded_token": self._word(token)}
-             for token, logprob in (*each.top, (each.token, each.logprob))} for each in self._known(prompt)
+             for token, logprob in (*each.top, (each.token, each.logprob))} for each in self.tickets[prompt].scored
         )]  # fmt: skip
 
     def _listed(self, found: Sequence[TokenLogprob], places: _Characters) -> dict[str, Any]:

@@ -18,14 +18,13 @@ from ingot.errors import ConfigError, DeviceError, EngineError, InputError
 from ingot.ir.ops_likely import likely
 from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT, sample
-from ingot.llm.batch import MOST_EDITS, Batch, Copy, Floats, Integers, Kind, Wanted, input_of
+from ingot.llm.batch import FORMS, MOST_EDITS, Batch, Copy, Floats, Integers, Kind, Wanted, input_of
 from ingot.llm.pools import DevicePools, HostPools, Pools, free_memory, spare_memory
 from ingot.runtime.group import Group
 from ingot.runtime.session import Begun, Session
 
 _EDITS = (16, 256, 4096, 1 << 15, 1 << 17, 1 << 18, MOST_EDITS)
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-_FORMS = (1, 2)  # what build.py's FORM can be
 _MANY, _FEWER = 1024, (128, 512, 2048)  # rows of a step of so many tokens
 
 
@@ -68,7 +67,7 @@ class EngineRunner:
     def __init__(self, engine: Engine, threads: int | None = None, blocks: int | None = None,
                  device: str | None = None, group: Group | None = None, alike: bool = False) -> None:  # fmt: skip
         facts = engine.details.get("llm")
-        if not isinstance(facts, Mapping) or facts.get("form") not in _FORMS:
+        if not isinstance(facts, Mapping) or facts.get("form") not in FORMS:
             raise EngineError(f"{engine.source} is no language model of this Ingot; make one with `ingot llm build`")
         given = {"draws", "told"} & {spec.name for spec in engine.inputs}
         if len(given) == 1:

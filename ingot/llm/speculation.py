@@ -88,12 +88,6 @@ class DraftModel:
     pool: BlockPool
     _known: dict[int, _Computed] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        least = min(kind.blocks for kind in self.runner.kinds)
-        if least < self.pool.blocks:
-            raise ConfigError(f"the draft model has {least} blocks where the model has {self.pool.blocks}, and needs "
-                              "as many for all of its layers: open it with as many `blocks`, and `alike`")  # fmt: skip
-
     def propose(self, wanted: Sequence[tuple[Tokens, int]]) -> None:
         for sequence, _ in wanted:
             sequence.draft = []
@@ -144,7 +138,7 @@ class DraftModel:
 
 def drafter_of(drafts: int, draft: Runner | None, runner: Runner, longest: int, pool: BlockPool) -> Drafter | None:
     """What proposes drafts, if there are to be any. ConfigError for a draft model that does not know the same tokens,
-    or cannot follow texts of `longest` of them."""
+    cannot follow texts of `longest` of them, or has fewer blocks than the pool."""
     if draft is None:
         return Ngrams() if drafts else None
     if draft.vocabulary != runner.vocabulary:
@@ -153,6 +147,10 @@ def drafter_of(drafts: int, draft: Runner | None, runner: Runner, longest: int, 
     if draft.context < longest or draft.block_size != runner.block_size:
         raise ConfigError(f"the draft engine's context is {draft.context} tokens, the model's {longest}: build the "
                           f"draft model with --context {longest} or more")  # fmt: skip
+    least = min(kind.blocks for kind in draft.kinds)
+    if drafts and least < pool.blocks:
+        raise ConfigError(f"the draft model has {least} blocks where the model has {pool.blocks}, and needs as many "
+                          "for all of its layers: open it with as many `blocks`, and `alike`")  # fmt: skip
     return DraftModel(draft, pool) if drafts else None
 
 

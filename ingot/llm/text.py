@@ -7,9 +7,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ingot.errors import EngineError
+from ingot.errors import ConfigError, EngineError
 from ingot.llm.chat import ChatTemplate
 from ingot.llm.request import Refused
 
@@ -91,6 +92,14 @@ def _tokenizer(source: str) -> Any:
         return tokenizers.Tokenizer.from_str(source)
     except Exception as error:  # what the library raises is nothing more special
         raise EngineError(f"tokenizer.json is no tokenizer of Hugging Face's form: {error}") from error
+
+
+def words_of(path: Path, remedy: str) -> str:
+    """A file that somebody named as text; ConfigError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error}; {remedy}") from error
 
 
 def _words(files: Mapping[str, bytes], name: str) -> str:
