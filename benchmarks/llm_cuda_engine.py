@@ -28,6 +28,7 @@ from ingot.kernels.cuda import mixture, projection, projection_quantized
 from ingot.kernels.cuda.architecture import architecture
 from ingot.kernels.cuda.build import NAME, Unit
 from ingot.kernels.cuda.compile import compile_unit
+from ingot.kernels.cuda.projection_ring import COLUMNS
 from ingot.llm import build as llm_build
 from ingot.llm import projections
 from ingot.llm.batch import FORMS
@@ -220,7 +221,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
 
     with (
         mock.patch.object(compiler, "Code", described), mock.patch.object(projection, "stored", _unstored),
-        mock.patch.object(mixture, "stored", _unstored),
+        mock.patch.object(projection, "bricks", _unbricked), mock.patch.object(mixture, "stored", _unstored),
         mock.patch.object(projection_quantized, "packed_words", _unpacked),
     ):  # fmt: skip
         (compiled,) = compiler.compile_variants(model, model, config, BuildLog())
@@ -244,6 +245,12 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
 def _unstored(weight: Array) -> Array:
     """Zeros that take no memory, in the place of weights as they are kept."""
     return np.zeros(weight.swapaxes(-1, -2).shape, weight.dtype)
+
+
+def _unbricked(weight: Array, parts: int) -> Array:
+    """The same of weights in bricks of so many parts."""
+    columns = -(-weight.shape[1] // parts // COLUMNS) * COLUMNS
+    return np.zeros((parts * columns, weight.shape[0]), weight.dtype)
 
 
 def _unpacked(weight: Array, bits: int) -> Array:

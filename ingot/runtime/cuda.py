@@ -20,6 +20,7 @@ _OUT_OF_MEMORY = 2
 # Errors after which every call of the context fails (cuda.h's descriptions): the process must end.
 _FATAL = frozenset({214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999})
 _COMPUTE_MAJOR, _COMPUTE_MINOR, _SHARED_SIZE = 75, 76, 8  # of CUdevice_attribute, CUfunction_attribute
+_SHARED_SHARE, _ALL = 9, 100  # per cent of the first level of cache that is shared memory
 _SHARED_ALLOWED = 48 << 10  # bytes a block may have without asking
 _OVERLAPPING_DRIVER = 12030  # from there on a graph keeps the attribute
 _OVERLAP = 6  # of CUlaunchAttributeID: programmatic stream serialization
@@ -363,6 +364,9 @@ class Kernels:
         if code.shared > _SHARED_ALLOWED:
             kind = cuda.driver.enum("CUfunction_attribute", _SHARED_SIZE)
             cuda.call("cuFuncSetAttribute", function, kind, code.shared)
+        if code.beside:
+            kind = cuda.driver.enum("CUfunction_attribute", _SHARED_SHARE)
+            cuda.call("cuFuncSetAttribute", function, kind, _ALL)
         return function
 
     def launch(

@@ -12,7 +12,7 @@ from ingot.kernels import Candidate
 from ingot.kernels.cpu.workers import WorkerPool
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import NAME, CudaBuilder, Unit
-from ingot.kernels.cuda.compile import Cubin, overlaps
+from ingot.kernels.cuda.compile import Cubin, beside, overlaps
 from ingot.kernels.node import Node
 from ingot.kernels.target import Place
 from ingot.plan.plan import GraphSegment, Launch, LibraryCall, Step
@@ -79,7 +79,8 @@ class CudaBackend:
         codes = dict(self._plans)
         for count, (name, (job, unit, what)) in enumerate(self._cubins.items()):
             made = _result(job, what)
-            codes[name] = Code(made.code, NAME, made.threads, made.shared, overlaps(unit, self.target.capability))
+            early, both = (known(unit, self.target.capability) for known in (overlaps, beside))
+            codes[name] = Code(made.code, NAME, made.threads, made.shared, early, both)
             self.log.advance(f"compile {self.target.name}", (count + 1) / len(self._cubins))
         return pack(codes), {}
 

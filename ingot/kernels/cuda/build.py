@@ -43,6 +43,11 @@ NAME = "KERNEL"
 OVERLAP = "#overlap "
 # The same of lines with instructions that architectures have from EIGHTHS_FROM on.
 NATIVE = "#native "
+GLUON = "@gluon.jit"
+_OF_GLUON = (
+    "from triton.experimental import gluon",
+    "from triton.experimental.gluon import language as gl",
+)
 _ALIGNED = 16
 _FEW_BLOCKS = 4  # a processor: launches of more gain nothing by an early beginning, and each block pays for the wait
 
@@ -73,9 +78,19 @@ class Unit:
     stages: int
 
     @property
+    def gluon(self) -> bool:
+        """Whether the text is Gluon, where layouts and shared memory are the kernel's own."""
+        return GLUON in self.text
+
+    @property
     def overlaps(self) -> bool:
         """Whether it waits itself for the launch before, on architectures where it can."""
         return OVERLAP in self.text
+
+    @property
+    def beside(self) -> bool:
+        """Whether it lets the launch behind begin before its own wait: both are meant to be there together."""
+        return self.text.find(f"{OVERLAP}gdc_launch_dependents()") < self.text.find(f"{OVERLAP}gdc_wait()")
 
     def symbol(self, target: Architecture) -> str:
         """Content-addressed name."""
@@ -119,6 +134,7 @@ class FunctionBuilder:
     warps: int
     stages: int
     early: bool = False  # however many blocks there are
+    gluon: bool = False
     handles: list[Handle] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -126,6 +142,7 @@ class FunctionBuilder:
     _indent: int = 1
     _names: int = 0
     _independent: int = 0
+    _released: bool = False
 
     def pointer(self, handle: Handle) -> str:
         """Argument name of an operand's address."""
@@ -170,6 +187,11 @@ class FunctionBuilder:
         """What was emitted until here needs nothing that an earlier launch writes, and writes nothing."""
         self._independent = len(self.lines)
 
+    def release(self) -> None:
+        """From here on the launch behind may begin, in the place of after the own wait."""
+        self._released = True
+        self.emit(f"{OVERLAP}gdc_launch_dependents()")
+
     def faster(self, line: str, module: str, function: str) -> None:
         """A line that takes the place of the one before it where the architecture has instructions for float8."""
         self.imports[f"{NATIVE}from ingot.kernels.cuda.cores.{module} import {function}"] = None
@@ -200,8 +222,10 @@ class FunctionBuilder:
         head = ["import triton", "import triton.language as tl", "from triton.language.extra import libdevice"]
         head.append(f"{OVERLAP}from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait")
         first, rest = self.lines[: self._independent], self.lines[self._independent :]
-        overlap = [f"    {OVERLAP}gdc_wait()", f"    {OVERLAP}gdc_launch_dependents()"]
-        define = ["", "", "@triton.jit", f"def {NAME}({', '.join(names)}):"]
+        overlap = [f"    {OVERLAP}gdc_wait()"]
+        overlap += [] if self._released else [f"    {OVERLAP}gdc_launch_dependents()"]
+        head += _OF_GLUON if self.gluon else ()
+        define = ["", "", GLUON if self.gluon else "@triton.jit", f"def {NAME}({', '.join(names)}):"]
         lines = [*head, *self.imports, *define, *first, *overlap, *rest]
         blocks = product(grid)
         if isinstance(blocks, int) and blocks > _FEW_BLOCKS * self.build.target.processors and not self.early:
@@ -251,10 +275,10 @@ class CudaBuilder:
         self.counters.append(size)
         return Handle("counter", len(self.counters) - 1, "int32")
 
-    def function(self, warps: int = 4, stages: int = 2, early: bool = False) -> FunctionBuilder:
+    def function(self, warps: int = 4, stages: int = 2, early: bool = False, gluon: bool = False) -> FunctionBuilder:
         """A Triton function to write. early: it does much before its wait, and may begin before the launch before it
-        has ended however many blocks it has."""
-        return FunctionBuilder(self, warps, stages, early)
+        has ended however many blocks it has. gluon: it says itself what lies where in registers and shared memory."""
+        return FunctionBuilder(self, warps, stages, early, gluon)
 
     def checked(self) -> Sequence[Call]:
         """The launches; there must be one."""

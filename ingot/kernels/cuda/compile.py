@@ -53,13 +53,18 @@ def overlaps(unit: Unit, capability: int) -> bool:
     return unit.overlaps and capability >= _FIRST_OVERLAPPING
 
 
+def beside(unit: Unit, capability: int) -> bool:
+    """Whether it is meant to be there together with the launch behind."""
+    return overlaps(unit, capability) and unit.beside
+
+
 def compile_unit(unit: Unit, name: str) -> Cubin:
     """The unit as a cubin for the architecture of that name. BuildError with Triton's words when it does not compile,
     or asks for more shared memory than the architecture has."""
     target = BY_NAME[name]
     place = _cache_folder() / f"{unit.symbol(target)}-{fingerprint()}.json"
     known = _read(place)
-    made = known if known is not None else _compiled(unit, target.capability)
+    made = known if known is not None else assembled(unit, target.capability)[0]
     if known is None:
         _write(place, made)
     if made.shared > target.shared:
@@ -67,16 +72,18 @@ def compile_unit(unit: Unit, name: str) -> Cubin:
     return made
 
 
-def _compiled(unit: Unit, capability: int) -> Cubin:
+def assembled(unit: Unit, capability: int) -> tuple[Cubin, str]:
+    """The unit compiled anew, and its PTX. BuildError as of `compile_unit`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     text = unit.text.replace(NATIVE, "") if capability >= EIGHTHS_FROM else unit.text
     function = load(replace(unit, text=text.replace(OVERLAP, "") if overlaps(unit, capability) else text))
     names = [name for name, _ in unit.signature]
     aligned = [i for i, (name, kind) in enumerate(unit.signature) if kind[0] == "*" or name in unit.aligned]
-    source = ASTSource(fn=function, signature=dict(unit.signature), constexprs={},
+    source = (GluonASTSource if unit.gluon else ASTSource)(fn=function, signature=dict(unit.signature), constexprs={},
                        attrs={(i,): _ALIGNED for i in aligned})  # fmt: skip
     options = {"num_warps": unit.warps, "num_stages": unit.stages}
     words = io.StringIO()
@@ -85,7 +92,7 @@ def _compiled(unit: Unit, capability: int) -> Cubin:
             made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         except Exception as error:  # whatever Triton raises, the candidate is lost and named
             raise BuildError(f"Triton cannot compile {names}: {' '.join(str(error).split())[-600:]}") from error
-    return _cubin(made, words.getvalue())
+    return _cubin(made, words.getvalue()), made.asm["ptx"]
 
 
 def _cubin(made: Any, words: str) -> Cubin:

@@ -1,6 +1,7 @@
 """Projection: a ladder of launches from one row, where weights stream through registers, to thousands in large tiles.
 
-    one row      norm, product, expression in one launch; a block asks for its weights before it waits for the input
+    one row      norm, product, expression in one launch; a block asks for its weights before it waits for the input,
+                 and keeps asking (projection_ring), or there are as many blocks as groups of columns (projection_row)
     few rows     rows normalised by a launch of their own, tiles of 16 to 64 rows, the depth split among blocks
     many rows    the same with large tiles
 """
@@ -18,6 +19,7 @@ from ingot.kernels.cuda.gemm import Tile
 from ingot.kernels.cuda.kept import keep
 from ingot.kernels.cuda.ladder import Rung, only
 from ingot.kernels.cuda.paged_update import LARGEST
+from ingot.kernels.cuda.projection_ring import COLUMNS, bricks, form, lines, ring
 from ingot.kernels.cuda.projection_row import Work, operands_in, store
 from ingot.kernels.cuda.projection_row import stream as stream_row
 from ingot.kernels.cuda.render import can_render
@@ -33,6 +35,8 @@ _FEW = 128  # rows: to here depths are divided among blocks
 
 # One row: columns of a block, depth of a step, warps.
 _SMALL, _DEEP = 1 << 24, 8192
+_LARGE = 1 << 20  # bytes of weights from which on blocks that stay pay
+RING = "ring"  # begins the names of such streams
 STREAMS = ("1x2048w4", "2x2048w4", "4x2048w4", "1x1024w2", "2x4096w8", "4x4096w8")
 
 
@@ -64,7 +68,8 @@ def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
         row = power_of_two(work.depth) // (32 * block.warps)
         return block.depth <= max(power_of_two(work.depth), 2048) and max(size, row) <= 128  # that a thread holds
 
-    return tuple(text for text in STREAMS if fits(Block.parse(text)))
+    round_ = form(node, target) if Rung(1, 1).takes(work.rows) else None
+    return tuple(text for text in STREAMS if fits(Block.parse(text))) + ((round_,) if round_ else ())
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:
@@ -72,7 +77,9 @@ def _cost(node: Node, target: Architecture, stream: str) -> float:
     weight, work = node.input(1), Work.of(node)
     assert isinstance(weight.bytes, int)
     usual = "4x2048w4"
-    if weight.dtype not in LARGEST:
+    if (found := form(node, target)) and weight.bytes >= _LARGE:
+        usual = found
+    elif weight.dtype not in LARGEST:
         small = work.columns * work.depth <= _SMALL
         usual = "2x4096w8" if work.parts > 1 or work.depth > _DEEP else "1x2048w4" if small else "2x2048w4"
     return target.pace.step + weight.bytes / (target.bandwidth * 900) + 0.01 * (stream != usual)
@@ -80,18 +87,22 @@ def _cost(node: Node, target: Architecture, stream: str) -> float:
 
 @kernel("Projection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
 def projection(build: CudaBuilder, node: Node, stream: str) -> None:
-    """expression(parts of norm(x)[M, K] @ w[K, N]); the weights are stored [N, K]"""
+    """expression(parts of norm(x)[M, K] @ w[K, N]); the weights are stored in lines [N, K] or in bricks"""
     weight = node.input(1).constant
     assert weight is not None
-    work, packed = Work.of(node), build.pack(stored(weight))
+    work, bricked = Work.of(node), stream.startswith(RING)
+    packed = build.pack(bricks(weight, work.parts) if bricked else stored(weight))
     one = Rung(1, 1)
     if one.takes(work.rows):
         with only(build, one, work.rows):
-            stream_row(build, work, packed, Block.parse(stream))
+            if bricked:
+                ring(build, work, packed, stream)
+            else:
+                stream_row(build, work, packed, Block.parse(stream))
     if not Rung(2).takes(work.rows):
         return
     with only(build, Rung(2), work.rows):
-        sides = _sides(build, work, packed)
+        sides = _sides(build, work, packed, bricked)
     by_tiles(build, work, sides, rungs(work, node.input(1).dtype))
 
 
@@ -122,22 +133,23 @@ def rungs(work: Work, dtype: str) -> list[tuple[Rung, Tile]]:
 @dataclass(frozen=True)
 class Sides:
     """What tiles are loaded from: rows, weights, and what the rows are to be multiplied by, where they were rounded.
-    accumulate: how a tile's sums come about, where not by loading both sides."""
+    bricked: whether the weights lie so. accumulate: how a tile's sums come about, where not by loading both sides."""
 
     rows: Handle
     weights: Handle
     sizes: Handle | None = None
+    bricked: bool = False
     accumulate: Callable[[FunctionBuilder, Work, Tile, int], None] | None = None
 
 
-def _sides(build: CudaBuilder, work: Work, packed: Handle) -> Sides:
+def _sides(build: CudaBuilder, work: Work, packed: Handle, bricked: bool) -> Sides:
     """Rows normalised where there is a norm, and rounded to eight bits where the weights have them."""
     rounded = packed.dtype in LARGEST
     if not rounded and not build.node.has_input(2):
-        return Sides(build.input(0), packed)
+        return Sides(build.input(0), packed, bricked=bricked)
     rows, sizes = prepared(build, work, packed.dtype if rounded else build.node.dtype, work.depth,
-                           source_of("columns") if rounded else "columns")  # fmt: skip
-    return Sides(rows, packed, sizes)
+                           source_of("columns") if rounded and not bricked else "columns")  # fmt: skip
+    return Sides(rows, packed, sizes, bricked)
 
 
 def prepared(build: CudaBuilder, work: Work, dtype: str, depth: int, source: str) -> tuple[Handle, Handle | None]:
@@ -225,10 +237,13 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
     they all come from one line of the second level of cache."""
     x, weight = sides.rows, sides.weights
     f.emit(f"left = {f.pointer(x)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
-    f.emit(f"right = {f.pointer(weight)} + (columns_in * {work.depth})[None, :] + depths[:, None]")
+    across, along = lines(work, weight.dtype) if sides.bricked else (f"columns_in * {work.depth}", "depths")
+    f.emit(f"right = {f.pointer(weight)} + ({across})[None, :] + {along}[:, None]")
     for part in range(work.parts):
         f.emit(f"sums{part} = tl.zeros(({tile.rows}, {tile.columns}), tl.float32)")
-    steps = -(-work.depth // tile.depth)
+    steps, apart, width = -(-work.depth // tile.depth), tile.depth, work.columns
+    if sides.bricked:
+        apart, width = tile.depth * COLUMNS, -(-width // COLUMNS) * COLUMNS
     bounds = f"0, {steps}" if split == 1 else f"part * share, tl.minimum(part * share + share, {steps})"
     cast = "" if weight.dtype == x.dtype else f".to({LANGUAGE[x.dtype]})"
     precision = ', input_precision="tf32x3"' if x.dtype == "float32" else ""
@@ -242,7 +257,7 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
         a = f", {' & '.join(inside)}, other=0.0" if inside else ""
         f.emit(f"a = tl.load(left + step * {tile.depth}{a})")
         for part in range(work.parts):
-            place = f"right + step * {tile.depth} + {part * work.columns * work.depth}"
+            place = f"right + step * {apart} + {part * width * work.depth}"
             f.emit(f"b{part} = tl.load({place}{b}){cast}")
             f.emit(f"sums{part} = tl.dot(a, b{part}, sums{part}{precision})")
 

@@ -71,14 +71,18 @@ def _weights(streaming: Streaming, work: Work, packed: Handle, starts: Sequence[
 
 
 def finish(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str], place: str, inside: str) -> None:
-    """The expression of a row's sums and its operands to their places in the result: operands are numbers, rows of
-    `columns`, or as much as the result."""
+    """The expression of a row's sums and its operands to their places in the result."""
+    store(f, build, sums, loaded(f, build, place, inside), place, inside)
+
+
+def loaded(f: FunctionBuilder, build: CudaBuilder, place: str, inside: str) -> dict[int, str]:
+    """Variables of what the expression reads: numbers, rows of `columns`, or as much as the result."""
     node, mask, operands = build.node, f", {inside}" if inside else "", {}
     for k in operands_in(node):
         port = node.input(k)
         at = place if port.shape == node.output.shape else "columns"
         operands[k] = f.let(f"tl.load({f.pointer(build.input(k))}{'' if port.elements == 1 else f' + {at}{mask}'})")
-    store(f, build, sums, operands, place, inside)
+    return operands
 
 
 def store(f: FunctionBuilder, build: CudaBuilder, sums: Sequence[str], operands: dict[int, str], place: str,

@@ -1,0 +1,346 @@
+"""Projection of one row on tensor cores: blocks stay, and weights are under way to shared memory all the time.
+
+A block computes tiles of sixteen columns one after the other. What it asks for goes round a ring of slots, from the
+very beginning: for the row it waits when the ring is full. The launch behind may begin at once and fill its own ring
+beside this one. Weights lie in bricks, sixteen columns times 64 bytes of the depth: a warp takes one a round, and each
+thread asks for the bytes that it reads itself, so that no warp waits for another before a tile is complete.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ingot.dtypes import size_of
+from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
+from ingot.kernels.cuda.projection_row import Work, loaded, store
+from ingot.kernels.cuda.render import NARROW
+from ingot.kernels.node import Node
+
+Array = np.ndarray[Any, Any]
+COLUMNS, LINE = 16, 64  # of a brick: columns, and bytes of each
+_BRICK = COLUMNS * LINE
+_EACH = 8  # numbers of the row that a thread has at a time, 16 bytes
+_FROM = 90  # the first architecture with launches that begin beside each other
+_PROCESSOR, _RESERVED = 228 << 10, 1 << 10  # bytes of shared memory: a processor's, those that a block takes besides
+# Behind another ring a block must fit beside the other's; other launches' blocks must not fit a processor twice, so
+# that they lie one on each, wherever those of attention are.
+_BESIDE = 104 << 10
+_KINDS = {"float8_e4m3fn": "f16", "float16": "f16", "bfloat16": "bf16"}  # of the product
+_NUMBERS = {"bfloat16": "bfloats", "float16": "halves"}
+# float16 has 30 powers of two in full: numbers below the bound are taken times UP, others times DOWN
+_BOUND, _UP, _DOWN = 0.25, 2.0**17, 2.0**-12
+_FORM = re.compile(r"ring(\d+)x(\d+)(late)?(once)?")
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How a product of one row goes round: the block's warps, slots of one brick for each. late: the launch behind
+    begins after the own wait; once: weights are not kept in the second level of cache."""
+
+    work: Work
+    dtype: str
+    processors: int
+    warps: int = 16
+    slots: int = 3
+    late: bool = False
+    once: bool = False
+
+    @classmethod
+    def parse(cls, text: str, work: Work, dtype: str, processors: int) -> Ring:
+        """Of "ring16x5"."""
+        found = _FORM.fullmatch(text)
+        assert found is not None, text
+        return cls(work, dtype, processors, int(found[1]), int(found[2]), bool(found[3]), bool(found[4]))
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
+    def depth(self) -> int:
+        """Of a brick."""
+        return LINE // size_of(self.dtype)
+
+    @property
+    def bricks(self) -> int:
+        """Of a tile."""
+        return self.work.depth // self.depth
+
+    @property
+    def rounds(self) -> int:
+        """Of a tile."""
+        return -(-self.bricks // self.warps)
+
+    @property
+    def tiles(self) -> int:
+        """Of a part."""
+        return -(-self.work.columns // COLUMNS)
+
+    @property
+    def blocks(self) -> int:
+        return min(self.tiles, self.processors)
+
+    @property
+    def slot(self) -> int:
+        """Bytes."""
+        return self.warps * _BRICK
+
+    @property
+    def length(self) -> int:
+        """Numbers of the row, with zeros up to a whole round."""
+        return self.rounds * self.warps * self.depth
+
+    @property
+    def second(self) -> int:
+        """Bytes from the row's first part to its second, so that both come out of different banks."""
+        return 2 * self.length + (16 if self.dtype == "float8_e4m3fn" else 64)
+
+    @property
+    def row(self) -> int:
+        """Where both parts of the row begin."""
+        return self.slots * self.slot
+
+    @property
+    def sums(self) -> int:
+        """Where the sums of each warp begin, of two tiles in turn."""
+        return self.row + 2 * self.second
+
+    @property
+    def squares(self) -> int:
+        """Where the warps' sums of squares begin."""
+        return self.sums + 2 * self.tile_sums
+
+    @property
+    def tile_sums(self) -> int:
+        """Bytes."""
+        return self.work.parts * self.warps * COLUMNS * 4
+
+    @property
+    def bytes(self) -> int:
+        return self.squares + 4 * self.warps
+
+
+def form(node: Node, target: Architecture) -> str | None:
+    """The launch for one row of a node, if there is one."""
+    work, weight = Work.of(node), node.input(1)
+    if weight.dtype not in _KINDS or target.capability < _FROM or node.input(0).dtype not in NARROW:
+        return None
+    if work.depth * size_of(weight.dtype) % LINE:
+        return None
+    shape = Ring(work, weight.dtype, target.processors)
+    spare = (_BESIDE if node.has_input(2) else _PROCESSOR // 2 + shape.slot - _RESERVED) - shape.bytes
+    slots = shape.slots + max(spare, 0) // shape.slot
+    found = Ring(work, weight.dtype, target.processors, slots=slots)
+    return f"ring{found.warps}x{slots}" if found.bytes <= target.shared else None
+
+
+def bricks(weight: Array, parts: int) -> Array:
+    """Weights [K, parts * N] as [parts, tiles, bricks, 16 columns, 64 bytes of the depth]; columns that fill the last
+    tile are zeros."""
+    depth, width = weight.shape
+    columns, along = width // parts, LINE // weight.dtype.itemsize
+    lines = weight.T.reshape(parts, columns, depth)
+    if columns % COLUMNS:
+        padded = np.zeros((parts, -(-columns // COLUMNS) * COLUMNS, depth), weight.dtype)
+        padded[:, :columns] = lines
+        lines = padded
+    tiled = lines.reshape(parts, -1, COLUMNS, depth // along, along)
+    return np.ascontiguousarray(tiled.transpose(0, 1, 3, 2, 4))
+
+
+def lines(work: Work, dtype: str) -> tuple[str, str]:
+    """Where bricks have `columns_in` and `depths`, for tiles of many rows."""
+    line = LINE // size_of(dtype)
+    across = f"columns_in // {COLUMNS} * {COLUMNS * work.depth} + columns_in % {COLUMNS} * {line}"
+    return across, f"(depths // {line} * {COLUMNS * line} + depths % {line})"
+
+
+def ring(build: CudaBuilder, work: Work, packed: Handle, text: str) -> None:
+    """The launch for one row."""
+    shape, node = Ring.parse(text, work, packed.dtype, build.target.processors), build.node
+    f = build.function(warps=shape.warps, stages=1, early=True, gluon=True)
+    if not shape.late:
+        f.release()
+    _open(f, shape, packed)
+    for ahead in range(shape.slots - 1):
+        _ask(f, shape, str(ahead))
+    _row(f, build, shape)
+    inside = f"(columns < {work.columns}) & " if work.columns % COLUMNS else ""
+    f.emit(f"step = 0\nrounds = {f.core('ring', 'unknown')}(gl.to_tensor({shape.rounds}))")
+    with f.block("for tile in range(tiles):"):
+        f.emit(f"columns = (block + tile * {shape.blocks}) * {COLUMNS} + lane % {COLUMNS}")
+        f.emit(f"last = warp == tile % {shape.warps}\nmine = {inside}last & (lane < {COLUMNS})")
+        operands = loaded(f, build, "columns", "mine")
+        for part in range(work.parts):
+            _multiply(f, shape, part)
+        f.emit("gl.thread_barrier()")
+        factor = _factor(f, build, shape) if node.has_input(2) else ""
+        names = [_whole(f, shape, part) for part in range(work.parts)]
+        store(f, build, [f"({name}{factor})" for name in names], operands, "columns", "mine")
+    with f.block("if tiles < 0:"):  # never: without an access of its own there were no shared memory to take places in
+        f.emit("shared.index(0).store(gl.full([64], 0, gl.int32, layout=FLAT))")
+    f.launch(shape.blocks)
+
+
+def _open(f: FunctionBuilder, shape: Ring, packed: Handle) -> None:
+    """Shared memory, the thread's places, what the block has to do."""
+    f.emit(f"FLAT: gl.constexpr = gl.BlockedLayout([1], [32], [{shape.warps}], [0])")
+    f.emit("PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])")
+    f.emit(f"shared = gl.allocate_shared_memory(gl.int32, [{-(-shape.bytes // 256)}, 64], PLAIN)")
+    f.emit(f"block = gl.program_id(0)\ntiles = ({shape.tiles + shape.blocks - 1} - block) // {shape.blocks}")
+    f.emit(f"thread = gl.arange(0, {shape.threads}, layout=FLAT)\nwarp = thread // 32\nlane = thread % 32")
+    f.emit(f"begin = {f.core('ring', 'base')}()\nmy_slots = begin + warp * {_BRICK} + lane * 16")
+    each = LINE // 2 // size_of(shape.dtype)  # bytes of the row that a lane multiplies by, 32 or 16
+    f.emit(f"my_row = begin + {shape.row} + lane // 4 % 2 * {shape.second} + lane % 4 * {each}"
+           f" + warp * {2 * shape.depth}")  # fmt: skip
+    f.emit(f"my_sums = begin + {shape.sums} + warp * {4 * COLUMNS} + lane // 4 * 4")
+    f.emit(f"all_sums = begin + {shape.sums} + lane // {COLUMNS} * {2 * COLUMNS * shape.warps} + lane % {COLUMNS} * 4")
+    f.emit(f"words = {f.pointer(packed)}.to(gl.pointer_type(gl.int32)) + lane * 4")
+
+
+def _ask(f: FunctionBuilder, shape: Ring, number: str) -> None:
+    """For the weights of a round, if there are so many; what a tile's last round lacks is asked for twice, and
+    multiplied by zeros."""
+    rounds, parts, words = shape.rounds, shape.work.parts, _BRICK // 4
+    which = f"{number} // {rounds} % {parts} * {shape.tiles} + " if parts > 1 else ""
+    f.emit(f"start = ({which}block + {number} // {rounds * parts} * {shape.blocks}) * {shape.bricks * words}")
+    f.emit(f"taken = {number} % {rounds} * {shape.warps} + warp")
+    if shape.bricks % shape.warps:
+        f.emit(f"taken = gl.minimum(taken, {shape.bricks - 1})")
+    ask = f.core("ring", "ask_once" if shape.once else "ask")
+    there = f"my_slots + {number} % {shape.slots} * {shape.slot}"
+    f.emit(f"{ask}({there}, words + (start + taken * {words}), {number} < tiles * {rounds * parts})")
+
+
+def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:
+    """The row as weights are multiplied by it, in shared memory, and the warps' sums of squares where there is a norm:
+    these are needed when the first tile ends."""
+    node = build.node
+    pieces, dtype = range(0, shape.length, _EACH * shape.threads), node.input(0).dtype
+    scales = [_scales(f, build, shape, start) for start in pieces] if node.has_input(2) else []
+    f.wait()
+    held = list[list[str]]()
+    for start in pieces:
+        words = [f.name("w") for _ in range(4)]
+        place = f"thread * {_EACH} + {start}"
+        f.emit(f"{', '.join(words)} = {f.core('ring', 'four')}({f.pointer(build.input(0))} + ({place}), "
+               f"{place} < {shape.work.depth})")  # fmt: skip
+        held.append(words)
+    squares = list[str]()
+    for piece, start in enumerate(pieces):
+        parts = list[tuple[str, str]]()
+        for number, word in enumerate(held[piece]):
+            low, high = f.name("x"), f.name("x")
+            f.emit(f"{low}, {high} = {f.core('ring', _NUMBERS[dtype])}({word})")
+            if scales:
+                squares += [f"{low} * {low}", f"{high} * {high}"]
+                ours = scales[piece][2 * number : 2 * number + 2]
+                low, high = (f.let(f"{x} * {s}", "x") for x, s in zip((low, high), ours, strict=True))
+            parts.append(_parts(f, shape, low, high))
+        where = f"begin + {shape.row} + thread * {2 * _EACH} + {2 * start}"
+        for second, chosen in enumerate(zip(*parts, strict=True)):
+            f.emit(f"{f.core('ring', 'keep_four')}({where} + {second * shape.second}, {', '.join(chosen)}, "
+                   f"thread * {_EACH} < {shape.length - start})")  # fmt: skip
+    f.emit("gl.thread_barrier()")
+    if squares:
+        f.emit(f"{f.core('ring', 'keep_total')}(begin + {shape.squares} + warp * 4, {' + '.join(squares)}, lane)")
+
+
+def _scales(f: FunctionBuilder, build: CudaBuilder, shape: Ring, start: int) -> list[str]:
+    """The norm's scales of a thread's numbers, in float32."""
+    scale = build.node.input(2).constant
+    assert scale is not None
+    pointer = f.pointer(build.pack(scale if scale.dtype == np.float32 else scale.astype(np.float32)))
+    found = list[str]()
+    for half in (0, _EACH // 2):
+        words, place = [f.name("w") for _ in range(4)], f"thread * {_EACH} + {start + half}"
+        f.emit(f"{', '.join(words)} = {f.core('ring', 'four')}({pointer} + ({place}), {place} < {shape.work.depth})")
+        found += [f.let(f"{word}.to(gl.float32, bitcast=True)", "s") for word in words]
+    return found
+
+
+def _parts(f: FunctionBuilder, shape: Ring, low: str, high: str) -> tuple[str, str]:
+    """Words of both parts of two numbers."""
+    first, second = f.name("a"), f.name("b")
+    if shape.dtype == "bfloat16":
+        made = f"{f.core('ring', 'near_and_rest')}({low}, {high})"
+    else:
+        made = f"{f.core('ring', 'small_and_large')}({low}, {high}, {_BOUND}, {_UP}, {_DOWN})"
+    f.emit(f"{first}, {second} = {made}")
+    return first, second
+
+
+def _multiply(f: FunctionBuilder, shape: Ring, part: int) -> None:
+    """A warp's sums of a tile to shared memory."""
+    sums = ", ".join(f"s{k}" for k in range(8))
+    f.emit("\n".join(f"s{k} = gl.full([{shape.threads}], 0.0, gl.float32, layout=FLAT)" for k in range(8)))
+    with f.block("for number in range(rounds):"):
+        f.emit(f"slot = my_slots + step % {shape.slots} * {shape.slot}")
+        f.emit(f"row = my_row + number * {2 * shape.warps * shape.depth}")
+        f.emit(f"{sums} = gl.inline_asm_elementwise({_product(shape)!r}, "
+               f"{','.join(['=f'] * 8 + ['r'] * 2 + list('01234567'))!r}, [slot, row, {sums}], "
+               f"({', '.join(['gl.float32'] * 8)}), False, 1)")  # fmt: skip
+        f.emit(f"later = step + {shape.slots - 1}")
+        _ask(f, shape, "later")
+        f.emit("step += 1")
+    first, second = (1.0, 1.0) if shape.dtype == "bfloat16" else (1 / _UP, 1 / _DOWN)
+    for half, (a, b, c, d) in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
+        f.emit(f"half{half} = (s{a} + s{b}) * {first!r} + (s{c} + s{d}) * {second!r}")
+    where = f"my_sums + (tile % 2 * {shape.tile_sums} + {part * shape.warps * COLUMNS * 4})"
+    f.emit(f"{f.core('ring', 'keep_two')}({where}, half0, half1, lane % 4 == 0)")
+
+
+def _product(shape: Ring) -> str:
+    """PTX: a brick by its part of the row, when no more rounds than the ring has else are under way (PTX ISA,
+    mma.m16n8k16). A lane has 16 bytes of two columns, eight apart, that lie along the depth as the row does; even and
+    odd columns of the second factor are different parts of the row. $0 to $7 are the sums of two products that take
+    turns, $8 the slot, $9 the row."""
+    eighths = shape.dtype == "float8_e4m3fn"
+    kind, words = _KINDS[shape.dtype], range(4 if eighths else 2)
+    text = [
+        "{ .reg .b16 low, high; .reg .b32 a, b, c, d, w<8>, x<8>;", f"cp.async.wait_group {shape.slots - 2};",
+        "ld.shared.v4.b32 {w0, w1, w2, w3}, [$8]; ld.shared.v4.b32 {w4, w5, w6, w7}, [$8 + 512];",
+        *(f"ld.shared.v4.b32 {{x{4 * k}, x{4 * k + 1}, x{4 * k + 2}, x{4 * k + 3}}}, [$9 + {16 * k}];"
+          for k in range(2 if eighths else 1)),
+    ]  # fmt: skip
+    for k in words:
+        near, rest, far, end = ("a", "c", "b", "d") if eighths else (f"w{2 * k}", f"w{2 * k + 1}", f"w{2 * k + 4}",
+                                                                     f"w{2 * k + 5}")  # fmt: skip
+        if eighths:
+            for word, pair in ((k, "ac"), (k + 4, "bd")):
+                text.append(f"mov.b32 {{low, high}}, w{word}; cvt.rn.f16x2.e4m3x2 {pair[0]}, low; "
+                            f"cvt.rn.f16x2.e4m3x2 {pair[1]}, high;")  # fmt: skip
+        sums = ", ".join(f"${4 * (k % 2) + j}" for j in range(4))
+        text.append(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{{sums}}}, {{{near}, {far}, {rest}, "
+                    f"{end}}}, {{x{2 * k}, x{2 * k + 1}}}, {{{sums}}};")  # fmt: skip
+    return " ".join([*text, "}"])
+
+
+def _factor(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> str:
+    """Text of the norm's factor, where the last warp is."""
+    text = [f"ld.shared.v4.f32 {{a, b, c, d}}, [$1 + {start}]; add.f32 a, a, b; add.f32 c, c, d; add.f32 a, a, c; "
+            "add.f32 y, y, a;" for start in range(0, 4 * shape.warps, 16)]  # fmt: skip
+    total = _asked(f, text, f"thread * 0 + (begin + {shape.squares})")
+    known = f"{total} / {shape.work.depth} + {build.node.attributes['epsilon']!r}"
+    return f" * {f.let(f'1.0 / libdevice.sqrt({known})', 'f')}"
+
+
+def _whole(f: FunctionBuilder, shape: Ring, part: int) -> str:
+    """The sum of a column by all warps, where the last warp is: a lane adds those of half of the warps."""
+    text = [f"ld.shared.f32 a, [$1 + {4 * COLUMNS * warp}]; add.f32 y, y, a;" for warp in range(shape.warps // 2)]
+    text.append("shfl.sync.bfly.b32 a, y, 16, 31, -1; add.f32 y, y, a;")
+    return _asked(f, text, f"all_sums + (tile % 2 * {shape.tile_sums} + {part * shape.warps * COLUMNS * 4})")
+
+
+def _asked(f: FunctionBuilder, text: Sequence[str], place: str) -> str:
+    """The number `y` that PTX makes of shared memory at a place, `$1`; nothing but zero in warps that are not last."""
+    whole = ["{ .reg .pred last; .reg .f32 y, a, b, c, d; setp.ne.s32 last, $2, 0; mov.f32 y, 0f00000000;",
+             "@!last bra DONE;", *text, "DONE: mov.f32 $0, y; }"]  # fmt: skip
+    return f.let(f"gl.inline_asm_elementwise({' '.join(whole)!r}, '=f,r,r', [{place}, last.to(gl.int32)], gl.float32, "
+                 "False, 1)", "y")  # fmt: skip

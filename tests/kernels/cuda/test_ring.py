@@ -1,0 +1,132 @@
+"""Rings of one row: values of their PTX, room for two beside each other, tiles of more rows over bricks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ingot.dtypes import numpy_dtype
+from ingot.ir.expression import parse
+from ingot.ir.ops import meaning
+from ingot.kernels import Candidate, candidates
+from ingot.kernels.cpu.workers import WorkerPool
+from ingot.kernels.cuda.architecture import architecture
+from ingot.kernels.cuda.build import Unit
+from ingot.kernels.cuda.compile import Cubin, beside
+from ingot.kernels.cuda.projection import RING
+from ingot.kernels.cuda.projection_ring import bricks
+from ingot.kernels.cuda.standalone import generate
+from ingot.kernels.node import Node, Port
+from ingot.runtime.cubins import Code, pack, unpack
+from tests.kernels.cuda.harness import interpreted
+from tests.kernels.cuda.ptx import Module
+
+Array = np.ndarray
+PROCESSOR, RESERVED, REGISTERS = 228 << 10, 1 << 10, 1 << 16
+GATED = "Sigmoid %0 -> float32; Mul $0 %0 -> float32; Mul $1 %1 -> float32; Mul $2 %2 -> float32; Cast $3 -> {}"
+JOINED = "Cast %1 -> float32; Add %0 $0 -> float32; Cast $1 -> {}"
+LLAMA = {"projection": (4096, 6144, 1, True), "output": (4096, 4096, 1, False), "gate": (4096, 14336, 2, True),
+         "down": (14336, 4096, 1, False)}  # fmt: skip
+
+
+def _node(kept: str, dtype: str, depth: int, columns: int, parts: int,
+          rows: int = 1) -> tuple[Node, list[Array | None], Array]:  # fmt: skip
+    """A gated product with a norm and scales of columns, or one that a residual is added to; inputs and the result."""
+    rng = np.random.default_rng(depth + columns)
+    x = (rng.standard_normal((rows, depth)) * 30).astype(numpy_dtype(dtype))
+    x[:, ::97] *= np.asarray(64, x.dtype)
+    weight = (rng.standard_normal((depth, parts * columns)) * 0.1).astype(numpy_dtype(kept))
+    if parts == 2:
+        inputs = [x, weight, *(rng.uniform(0.5, 1.5, size).astype(np.float32) for size in (depth, columns))]
+    else:
+        inputs = [x, weight, None, rng.standard_normal((rows, columns)).astype(x.dtype)]
+    stated = {"parts": parts, "epsilon": 1e-5, "expression": (GATED if parts == 2 else JOINED).format(dtype)}
+    (y,) = (np.asarray(y) for y in meaning("Projection")(*inputs, **stated))
+    constants = (1, 2, 3) if parts == 2 else (1,)
+    ports = tuple(None if a is None else Port(a.dtype.name, a.shape, a if k in constants else None)
+                  for k, a in enumerate(inputs))  # fmt: skip
+    return Node("Projection", ports, (Port(dtype, y.shape),), stated, parse(stated["expression"])), inputs, y
+
+
+def _compiled(unit: Unit) -> tuple[Cubin, str]:
+    """In a child: what interprets here would not let Gluon compile."""
+    with WorkerPool(1) as pool:
+        return pool.submit("ingot.kernels.cuda.compile:assembled", unit, 90).result()
+
+
+def _ring(node: Node, processors: int = 132) -> tuple[Candidate, object]:
+    target = replace(architecture("sm_90"), processors=processors)
+    (found,) = [c for c in candidates(node, "cuda", target) if c.tactic["stream"].startswith(RING)]
+    return found, target
+
+
+@pytest.mark.parametrize(
+    ("kept", "dtype", "depth", "columns", "parts"),
+    [("float8_e4m3fn", "bfloat16", 1088, 72, 2), ("float8_e4m3fn", "float16", 4224, 48, 1),
+     ("bfloat16", "bfloat16", 1056, 40, 2), ("float16", "float16", 544, 48, 1)],
+)  # fmt: skip
+def test_a_rings_ptx_computes_the_product(kept: str, dtype: str, depth: int, columns: int, parts: int) -> None:
+    node, inputs, wanted = _node(kept, dtype, depth, columns, parts)
+    candidate, target = _ring(node, processors=2)
+    build = generate(node, candidate, target)
+    (call,) = build.launches
+    made, ptx = _compiled(call.unit)
+    y = np.full(columns, np.nan, wanted.dtype)
+    held = {"constant": lambda k: build.constants[k], "input": lambda k: inputs[k], "output": lambda k: y}
+    arguments = [np.ascontiguousarray(held[h.kind](h.index)).reshape(-1).view(np.uint8) for h in call.handles]
+    arguments[[h.kind for h in call.handles].index("output")] = y.view(np.uint8)
+    for block in range(call.grid[0]):
+        Module(ptx).run(block, arguments, made.shared)
+    mine, theirs = y.astype(np.float64), wanted[0].astype(np.float64)
+    assert np.linalg.norm(mine - theirs) < (3e-3 if dtype == "bfloat16" else 1e-3) * np.linalg.norm(theirs)
+
+
+def test_rings_of_a_layer_lie_beside_each_other_and_never_two_of_one_behind_attention() -> None:
+    sizes = {}
+    for name, (depth, columns, parts, normed) in LLAMA.items():
+        weight = np.zeros((parts * columns, depth), numpy_dtype("float8_e4m3fn")).T
+        norm = Port("float32", (depth,), np.ones(depth, np.float32)) if normed else None
+        text = "Cast %0 -> bfloat16" if parts == 1 else "Mul %0 %1 -> float32; Cast $0 -> bfloat16"
+        node = Node("Projection", (Port("bfloat16", (1, depth)), Port("float8_e4m3fn", weight.shape, weight), norm),
+                    (Port("bfloat16", (1, columns)),), {"parts": parts, "epsilon": 1e-5, "expression": text},
+                    parse(text))  # fmt: skip
+        candidate, target = _ring(node)
+        (call,) = generate(node, candidate, target).launches
+        made, ptx = _compiled(call.unit)
+        assert made.spilled == 0 and call.grid == (132,) and beside(call.unit, 90)
+        assert 2 * made.threads * made.registers <= REGISTERS
+        assert ptx.count("bar.sync") == 2 and "global_smem+" not in ptx
+        assert ptx.index("launch_dependents") < ptx.index("cp.async") < ptx.index("griddepcontrol.wait")
+        sizes[name] = made.shared + RESERVED
+    order = [*LLAMA, next(iter(LLAMA))]
+    assert all(sizes[a] + sizes[b] <= PROCESSOR for a, b in itertools.pairwise(order))
+    assert all(2 * sizes[name] > PROCESSOR for name in ("output", "down"))
+
+
+@pytest.mark.parametrize(("kept", "dtype", "rows"), [("float8_e4m3fn", "bfloat16", 5), ("bfloat16", "bfloat16", 150)])
+def test_more_rows_find_weights_in_bricks(kept: str, dtype: str, rows: int) -> None:
+    symbolic, inputs, wanted = _node(kept, dtype, 1088, 72, 2, rows)
+    ports = (Port(dtype, ("N", 1088)), *symbolic.inputs[1:])
+    node = replace(symbolic, inputs=ports, outputs=(Port(dtype, ("N", 72)),))
+    candidate, target = _ring(node)
+    lines = next(c for c in candidates(node, "cuda", target) if c.tactic != candidate.tactic)
+    mine, theirs = (interpreted(generate(node, c, target), inputs, {"N": rows})[0].astype(np.float64)
+                    for c in (candidate, lines))  # fmt: skip
+    assert np.linalg.norm(mine - theirs) < 1e-3 * np.linalg.norm(theirs)
+    assert np.linalg.norm(mine - wanted.astype(np.float64)) < 0.06 * np.linalg.norm(theirs)
+
+
+def test_columns_that_fill_a_tile_are_zeros() -> None:
+    weight = np.arange(1, 64 * 40 + 1, dtype=np.int64).reshape(64, 40).astype(np.uint8)
+    held = bricks(weight, 2)
+    assert held.shape == (2, 2, 1, 16, 64) and not held[:, 1, :, 4:].any()
+    assert (held[1, 1, 0, 3] == weight[:, 39]).all()
+
+
+def test_the_code_section_says_what_is_meant_to_be_beside() -> None:
+    codes = {name: Code(b"x", "f", 32, 64, overlaps, both) for name, overlaps, both in
+             (("a", False, False), ("b", True, False), ("c", True, True))}  # fmt: skip
+    assert unpack(pack(codes)) == codes
