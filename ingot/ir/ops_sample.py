@@ -238,7 +238,9 @@ def _sample_type(logits: TensorType, draws: TensorType, edits: TensorType | None
 
 @op("Sample", "logits draws edits? masks?", _sample_type)
 def sample(logits_RV: Array, draws_RD: Array, edits: Array | None = None, masks: Array | None = None) -> Array:
-    """A token [R] of each row, int32, as its draw says: the likeliest or a random one; -1 where that is no number"""
+    """A token [R] of each row, int32, as its draw says: the likeliest or a random one; without draws the likeliest of
+    all rows; -1 where that is no number"""
+    draws_RD = draws_RD if len(draws_RD) else np.zeros((len(logits_RV), DRAW), np.int32)
     found = [
         _row(logits, Draw.read(draw), edits, masks) for logits, draw in zip(wide(logits_RV), draws_RD, strict=True)
     ]

@@ -19,7 +19,7 @@ from ingot.config import BuildConfig, Profile
 from ingot.engine import Engine
 from ingot.errors import BuildError, ConfigError, EngineError, ImportFailure
 from ingot.ir.ops_paged import line_of
-from ingot.ir.ops_sample import EDIT
+from ingot.ir.ops_sample import DRAW, EDIT
 from ingot.llm import evidence
 from ingot.llm.batch import FORMS, MOST_EDITS
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
@@ -185,8 +185,9 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
     typical = max(options.typical, _ROWS_OF_TILES) if kept.narrow_rows else options.typical
     typical = min(typical, options.token_budget)
     words, most = -(-decoder.vocabulary // 32), min(options.sequence_budget, options.token_budget)
-    drawn = {"edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)), "masks": ((1, words), (1, words), (most, words)),
-             "told": ((0,), (1,), (options.token_budget,))}  # fmt: skip
+    budget = options.token_budget
+    drawn = {"draws": ((0, DRAW), (1, DRAW), (budget, DRAW)), "edits": ((1, EDIT), (1, EDIT), (MOST_EDITS, EDIT)),
+             "masks": ((1, words), (1, words), (most, words)), "told": ((0,), (1,), (budget,))}  # fmt: skip
     on_gpu, kinds = options.target.startswith("cuda"), [decoder.kind_of(layer) for layer in decoder.layers]
     firsts = sorted(kinds.index(kind) for kind in set(kinds))
     profile = Profile(

@@ -25,6 +25,7 @@ from ingot.runtime.session import Begun, Session
 
 _EDITS = (16, 256, 4096, 1 << 15, 1 << 17, 1 << 18, MOST_EDITS)
 _FEW = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_UNDRAWN = 8  # rows to which a step that draws nothing is one of its own
 _MANY, _FEWER = 1024, (128, 512, 2048)  # rows of a step of so many tokens
 
 
@@ -87,6 +88,7 @@ class EngineRunner:
         if blocks is not None and blocks < 1:
             raise ConfigError(f"blocks of keys and values must be at least 1, not {blocks}")
         self.draws = bool(given)
+        self._undrawn = any(spec.name == "draws" and spec.min and not spec.min[0] for spec in engine.inputs)
         self.ahead = self.session.goes_on and self.draws
         self._alike = alike
         self._windows = facts.get("windows") or [facts.get("window", 0)]  # engines of before have one kind of layers
@@ -184,11 +186,13 @@ class EngineRunner:
                              "kinds of layers") from None  # fmt: skip
 
     def _drawn_by(self, batch: Batch, tall: int) -> dict[str, Integers]:
-        """How tokens are drawn, padded: the likeliest of rows that nobody wants."""
+        """How tokens are drawn, padded: the likeliest of rows that nobody wants; nothing where that goes for all."""
         few = next(size for size in _EDITS if len(batch.edits) <= size)
         words, many = -(-self.vocabulary // 32), self._padded(max(len(batch.masks), 1))
         told = tall if len(batch.told) else 0  # without any nothing is launched; more sizes would be more graphs
-        return {"draws": _grown(batch.draws, tall, DRAW), "edits": _grown(batch.edits, few, EDIT),
+        plain = self._undrawn and tall <= _UNDRAWN and _likeliest(batch.draws)
+        draws = batch.draws[:0] if plain else _grown(batch.draws, tall, DRAW)
+        return {"draws": draws, "edits": _grown(batch.edits, few, EDIT),
                 "masks": _grown(batch.masks, many, words), "told": _filled(batch.told, told, -1)}  # fmt: skip
 
     def _rows_of_tables(self, count: int, wide: int) -> int:
@@ -318,6 +322,11 @@ def _grown(rows: Integers, count: int, width: int) -> Integers:
     kept = rows[:, :width]
     grown[: len(kept), : kept.shape[1]] = kept
     return grown
+
+
+def _likeliest(draws: Integers) -> bool:
+    """Whether every row gets the likeliest token of its logits as they are."""
+    return not (draws[:, [2, 8]].any() or (draws[:, 6] != draws[:, 7]).any())
 
 
 def _device_of(engine: Engine) -> str:

@@ -85,12 +85,12 @@ class _Change:
                     graph_node.replace_input_with(index, self._wide(value, node))
 
     def _needless(self, node: ir.Node) -> bool:
-        """Whether it was a conversion between float32 and the narrow type, from an input or to a result, and went."""
+        """Whether it was a conversion between float32 and the narrow type, of what was narrow or to a result, and went."""
         value, result = node.inputs[0] if node.inputs else None, node.outputs[0]
         if value is None or not _only_converts(node) or value.is_graph_output():
             return False
         types = value.dtype, dtype_name(result.dtype)
-        enters = not self._was_wide(value) and types == (data_type(self.dtype), _WIDE) and value.is_graph_input()
+        enters = not self._was_wide(value) and types == (data_type(self.dtype), _WIDE)
         if enters and all(starmap(_widens, value.uses())) and not result.is_graph_output():
             self.narrow.add(value)
             substitute(result, value, inherit=False)

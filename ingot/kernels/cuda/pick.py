@@ -60,17 +60,18 @@ def _gathers(node: Node, target: Any) -> bool:
 def gather(build: CudaBuilder, node: Node) -> None:
     """y[o, k, i] = x[o, indices[k], i]; negative indices count from the end, others are kept within x"""
     x, axis = node.input(0), node.attributes["axis"]
-    count, inner = product(node.input(1).shape), product(x.shape[axis + 1 :])
+    outside, count, inner = product(x.shape[:axis]), product(node.input(1).shape), product(x.shape[axis + 1 :])
     total = node.output.elements
     block = block_for(total, build.target.processors)
     f = build.function(warps=max(block // 256, 1))
     index, mask = element_index(f, total, block)
-    outer, k, i = unravel(f, index, [product(x.shape[:axis]), count, inner])
+    *outer, k, i = unravel(f, index, [count, inner] if outside == 1 else [outside, count, inner])
     size = f.extent(x.shape[axis])
     f.emit(f"at = tl.load({f.pointer(build.input(1))} + {k}, {mask}, other=0).to(tl.int32)")
     f.emit(f"at = tl.where(at < 0, at + {size}, at)")
     f.emit(f"at = tl.minimum(tl.maximum(at, 0), {size} - 1)")
-    source = f"({outer} * {size} + at) * {f.extent(inner)} + {i}"
+    place = f"({outer[0]} * {size} + at)" if outer else "at"
+    source = f"{place} * {f.extent(inner)} + {i}"
     f.emit(f"value = tl.load({f.pointer(build.input(0))} + {source}, {mask})")
     f.emit(f"tl.store({f.pointer(build.output())} + {index}, value, {mask})")
     f.launch(ceil_div(total, block))

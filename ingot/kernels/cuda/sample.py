@@ -1,4 +1,5 @@
-"""Sample: tokens are drawn where the logits are. Three launches, each with some blocks for a row's lanes."""
+"""Sample: tokens are drawn where the logits are. Three launches, each with some blocks for a row's lanes; one where
+nothing is drawn."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from ingot.plan.extent import product
 
 _MODULE, _INFO = "sample", 4
 TILE, WARPS = 4096, 8  # tokens that a block has at once
+_LED = 2048  # of a block where nothing is drawn
 _FOUND = 4096  # of lanes among which the last of top_k is searched
 WIDEST = 1 << 20  # tokens, whose counts have 20 bits
 SHARES = ((Rung(1, 8), 64), (Rung(9, 128), 4), (Rung(129), 2))  # blocks of a row
@@ -62,11 +64,30 @@ class _Form:
 @kernel("Sample", on="cuda", when=_applies)
 def sample(build: CudaBuilder, node: Node) -> None:
     """Each row as its draw says, -1 where its logits are no numbers"""
-    rows = node.input(0).shape[0]
+    rows, draws = node.input(0).shape[0], node.input(1).shape[0]
+    if draws != rows:
+        with only(build, Rung(0, 0), draws):
+            _likeliest(build)
     for rung, shares in SHARES:
         if rung.takes(rows):
             with only(build, rung, rows):
                 _emit(build, rung, shares)
+
+
+def _likeliest(build: CudaBuilder) -> None:
+    """Of every row: its blocks' likeliest tokens, of which the last block to come takes the first."""
+    rows, width = build.node.input(0).shape
+    assert isinstance(width, int)
+    parts = -(-width // _LED)
+    keys, tickets = build.temporary(product((rows, parts, 8)), "int64"), build.counter(product((rows, 4)))
+    f = build.function(warps=WARPS, stages=1)
+    f.emit("row = tl.program_id(0)\npart = tl.program_id(1)")
+    f.emit(f"key = {f.core(_MODULE, 'leader')}({f.pointer(build.input(0))}, row, part * {_LED}, {width}, {_LED})")
+    own = f"{f.pointer(keys)} + row * {parts}"
+    f.emit(f"tl.store({own} + part, key)")
+    with last(f, tickets, "row", parts):
+        f.emit(f"{f.core(_MODULE, 'elect')}({f.pointer(build.output())}, {own}, row, {parts}, {power_of_two(parts)})")
+    f.launch(rows, parts)
 
 
 def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:
@@ -86,7 +107,7 @@ def _emit(build: CudaBuilder, rung: Rung, shares: int) -> None:
         writer.f.emit("row = tl.program_id(0)")
         writer.f.emit(f"draw = {writer.f.pointer(build.input(1))} + row * {DRAW}")
         step(writer)
-        writer.f.launch(rows, shares)
+        writer.f.launch(build.node.input(1).shape[0], shares)
 
 
 def _has(build: CudaBuilder, index: int) -> bool:

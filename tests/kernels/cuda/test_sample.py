@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingot.ir.ops_sample import draw_of, edits_of, start_of, state_of
+from ingot.dtypes import numpy_dtype
+from ingot.ir.ops import meaning
+from ingot.ir.ops_sample import DRAW, draw_of, edits_of, start_of, state_of
+from ingot.kernels.node import Node, Port
 from tests.kernels.cuda.test_paged import checked
 
 Array = np.ndarray[Any, Any]
@@ -75,3 +78,39 @@ def test_a_vocabulary() -> None:
     logits = np.random.default_rng(5).standard_normal((2, 70000)).astype(np.float32)
     rows = rows_of([(1.0, 900, 0.3, 0.0), (1.0, None, 0.2, 0.01)], 5)
     checked("Sample", [logits, rows], {}, {0: "T", 1: "T"}, within=0)
+
+
+def undrawn(logits: Array, draws: Array | None = None) -> None:
+    """As an engine has it: as many draws as rows, or none at all."""
+    from tests.kernels.cuda.harness import check
+
+    draws = np.zeros((0, DRAW), np.int32) if draws is None else draws
+    expected = meaning("Sample")(logits, draws)
+    ports = Port(logits.dtype.name, ("R", logits.shape[1])), Port("int32", ("Q", DRAW))
+    node = Node("Sample", ports, (Port("int32", ("R",)),), name="under_test")
+    check(node, [logits, draws], expected, 0, 0, symbols={"R": len(logits), "Q": len(draws)})
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.sampled_from([1, 2, 8, 9, 130]), st.sampled_from([1, 5, 300, 2048, 2049, 6000]), st.integers(0, 1 << 30))
+def test_without_draws_the_likeliest(rows: int, width: int, seed: int) -> None:
+    """Of equal ones the first, zeros of both signs being equal; no token where the first is no number."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((rows, width)) * 3).astype(np.float32)
+    if seed % 2:
+        logits = np.copysign(np.floor(np.abs(np.minimum(logits, 0))), rng.standard_normal(logits.shape)) * -(seed % 4 > 1)
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        logits[rng.random(logits.shape) < 0.1 / width] = value
+    if seed % 3 == 0:
+        logits[-1] = -np.inf
+    undrawn(logits.astype(np.float32))
+    undrawn(logits.astype(np.float32), rows_of([(0.0, None, 1.0, 0.0)] * rows, seed))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_likeliest_of_a_vocabulary(dtype: str) -> None:
+    """In each of many blocks, the first of two that are equal."""
+    logits = np.random.default_rng(5).standard_normal((4, 33000)).astype(numpy_dtype(dtype))
+    for row, places in enumerate(((32999, 32998), (2047, 2048), (0, 32999), (16384, 20000))):
+        logits[row, list(places)] = 9
+    undrawn(logits)

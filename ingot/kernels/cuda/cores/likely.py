@@ -4,28 +4,11 @@
 import triton
 import triton.language as tl
 
-from ingot.kernels.cuda.cores.sample import FAR, LANES, REACH, distances, weights
+from ingot.kernels.cuda.cores.sample import FAR, LANES, NOTHING, REACH, distances, keys, tokens_of, weights
 
 MOST = tl.constexpr(20)
 WORDS = tl.constexpr(43)
 KEPT = tl.constexpr(32)  # places of a list of MOST
-NOTHING = tl.constexpr(-(1 << 63))
-
-
-@triton.jit
-def keys(x, token, there):
-    """Whole numbers whose order is that of logits, and of equal ones the first token is the largest."""
-    x = tl.where(x == 0, 0.0, x)  # of either sign
-    bits = x.to(tl.int32, bitcast=True)
-    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = (rank.to(tl.int64) << 32) | (token ^ FAR).to(tl.int64)
-    return tl.where(there & (x > float("-inf")), key, tl.full(x.shape, NOTHING, tl.int64))
-
-
-@triton.jit
-def tokens_of(key):
-    """Whose keys these are."""
-    return (key & FAR).to(tl.int32) ^ FAR
 
 
 @triton.jit

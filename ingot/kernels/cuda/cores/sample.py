@@ -16,6 +16,7 @@ FAR = tl.constexpr(2147483647)
 EDIT = tl.constexpr(4)
 EDITS = tl.constexpr(256)  # at once
 INFO = tl.constexpr(4)
+NOTHING = tl.constexpr(-(1 << 63))
 
 
 # -- what ops_sample.py has too ---------------------------------------------------------------------------------------
@@ -62,6 +63,40 @@ def number(draw, turn):
 def pace_of(draw):
     """The pace of its distances."""
     return tl.load(draw + 2).to(tl.float32, bitcast=True)
+
+
+# -- the likeliest ----------------------------------------------------------------------------------------------------
+@triton.jit
+def keys(x, token, there):
+    """Whole numbers whose order is that of logits, and of equal ones the first token is the largest."""
+    x = tl.where(x == 0, 0.0, x)  # of either sign
+    bits = x.to(tl.int32, bitcast=True)
+    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = (rank.to(tl.int64) << 32) | (token ^ FAR).to(tl.int64)
+    return tl.where(there & (x > float("-inf")), key, tl.full(x.shape, NOTHING, tl.int64))
+
+
+@triton.jit
+def tokens_of(key):
+    """Whose keys these are."""
+    return (key & FAR).to(tl.int32) ^ FAR
+
+
+@triton.jit
+def leader(logits, row, first, WIDTH: tl.constexpr, MINE: tl.constexpr):
+    """The key of the likeliest of MINE tokens from `first` on; NaN counts as infinite."""
+    token = first + tl.arange(0, MINE)
+    x = tl.load(logits + row * WIDTH + token, token < WIDTH, other=float("-inf")).to(tl.float32)
+    return tl.max(keys(tl.where(x == x, x, float("inf")), token, token < WIDTH), 0)
+
+
+@triton.jit
+def elect(tokens, leaders, row, PARTS: tl.constexpr, ROOM: tl.constexpr):
+    """The row's token, of its blocks' keys; -1 where its logit is no number."""
+    part = tl.arange(0, ROOM)
+    key = tl.max(tl.load(leaders + part, part < PARTS, other=NOTHING, cache_modifier=".cg"), 0)
+    finite = (key != NOTHING) & ((key >> 32) < 0x7F800000)
+    tl.store(tokens + row, tl.where(finite, tokens_of(key), -1))
 
 
 # -- edits and masks --------------------------------------------------------------------------------------------------
