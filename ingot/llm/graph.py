@@ -212,8 +212,8 @@ def graph_of(decoder: Decoder, kept: Format, name: str, inside: bool = False) ->
 
 
 def draw_tokens(model: ir.Model, vocabulary: int) -> None:
-    """With inputs `draws` [Q, DRAW], one for each row or none, `edits` [D, EDIT], `masks` [M, words] and `told` [L] more;
-    outputs `chosen` [R] and `likely` [L, LIKELY]."""
+    """With inputs `draws` [Q, DRAW], one for each row or none, `edits` [D, EDIT], `masks` [M, words] and `told` [L]
+    more; outputs `chosen` [R] and `likely` [L, LIKELY]."""
     graph, logits = model.graph, model.graph.outputs[0]
     shapes = {"draws": ("Q", DRAW), "edits": ("D", EDIT), "masks": ("M", -(-vocabulary // 32))}
     given = [_input(graph, name, "int32", *shape) for name, shape in shapes.items()]

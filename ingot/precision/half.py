@@ -85,7 +85,7 @@ class _Change:
                     graph_node.replace_input_with(index, self._wide(value, node))
 
     def _needless(self, node: ir.Node) -> bool:
-        """Whether it was a conversion between float32 and the narrow type, of what was narrow or to a result, and went."""
+        """Whether it was a conversion between float32 and the narrow type, of a narrow tensor or to one, and went."""
         value, result = node.inputs[0] if node.inputs else None, node.outputs[0]
         if value is None or not _only_converts(node) or value.is_graph_output():
             return False
