@@ -5,7 +5,8 @@
 
 Within: by how many microseconds a step, in a graph of some, is shorter without the launches of that name. Alone: by
 events between the launches, which cost some 1.3 microseconds themselves. A step of a graph of one is longer than one of
-several by what lies between two graphs. Tokens are compared with numpy's of the same logits.
+several by what lies between two graphs. Drawn: the same with the launches for steps that draw. Tokens are compared with
+numpy's of the same logits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.llm_cuda import Sequences
+from benchmarks.llm_cuda import Sequences, answering
 from benchmarks.llm_cuda_engine import opened
 from ingot.ir.ops_sample import DRAW, sample
 from ingot.llm.batch import Batch
@@ -107,14 +108,19 @@ def compared(runner: EngineRunner, counts: Sequence[int] = (1, 3, 8)) -> dict[st
 def measured(path: Path, device: cuda.Device, kinds: Sequence[str]) -> dict[str, Any]:
     """Of one engine."""
     runner = EngineRunner(opened(path, device), blocks=400)
-    row: dict[str, Any] = {"as numpy": compared(runner)}
-    step = Step(runner)
-    row["us of a step"] = {str(count): round(step.microseconds(count), 2) for count in (1, 2, STEPS)}
-    row["alone"], whole = step.alone(), row["us of a step"][str(STEPS)]
-    row["within"] = {name: round(whole - step.microseconds(STEPS, name), 2) for name in step.kinds
-                     if not kinds or name in kinds}  # fmt: skip
+    row: dict[str, Any] = {"as numpy": compared(runner), "client ms": answering(runner, PROMPT, 128)["ms"]}
+    row |= times(Step(runner), kinds)
+    with mock.patch.object(runner, "_undrawn", False):
+        row["drawn"] = times(Step(runner), ["chosen"])
     runner.close()
     return row
+
+
+def times(step: Step, kinds: Sequence[str]) -> dict[str, Any]:
+    """Of a step and its launches."""
+    whole = [round(step.microseconds(count), 2) for count in (1, 2, STEPS)]
+    within = {name: round(whole[-1] - step.microseconds(STEPS, name), 2) for name in kinds or step.kinds}
+    return {"us of a step": whole, "alone": step.alone(), "within": within}
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,30 @@ def test_the_host_draws_the_same(engine: Any, monkeypatch: pytest.MonkeyPatch) -
     assert told[0] == told[1] == told[2] and all(len(each) == 3 for each in told[0])
     assert likely[1] == likely[2] and len(likely[1]) == 3 * len(SAMPLINGS) and not likely[0]
     assert wants == [{"chosen"}, {"chosen", "likely"}, {"logits"}]
+
+
+def test_a_step_that_draws_nothing_has_no_draws(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likeliest tokens of a few rows come from a launch of their own; one row that is drawn, edited or masked is
+    enough for the others'."""
+    interpreted.use(monkeypatch)
+    runner, given = EngineRunner(engine), list[int]()
+    begin = runner.session.begin
+
+    def watched(feeds: Any, *rest: Any) -> Any:
+        given.append(len(feeds["draws"]))
+        return begin(feeds, *rest)
+
+    monkeypatch.setattr(runner.session, "begin", watched)
+    batch = batch_of(runner, [(0, 0, TOKENS[:3]), (1, 0, TOKENS[3:5])])
+    greedy, drawn = (asked_of([(Drawing(Sampling(temperature=heat, **more), 3, TOKENS[:1], frozenset()), 4, None)] * 5)
+                     for heat, more in ((0.0, {}), (0.0, {"logit_bias": {3: 1e-9}})))  # fmt: skip
+    masked = {**greedy, "draws": greedy["draws"] + np.eye(1, DRAW, 8, dtype=np.int32),
+              "masks": np.full((1, -(-runner.vocabulary // 32)), -1, np.int32)}  # fmt: skip
+    heated = {"draws": greedy["draws"] + np.eye(1, DRAW, 2, dtype=np.int32) * np.float32(1e9).view(np.int32)}
+    told = [runner.choose(replace(batch, **asked)).tolist() for asked in ({}, greedy, drawn, masked, heated)]
+    assert given == [0, 0, 5, 5, 5] and told[1:] == told[:1] * 4
+    runner.choose(batch_of(runner, [(0, 0, TOKENS[:9])]))
+    assert given[5:] == [12], "for many rows there are no steps of another kind"
 
 
 def test_draws_that_do_not_fit_are_refused(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
