@@ -108,12 +108,21 @@ def compared(runner: EngineRunner, counts: Sequence[int] = (1, 3, 8)) -> dict[st
 def measured(path: Path, device: cuda.Device, kinds: Sequence[str]) -> dict[str, Any]:
     """Of one engine."""
     runner = EngineRunner(opened(path, device), blocks=400)
-    row: dict[str, Any] = {"as numpy": compared(runner), "client ms": answering(runner, PROMPT, 128)["ms"]}
+    row: dict[str, Any] = {"as numpy": compared(runner), "tokens": answered(runner)}
+    row["client ms"] = answering(runner, PROMPT, 128)["ms"]
     row |= times(Step(runner), kinds)
     with mock.patch.object(runner, "_undrawn", False):
         row["drawn"] = times(Step(runner), ["chosen"])
     runner.close()
     return row
+
+
+def answered(runner: EngineRunner, count: int = 8) -> list[int]:
+    """One after the other: engines of the same weights have the same ones."""
+    sequences, chosen = Sequences(runner, 1, 64), [5]
+    for _ in range(count):
+        chosen.append(int(sequences.step(np.array([[chosen[-1]]], np.int32))[0]))
+    return chosen[1:]
 
 
 def times(step: Step, kinds: Sequence[str]) -> dict[str, Any]:
