@@ -19,12 +19,15 @@ class Port:
 
     layout "plain": row-major. "blocked": [N, ceil(C/b), *spatial, b] with b = isa.lanes; the lanes beyond C hold
     anything. "channels_last": [N, *spatial, C].
+
+    given: one of the run's inputs, there before its first launch; no launch but a stateful operator's writes it.
     """
 
     dtype: str
     shape: tuple[Extent, ...]
     constant: np.ndarray[Any, Any] | None = None
     layout: str = "plain"
+    given: bool = False
 
     @property
     def elements(self) -> Extent:

@@ -44,6 +44,7 @@ class Tensor:
     shape: tuple[Extent, ...] | None
     constant: Array | None = None
     alias: Tensor | None = None
+    given: bool = False  # as a Port's
 
     @property
     def root(self) -> Tensor:
@@ -58,7 +59,7 @@ class Tensor:
     def port(self) -> Port:
         """What a kernel sees of it."""
         assert self.shape is not None
-        return Port(self.dtype, self.shape, self.constant)
+        return Port(self.dtype, self.shape, self.constant, given=self.given)
 
 
 @dataclass(eq=False)
@@ -106,7 +107,7 @@ def lower(model: onnx_ir.Model, isa: Any | None, target: str = "cpu", banned: fr
     """Works of the model's main graph. isa None: everything on the host. `banned`: labels of candidates not to use, nor
     those that add a larger error than `tolerance`."""
     lowering = _Lowering(isa, target, dict(model.opset_imports), banned, tolerance)
-    return lowering.module(model.graph, {})
+    return lowering.module(model.graph, {}, given=True)
 
 
 @dataclass(eq=False)
@@ -118,10 +119,10 @@ class _Lowering:
     tolerance: float = SPLIT_ERROR
     names: int = 0
 
-    def module(self, graph: onnx_ir.Graph, scope: dict[onnx_ir.Value, Tensor]) -> Module:
-        """Lower one graph; `scope` maps values of enclosing graphs."""
+    def module(self, graph: onnx_ir.Graph, scope: dict[onnx_ir.Value, Tensor], given: bool = False) -> Module:
+        """Lower one graph; `scope` maps values of enclosing graphs. given: its inputs are the run's."""
         known = dict(scope)
-        inputs = tuple(self._tensor(v, known) for v in graph.inputs)
+        inputs = tuple(self._tensor(v, known, given) for v in graph.inputs)
         works = [w for node in graph if (w := self._work(node, known)) is not None]
         demands = self._demands(graph, known)
         outputs = tuple(self._lookup(v, known) for v in graph.outputs)
@@ -142,11 +143,11 @@ class _Lowering:
                 found.setdefault(pair, Demand(*pair, f"{', '.join(origins(node)) or node.name} ({node.op_type})"))
         return list(found.values())
 
-    def _tensor(self, value: onnx_ir.Value, known: dict[onnx_ir.Value, Tensor]) -> Tensor:
+    def _tensor(self, value: onnx_ir.Value, known: dict[onnx_ir.Value, Tensor], given: bool = False) -> Tensor:
         is_tensor = isinstance(value.type, onnx_ir.TensorType) and value.dtype is not None
         dtype, shape = (dtype_of(value), shape_of(value)) if is_tensor else ("object", None)
         self.names += 1
-        known[value] = Tensor(value.name or f"value{self.names}", dtype, shape)
+        known[value] = Tensor(value.name or f"value{self.names}", dtype, shape, given=given)
         return known[value]
 
     def _lookup(self, value: onnx_ir.Value, known: dict[onnx_ir.Value, Tensor]) -> Tensor:

@@ -58,16 +58,21 @@ def _gathers(node: Node, target: Any) -> bool:
 
 @kernel("Gather", on="cuda", when=_gathers)
 def gather(build: CudaBuilder, node: Node) -> None:
-    """y[o, k, i] = x[o, indices[k], i]; negative indices count from the end, others are kept within x"""
+    """y[o, k, i] = x[o, indices[k], i]; negative indices count from the end, others are kept within x. The launch
+    behind may begin at once: a product asks for its weights meanwhile"""
     x, axis = node.input(0), node.attributes["axis"]
     outside, count, inner = product(x.shape[:axis]), product(node.input(1).shape), product(x.shape[axis + 1 :])
     total = node.output.elements
     block = block_for(total, build.target.processors)
     f = build.function(warps=max(block // 256, 1))
+    f.release()
+    f.wait()
     index, mask = element_index(f, total, block)
     *outer, k, i = unravel(f, index, [count, inner] if outside == 1 else [outside, count, inner])
     size = f.extent(x.shape[axis])
     f.emit(f"at = tl.load({f.pointer(build.input(1))} + {k}, {mask}, other=0).to(tl.int32)")
+    if node.input(1).given:
+        f.wait()
     f.emit(f"at = tl.where(at < 0, at + {size}, at)")
     f.emit(f"at = tl.minimum(tl.maximum(at, 0), {size} - 1)")
     place = f"({outer[0]} * {size} + at)" if outer else "at"
