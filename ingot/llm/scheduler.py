@@ -241,8 +241,8 @@ class Scheduler:
             count = 1  # nobody is sent away for the sake of a guess
         while not self._provide(making, sequence, sequence.computed + count):
             victim = max((each for each in self.running if each not in making.planned), key=_rank)
-            if victim is sequence and (making.shares or len(self.running) > 1):
-                return False  # others go on, and give blocks back when they end
+            if victim is sequence and (making.shares or len(self.running) > 1 or sequence.under_way):
+                return False  # others go on, and give blocks back when they end; its own step does by windows
             self._preempt(victim)
             making.preempted += 1
             if victim is sequence:

@@ -90,6 +90,21 @@ def test_the_lowest_gives_way_and_comes_back() -> None:
     done(one, step)
 
 
+def test_a_step_under_way_gives_blocks_back() -> None:
+    """Alone in a window's pool with room for one chunk, a prompt whose step is under way waits for it: it was sent away
+    for its own sake, again and again, when steps began behind one another."""
+    one = Scheduler(Limits(8, 4), Cache([Kind(16), Kind(5, 6)], 4))
+    one.add(prompt(1, 40), 0.0)
+    computed, before = list[int](), None
+    for _ in range(20):
+        step = one.schedule(0.0)
+        computed += [share.count for share in step.shares]
+        if before is not None:
+            done(one, before)
+        before = step
+    assert computed[:5] == [8] * 5 and set(computed[5:]) == {1} and one.preemptions == 0
+
+
 def test_priority_then_arrival() -> None:
     one = scheduler(sequences=1)
     for identity, priority in ((1, 5), (2, 5), (3, 0)):
