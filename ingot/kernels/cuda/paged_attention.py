@@ -26,6 +26,8 @@ _USUAL, _EIGHTHS = (4, 2), (2, 6)  # warps and stages of a token that is alone; 
 _MOST_HALF = 65504.0
 _LINE = 128  # bytes that memory is asked for at a time
 _ROWS = 128  # queries and their heads in a tile of tokens that follow each other
+_FLOATS = 4096  # numbers of such a tile's queries in float32: a product has three parts of each, and of keys and values
+_LITTLE = 128 << 10  # bytes of shared memory: where there are fewer, tiles of depth 256 are smaller
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,6 @@ class Sizes:
     def wide(self) -> int:
         """The depth as a block has it."""
         return max(power_of_two(self.depth), 16)
-
-    @property
-    def tile(self) -> int:
-        """Tokens of a tile of queries."""
-        return max(_ROWS // power_of_two(self.share), 1)
 
 
 def _applies(node: Node, target: Any) -> bool:
@@ -93,6 +90,7 @@ def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
 def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int) -> None:
     """A block is a token, a group, and a part of the keys; the last of the parts adds them up."""
     warps, stages = _EIGHTHS if splits == 1 and node.input(1).dtype in LARGEST else _USUAL
+    stages = 1 if sizes.wide > 128 and _multiplied(node) == "float32" else stages
     f = build.function(warps=warps, stages=stages, early=True)
     p, rows, window = _pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
     f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")
@@ -173,11 +171,19 @@ def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung,
 # tokens that follow each other
 
 
+def _fitting(build: CudaBuilder, sizes: Sizes) -> tuple[int, int]:
+    """Rows of a tile, and stages, that shared memory has room for."""
+    if _multiplied(build.node) == "float32" and sizes.wide > 64:
+        return _FLOATS // sizes.wide, 1
+    return (32, 1) if sizes.wide > 128 and build.target.shared < _LITTLE else (_ROWS, 2)
+
+
 def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
     """A block is a tile of tokens and a group; it walks over the sequences of its tokens, and their keys."""
-    tile, share = sizes.tile, power_of_two(sizes.share)
+    (most, stages), share = _fitting(build, sizes), power_of_two(sizes.share)
+    tile = max(most // share, 1)
     rows = tile * share
-    f = build.function(warps=8 if rows >= 128 else 4, stages=2)
+    f = build.function(warps=8 if rows >= 128 else 4, stages=stages)
     p, count = _pointers(f, build), f.extent(sizes.tokens)
     f.emit(f"group = tl.program_id(1)\nrows = tl.arange(0, {rows})")
     f.emit(f"depths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")

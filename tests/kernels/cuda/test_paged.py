@@ -169,6 +169,12 @@ def test_paged_attention(name: str, dtype: str, kept: str, heads: int, depth: in
     checked("PagedAttention", [query, cache, positions, owners, tables], attributes, symbolic, (), within)
 
 
+@pytest.mark.parametrize("name", ["mixture", "answers"])
+def test_paged_attention_of_deep_heads(name: str) -> None:
+    """Whose tiles in float32 have fewer queries: a product has three parts of each number."""
+    test_paged_attention(name, "float32", "float32", 2, 80, 20, 0.0)
+
+
 def spoil(cache: Array, positions: Array, owners: Array, tables: Array, depth: int, window: int) -> None:
     """What no token may see is no number, nor what lies in blocks that have left the window."""
     for owner, table in enumerate(tables):
