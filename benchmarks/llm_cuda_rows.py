@@ -1,12 +1,13 @@
 """Forms of products of one row by float8 weights, in a chain as a layer of Llama-3.1-8B has them, on a GPU.
 
-    python -m benchmarks.llm_cuda_rows --out build/rows.json [--forms row ring free free-larger]
+    python -m benchmarks.llm_cuda_rows --out build/rows.json [--forms ring row]
 
-`row` are the engine's launches; `ring` streams through shared memory with barriers of the block, `free` without
-(`llm_cuda_rings`), each with room for two launches a processor (98 KB) or, `-larger`, where no two blocks of output and
-down fit one. Each form is compared with numpy, then timed as a graph of layers with weights of their own, once with a
-pause of about 4 us where attention would be. Limit: 218 MB a layer, 46.4 us at 4.7 TB/s. Predicted for `free`: 55 us,
-with the pause 58, as the same form in CUDA C++ took.
+`row` are launches with a block for each group of columns, `ring` those that stay and are the engine's
+(`ingot/kernels/cuda/projection_ring.py`), with forms of it: `eight` warps, fewer or more slots, `late` (the launch
+behind begins after the own wait), `once` (not kept in the second level of cache). Each form is compared with numpy,
+then timed as a graph of layers with weights of their own, once with a pause of about 4 us where attention would be, once
+with one of 8, once with one of 8 that has the shared memory of attention. Limit: 218 MB a layer, 46.4 us at 4.7 TB/s.
+Predicted for `ring`: 55 us, with the pause of 4 us 58, as the same form in CUDA C++ took.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ import ctypes
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from benchmarks.llm_cuda_rings import Array, Ring, bricks, compiled, parted
+from benchmarks.llm_cuda_engine import _unstored
 from ingot.dtypes import numpy_dtype
+from ingot.errors import IngotError
 from ingot.ir.expression import parse
 from ingot.kernels import candidates
+from ingot.kernels.cuda import projection
 from ingot.kernels.cuda.architecture import architecture
-from ingot.kernels.cuda.build import NAME, Unit
+from ingot.kernels.cuda.build import NAME, CudaBuilder, Unit
 from ingot.kernels.cuda.compile import compile_unit
 from ingot.kernels.cuda.standalone import generate
 from ingot.kernels.node import Node, Port
@@ -35,9 +40,20 @@ from ingot.runtime import cuda
 from ingot.runtime.cubins import Code
 
 LAYERS = 8
-PRODUCTS = (Ring(6144, 4096, normalised=True), Ring(4096, 4096, joined=True), Ring(14336, 4096, 2, True),
-            Ring(4096, 14336, joined=True, slots=4))  # fmt: skip
-FORMS = ("row", "ring", "free", "ring-larger", "free-larger")
+ATTENTION = 38912  # bytes of shared memory that a block of one token's has
+Array = np.ndarray[Any, Any]
+# Streams of projection, output, gate and down.
+STREAMS = {
+    "ring": ("ring16x5", "ring16x6", "ring16x5", "ring16x4"),
+    "row": ("4x2048w4",) * 4,
+    "wide": ("ring16x4", "ring16x7", "ring16x4", "ring16x4"),
+    "as-cpp": ("ring16x5", "ring16x5", "ring16x5", "ring16x3"),
+    "eight": ("ring8x10", "ring8x12", "ring8x10", "ring8x8"),
+    "once": ("ring16x5once", "ring16x6once", "ring16x5once", "ring16x4once"),
+    "late": ("ring16x5late", "ring16x6late", "ring16x5late", "ring16x4late"),
+    "four": ("ring16x4", "ring16x4", "ring16x4", "ring16x3"),
+}
+NAMES = ("projection", "output", "gate", "down")
 _SHARED_SHARE = 9  # of CUfunction_attribute
 _GATED = "Sigmoid %0 -> float32; Mul $0 %0 -> float32; Mul $1 %1 -> float32; Cast $2 -> bfloat16"
 _JOINED = "Cast %1 -> float32; Add %0 $0 -> float32; Cast $1 -> bfloat16"
@@ -50,10 +66,28 @@ import triton.language as tl
 def KERNEL(x, y):
     #overlap gdc_launch_dependents()
     #overlap gdc_wait()
-    tl.inline_asm_elementwise("nanosleep.u32 4000; mov.u32 $0, 0;", "=r", [], tl.int32, is_pure=False, pack=1)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred on; .reg .b64 a, b; mov.u64 a, %clock64; add.s64 a, a, CLOCKS; "
+        "AGAIN: mov.u64 b, %clock64; setp.lt.s64 on, b, a; @on bra AGAIN; mov.u32 $0, 0; }",
+        "=r", [], tl.int32, is_pure=False, pack=1)
     at = tl.program_id(0) * 64 + tl.arange(0, 64)
     tl.store(y + at, tl.load(x + at))
 """
+
+
+@dataclass(frozen=True)
+class Product:
+    """[1, depth] by [depth, parts * columns]. joined: a residual is added."""
+
+    columns: int
+    depth: int
+    parts: int = 1
+    normalised: bool = False
+    joined: bool = False
+
+
+PRODUCTS = (Product(6144, 4096, normalised=True), Product(4096, 4096, joined=True), Product(14336, 4096, 2, True),
+            Product(4096, 14336, joined=True))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,28 +156,10 @@ class Bench:
         return round(statistics.median(times[1:]), 2)
 
 
-def ring_of(form: str, product: Ring) -> Ring:
-    """A form's ring: those without a norm are the larger ones."""
-    larger = form.endswith("-larger") and not product.normalised and product.depth <= 4096
-    return replace(product, barriers=form.startswith("ring"), slots=product.slots + larger)
-
-
-def ring_step(bench: Bench, ring: Ring, weights: Sequence[int], source: int, target: int) -> Step:
-    """One launch of a ring."""
-    made, _ = compiled(ring)
-    scales = bench.upload(parted(np.ones(ring.depth, np.float32)))
-    code = Code(made.code, NAME, made.threads, made.shared, True)
-    places = {"x": source, "scales": scales, "stream": bench.rows[0], "y": target}
-
-    def addresses(layer: int) -> list[int]:
-        return [weights[layer] if name == "weights" else places[name] for name in ring.operands]
-
-    return Step(bench.kernels(code), (ring.blocks, 1, 1), addresses)
-
-
-def node_of(ring: Ring) -> Node:
+def node_of(ring: Product, weights: Array | None = None) -> Node:
     """The product as the engine has it."""
-    weights = np.zeros((ring.parts * ring.columns, ring.depth), numpy_dtype("float8_e4m3fn")).T
+    if weights is None:
+        weights = np.zeros((ring.parts * ring.columns, ring.depth), numpy_dtype("float8_e4m3fn")).T
     norm = np.ones(ring.depth, np.float32) if ring.normalised else None
     ports = [Port("bfloat16", (1, ring.depth)), Port("float8_e4m3fn", weights.shape, weights)]
     ports += [Port("float32", norm.shape, norm) if norm is not None else None]  # type: ignore[list-item]
@@ -154,15 +170,14 @@ def node_of(ring: Ring) -> Node:
     return Node("Projection", tuple(ports), outputs, stated, parse(expression), name="product")
 
 
-def row_step(bench: Bench, ring: Ring, weights: Sequence[int], source: int, target: int) -> Step:
-    """The engine's launch."""
-    node, target_of = node_of(ring), architecture("sm_90")
-    (chosen,) = [c for c in candidates(node, "cuda", target_of) if c.tactic["stream"] == "4x2048w4"]
-    build = generate(node, chosen, target_of)
+def engine_step(bench: Bench, node: Node, stream: str, weights: Sequence[int], source: int, target: int) -> Step:
+    """The engine's launch; without weights of layers the node's own."""
+    with mock.patch.object(projection, "stored", _unstored) if weights else nullcontext():
+        build = launches(node, stream)
     (call,) = build.launches
     made = compile_unit(call.unit, "sm_90")
     code = Code(made.code, NAME, made.threads, made.shared, True)
-    small = {k: bench.upload(array) for k, array in enumerate(build.constants) if array.nbytes < 1 << 20}
+    small = {k: bench.upload(array) for k, array in enumerate(build.constants) if array.nbytes < 1 << 20 or not weights}
 
     def address(handle: Any, layer: int) -> int:
         if handle.kind == "constant":
@@ -173,15 +188,22 @@ def row_step(bench: Bench, ring: Ring, weights: Sequence[int], source: int, targ
     return Step(bench.kernels(code), grid, lambda layer: [address(h, layer) for h in call.handles])
 
 
+def launches(node: Node, stream: str) -> CudaBuilder:
+    """The engine's launch of a form."""
+    target = architecture("sm_90")
+    chosen = next(c for c in candidates(node, "cuda", target) if c.kernel.name == "projection")
+    return generate(node, replace(chosen, tactic={"stream": stream}), target)
+
+
 def error(bench: Bench, form: str) -> float:
-    """Relative, of a small product beside numpy."""
-    ring = replace(ring_of(form, Ring(528, 1152, 2, True)), blocks=20)
+    """Relative, of a small product beside numpy: with a norm and gated, as `gate` is."""
+    product = Product(528, 1152, 2, True)
     rng = np.random.default_rng(1)
     weight = (rng.standard_normal((1152, 1056)) * 0.1).astype(numpy_dtype("float8_e4m3fn"))
     x = (rng.standard_normal(1152) * 30).astype(numpy_dtype("bfloat16"))
-    y = np.zeros(528, numpy_dtype("bfloat16"))
-    where = bench.upload(y)
-    step = ring_step(bench, ring, [bench.upload(bricks(weight, 2))], bench.upload(x), where)
+    y = np.full(528, np.nan, numpy_dtype("bfloat16"))
+    where, given = bench.upload(y), bench.upload(x)
+    step = engine_step(bench, node_of(product, weight), STREAMS[form][2], (), given, where)
     step.put(0, bench.stream)
     bench.context.download(y, where, bench.stream)
     bench.context.wait(bench.stream, "a product")
@@ -191,35 +213,42 @@ def error(bench: Bench, form: str) -> float:
     return float(np.linalg.norm(y.astype(np.float64) - wanted) / np.linalg.norm(wanted))
 
 
-def timed(bench: Bench, form: str, pause: Step) -> dict[str, float]:
-    """Microseconds a layer, of the four products alone too."""
+def timed(bench: Bench, form: str, pauses: dict[str, Step], each: bool) -> dict[str, float]:
+    """Microseconds a layer with pauses and without, and of each product."""
     steps = list[Step]()
     for k, product in enumerate(PRODUCTS):
         weights = [layer[k] for layer in bench.weights]
         given = (weights, bench.rows[k], bench.rows[(k + 1) % 4])
-        steps.append(row_step(bench, product, *given) if form == "row"
-                     else ring_step(bench, ring_of(form, product), *given))  # fmt: skip
-    names = ("projection", "output", "gate", "down")
-    row = {name: bench.microseconds([step]) for name, step in zip(names, steps, strict=True)}
-    row |= {"layer us": bench.microseconds(steps)}
-    return row | {"layer with a pause us": bench.microseconds([steps[0], pause, *steps[1:]])}
+        steps.append(engine_step(bench, node_of(product), STREAMS[form][k], *given))
+    row = {"layer us": bench.microseconds(steps)}
+    for name, pause in pauses.items():
+        row[f"layer with {name} us"] = bench.microseconds([steps[0], pause, *steps[1:]])
+    return row | {name: bench.microseconds([step]) for name, step in zip(NAMES, steps, strict=True) if each}
+
+
+def pause_of(bench: Bench, microseconds: int, shared: int = 0) -> Step:
+    """A launch of 128 blocks that takes about so long, as the clock of C++ counted, and bytes of shared memory."""
+    text = PAUSE.replace("CLOCKS", str(microseconds * 1700))
+    made = compile_unit(Unit(text, (("x", "*bf16"), ("y", "*bf16")), (), 4, 1), "sm_90")
+    kernels = bench.kernels(Code(made.code, NAME, made.threads, max(made.shared, shared), True))
+    return Step(kernels, (128, 1, 1), lambda layer: (bench.rows[1], bench.rows[4]))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """As the module says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
+    parser.add_argument("--forms", nargs="+", default=list(STREAMS), choices=STREAMS)
     parser.add_argument("--out", type=Path, required=True, help="JSON that is written")
     given = parser.parse_args(words)
     bench, rows = Bench(), dict[str, Any]()
-    unit = Unit(PAUSE, (("x", "*bf16"), ("y", "*bf16")), (), 4, 1)
-    made = compile_unit(unit, "sm_90")
-    kernels = bench.kernels(Code(made.code, NAME, made.threads, made.shared, True))
-    pause = Step(kernels, (128, 1, 1), lambda layer: (bench.rows[1], bench.rows[4]))
-    rows["pause us"] = bench.microseconds([pause])
+    pauses = {f"{size} us": pause_of(bench, size) for size in (4, 8)}
+    pauses["8 us of 38 KB"] = pause_of(bench, 8, ATTENTION)
+    rows["pauses us"] = {name: bench.microseconds([pause]) for name, pause in pauses.items()}
     for form in given.forms:
-        found = {} if form == "row" else {"error": error(bench, form)}
-        rows[form] = found | timed(bench, form, pause)
+        try:
+            rows[form] = {"error": error(bench, form)} | timed(bench, form, pauses, form in ("ring", "row"))
+        except IngotError as failed:
+            rows[form] = {"failed": str(failed)}
         print(form, rows[form], flush=True)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
 
