@@ -5,9 +5,9 @@
 `row` are launches with a block for each group of columns, `ring` those that stay and are the engine's
 (`ingot/kernels/cuda/projection_ring.py`), with forms of it: `eight` warps, fewer or more slots, `late` (the launch
 behind begins after the own wait), `once` (not kept in the second level of cache). Each form is compared with numpy,
-then timed as a graph of layers with weights of their own, once with a pause of about 4 us where attention would be, once
-with one of 8, once with one of 8 that has the shared memory of attention. Limit: 218 MB a layer, 46.4 us at 4.7 TB/s.
-Predicted for `ring`: 55 us, with the pause of 4 us 58, as the same form in CUDA C++ took.
+then timed as a graph of layers with weights of their own, once with a pause of about 4 us where attention would be,
+once with one of 8, once with one of 8 that has the shared memory of attention. Limit: 218 MB a layer, 46.4 us at 4.7
+TB/s. Predicted for `ring`: 55 us, with the pause of 4 us 58, as the same form in CUDA C++ took.
 """
 
 from __future__ import annotations
