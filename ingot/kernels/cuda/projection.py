@@ -237,8 +237,13 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
     they all come from one line of the second level of cache."""
     x, weight = sides.rows, sides.weights
     f.emit(f"left = {f.pointer(x)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
-    across, along = lines(work, weight.dtype) if sides.bricked else (f"columns_in * {work.depth}", "depths")
-    f.emit(f"right = {f.pointer(weight)} + ({across})[None, :] + {along}[:, None]")
+    across, along, begin = f"columns_in * {work.depth}", "depths", f.pointer(weight)
+    if sides.bricked and work.columns % tile.columns:
+        across, along = lines(work, weight.dtype, "columns_in")
+    elif sides.bricked:  # the tile's place apart, so that a thread's columns lie a known way from each other
+        across, along = lines(work, weight.dtype, f"tl.arange(0, {tile.columns})")
+        begin += f" + column * {tile.columns * work.depth}"
+    f.emit(f"right = {begin} + ({across})[None, :] + {along}[:, None]")
     for part in range(work.parts):
         f.emit(f"sums{part} = tl.zeros(({tile.rows}, {tile.columns}), tl.float32)")
     steps, apart, width = -(-work.depth // tile.depth), tile.depth, work.columns

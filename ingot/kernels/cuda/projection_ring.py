@@ -154,10 +154,10 @@ def bricks(weight: Array, parts: int) -> Array:
     return np.ascontiguousarray(tiled.transpose(0, 1, 3, 2, 4))
 
 
-def lines(work: Work, dtype: str) -> tuple[str, str]:
-    """Where bricks have `columns_in` and `depths`, for tiles of many rows."""
+def lines(work: Work, dtype: str, columns: str) -> tuple[str, str]:
+    """Where bricks have columns and `depths`, for tiles of many rows."""
     line = LINE // size_of(dtype)
-    across = f"columns_in // {COLUMNS} * {COLUMNS * work.depth} + columns_in % {COLUMNS} * {line}"
+    across = f"{columns} // {COLUMNS} * {COLUMNS * work.depth} + {columns} % {COLUMNS} * {line}"
     return across, f"(depths // {line} * {COLUMNS * line} + depths % {line})"
 
 
