@@ -239,9 +239,9 @@ def _accumulate(f: FunctionBuilder, work: Work, tile: Tile, sides: Sides, split:
     f.emit(f"left = {f.pointer(x)} + rows_in.to(tl.int64)[:, None] * {work.depth} + depths[None, :]")
     across, along, begin = f"columns_in * {work.depth}", "depths", f.pointer(weight)
     if sides.bricked and work.columns % tile.columns:
-        across, along = lines(work, weight.dtype, "columns_in")
+        across, along = lines(work, "columns_in")
     elif sides.bricked:  # the tile's place apart, so that a thread's columns lie a known way from each other
-        across, along = lines(work, weight.dtype, f"tl.arange(0, {tile.columns})")
+        across, along = lines(work, f"tl.arange(0, {tile.columns})")
         begin += f" + column * {tile.columns * work.depth}"
     f.emit(f"right = {begin} + ({across})[None, :] + {along}[:, None]")
     for part in range(work.parts):

@@ -1,4 +1,5 @@
-"""Projection of one row on tensor cores: blocks stay, and weights are under way to shared memory all the time.
+"""Projection of one row by float8 weights on tensor cores: blocks stay, and weights are under way to shared memory all
+the time.
 
 A block computes tiles of sixteen columns one after the other. What it asks for goes round a ring of slots, from the
 very beginning: for the row it waits when the ring is full. The launch behind may begin at once and fill its own ring
@@ -10,12 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ingot.dtypes import size_of
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.projection_row import Work, loaded, store
@@ -23,7 +23,7 @@ from ingot.kernels.cuda.render import NARROW
 from ingot.kernels.node import Node
 
 Array = np.ndarray[Any, Any]
-COLUMNS, LINE = 16, 64  # of a brick: columns, and bytes of each
+COLUMNS, LINE = 16, 64  # of a brick: columns, and the depth, which are bytes
 _BRICK = COLUMNS * LINE
 _EACH = 8  # numbers of the row that a thread has at a time, 16 bytes
 _FROM = 90  # the first architecture with launches that begin beside each other
@@ -31,7 +31,7 @@ _PROCESSOR, _RESERVED = 228 << 10, 1 << 10  # bytes of shared memory: a processo
 # Behind another ring a block must fit beside the other's; other launches' blocks must not fit a processor twice, so
 # that they lie one on each, wherever those of attention are.
 _BESIDE = 104 << 10
-_KINDS = {"float8_e4m3fn": "f16", "float16": "f16", "bfloat16": "bf16"}  # of the product
+_WEIGHTS = "float8_e4m3fn"
 _NUMBERS = {"bfloat16": "bfloats", "float16": "halves"}
 # float16 has 30 powers of two in full: numbers below the bound are taken times UP, others times DOWN
 _BOUND, _UP, _DOWN = 0.25, 2.0**17, 2.0**-12
@@ -44,7 +44,6 @@ class Ring:
     begins after the own wait; once: weights are not kept in the second level of cache."""
 
     work: Work
-    dtype: str
     processors: int
     warps: int = 16
     slots: int = 3
@@ -52,25 +51,20 @@ class Ring:
     once: bool = False
 
     @classmethod
-    def parse(cls, text: str, work: Work, dtype: str, processors: int) -> Ring:
+    def parse(cls, text: str, work: Work, processors: int) -> Ring:
         """Of "ring16x5"."""
         found = _FORM.fullmatch(text)
         assert found is not None, text
-        return cls(work, dtype, processors, int(found[1]), int(found[2]), bool(found[3]), bool(found[4]))
+        return cls(work, processors, int(found[1]), int(found[2]), bool(found[3]), bool(found[4]))
 
     @property
     def threads(self) -> int:
         return 32 * self.warps
 
     @property
-    def depth(self) -> int:
-        """Of a brick."""
-        return LINE // size_of(self.dtype)
-
-    @property
     def bricks(self) -> int:
         """Of a tile."""
-        return self.work.depth // self.depth
+        return self.work.depth // LINE
 
     @property
     def rounds(self) -> int:
@@ -94,12 +88,12 @@ class Ring:
     @property
     def length(self) -> int:
         """Numbers of the row, with zeros up to a whole round."""
-        return self.rounds * self.warps * self.depth
+        return self.rounds * self.warps * LINE
 
     @property
     def second(self) -> int:
         """Bytes from the row's first part to its second, so that both come out of different banks."""
-        return 2 * self.length + (16 if self.dtype == "float8_e4m3fn" else 64)
+        return 2 * self.length + 16
 
     @property
     def row(self) -> int:
@@ -129,41 +123,37 @@ class Ring:
 def form(node: Node, target: Architecture) -> str | None:
     """The launch for one row of a node, if there is one."""
     work, weight = Work.of(node), node.input(1)
-    if weight.dtype not in _KINDS or target.capability < _FROM or node.input(0).dtype not in NARROW:
+    if weight.dtype != _WEIGHTS or target.capability < _FROM or node.input(0).dtype not in NARROW or work.depth % LINE:
         return None
-    if work.depth * size_of(weight.dtype) % LINE:
-        return None
-    shape = Ring(work, weight.dtype, target.processors)
+    shape = Ring(work, target.processors)
     spare = (_BESIDE if node.has_input(2) else _PROCESSOR // 2 + shape.slot - _RESERVED) - shape.bytes
-    slots = shape.slots + max(spare, 0) // shape.slot
-    found = Ring(work, weight.dtype, target.processors, slots=slots)
-    return f"ring{found.warps}x{slots}" if found.bytes <= target.shared else None
+    found = replace(shape, slots=shape.slots + max(spare, 0) // shape.slot)
+    return f"ring{found.warps}x{found.slots}" if found.bytes <= target.shared else None
 
 
 def bricks(weight: Array, parts: int) -> Array:
-    """Weights [K, parts * N] as [parts, tiles, bricks, 16 columns, 64 bytes of the depth]; columns that fill the last
-    tile are zeros."""
+    """Weights [K, parts * N] as [parts, tiles, bricks, 16 columns, 64 of the depth]; columns that fill the last tile
+    are zeros."""
     depth, width = weight.shape
-    columns, along = width // parts, LINE // weight.dtype.itemsize
+    columns = width // parts
     lines = weight.T.reshape(parts, columns, depth)
     if columns % COLUMNS:
         padded = np.zeros((parts, -(-columns // COLUMNS) * COLUMNS, depth), weight.dtype)
         padded[:, :columns] = lines
         lines = padded
-    tiled = lines.reshape(parts, -1, COLUMNS, depth // along, along)
+    tiled = lines.reshape(parts, -1, COLUMNS, depth // LINE, LINE)
     return np.ascontiguousarray(tiled.transpose(0, 1, 3, 2, 4))
 
 
-def lines(work: Work, dtype: str, columns: str) -> tuple[str, str]:
+def lines(work: Work, columns: str) -> tuple[str, str]:
     """Where bricks have columns and `depths`, for tiles of many rows."""
-    line = LINE // size_of(dtype)
-    across = f"{columns} // {COLUMNS} * {COLUMNS * work.depth} + {columns} % {COLUMNS} * {line}"
-    return across, f"(depths // {line} * {COLUMNS * line} + depths % {line})"
+    across = f"{columns} // {COLUMNS} * {COLUMNS * work.depth} + {columns} % {COLUMNS} * {LINE}"
+    return across, f"(depths // {LINE} * {_BRICK} + depths % {LINE})"
 
 
 def ring(build: CudaBuilder, work: Work, packed: Handle, text: str) -> None:
     """The launch for one row."""
-    shape, node = Ring.parse(text, work, packed.dtype, build.target.processors), build.node
+    shape, node = Ring.parse(text, work, build.target.processors), build.node
     f = build.function(warps=shape.warps, stages=1, early=True, gluon=True)
     if not shape.late:
         f.release()
@@ -196,9 +186,7 @@ def _open(f: FunctionBuilder, shape: Ring, packed: Handle) -> None:
     f.emit(f"block = gl.program_id(0)\ntiles = ({shape.tiles + shape.blocks - 1} - block) // {shape.blocks}")
     f.emit(f"thread = gl.arange(0, {shape.threads}, layout=FLAT)\nwarp = thread // 32\nlane = thread % 32")
     f.emit(f"begin = {f.core('ring', 'base')}()\nmy_slots = begin + warp * {_BRICK} + lane * 16")
-    each = LINE // 2 // size_of(shape.dtype)  # bytes of the row that a lane multiplies by, 32 or 16
-    f.emit(f"my_row = begin + {shape.row} + lane // 4 % 2 * {shape.second} + lane % 4 * {each}"
-           f" + warp * {2 * shape.depth}")  # fmt: skip
+    f.emit(f"my_row = begin + {shape.row} + lane // 4 % 2 * {shape.second} + lane % 4 * 32 + warp * {2 * LINE}")
     f.emit(f"my_sums = begin + {shape.sums} + warp * {4 * COLUMNS} + lane // 4 * 4")
     f.emit(f"all_sums = begin + {shape.sums} + lane // {COLUMNS} * {2 * COLUMNS * shape.warps} + lane % {COLUMNS} * 4")
     f.emit(f"words = {f.pointer(packed)}.to(gl.pointer_type(gl.int32)) + lane * 4")
@@ -242,7 +230,9 @@ def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:
                 squares += [f"{low} * {low}", f"{high} * {high}"]
                 ours = scales[piece][2 * number : 2 * number + 2]
                 low, high = (f.let(f"{x} * {s}", "x") for x, s in zip((low, high), ours, strict=True))
-            parts.append(_parts(f, shape, low, high))
+            small, large = f.name("a"), f.name("b")
+            f.emit(f"{small}, {large} = {f.core('ring', 'small_and_large')}({low}, {high}, {_BOUND}, {_UP}, {_DOWN})")
+            parts.append((small, large))
         where = f"begin + {shape.row} + thread * {2 * _EACH} + {2 * start}"
         for second, chosen in enumerate(zip(*parts, strict=True)):
             f.emit(f"{f.core('ring', 'keep_four')}({where} + {second * shape.second}, {', '.join(chosen)}, "
@@ -265,33 +255,21 @@ def _scales(f: FunctionBuilder, build: CudaBuilder, shape: Ring, start: int) -> 
     return found
 
 
-def _parts(f: FunctionBuilder, shape: Ring, low: str, high: str) -> tuple[str, str]:
-    """Words of both parts of two numbers."""
-    first, second = f.name("a"), f.name("b")
-    if shape.dtype == "bfloat16":
-        made = f"{f.core('ring', 'near_and_rest')}({low}, {high})"
-    else:
-        made = f"{f.core('ring', 'small_and_large')}({low}, {high}, {_BOUND}, {_UP}, {_DOWN})"
-    f.emit(f"{first}, {second} = {made}")
-    return first, second
-
-
 def _multiply(f: FunctionBuilder, shape: Ring, part: int) -> None:
     """A warp's sums of a tile to shared memory."""
     sums = ", ".join(f"s{k}" for k in range(8))
     f.emit("\n".join(f"s{k} = gl.full([{shape.threads}], 0.0, gl.float32, layout=FLAT)" for k in range(8)))
     with f.block("for number in range(rounds):"):
         f.emit(f"slot = my_slots + step % {shape.slots} * {shape.slot}")
-        f.emit(f"row = my_row + number * {2 * shape.warps * shape.depth}")
+        f.emit(f"row = my_row + number * {2 * shape.warps * LINE}")
         f.emit(f"{sums} = gl.inline_asm_elementwise({_product(shape)!r}, "
                f"{','.join(['=f'] * 8 + ['r'] * 2 + list('01234567'))!r}, [slot, row, {sums}], "
                f"({', '.join(['gl.float32'] * 8)}), False, 1)")  # fmt: skip
         f.emit(f"later = step + {shape.slots - 1}")
         _ask(f, shape, "later")
         f.emit("step += 1")
-    first, second = (1.0, 1.0) if shape.dtype == "bfloat16" else (1 / _UP, 1 / _DOWN)
     for half, (a, b, c, d) in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
-        f.emit(f"half{half} = (s{a} + s{b}) * {first!r} + (s{c} + s{d}) * {second!r}")
+        f.emit(f"half{half} = (s{a} + s{b}) * {1 / _UP!r} + (s{c} + s{d}) * {1 / _DOWN!r}")
     where = f"my_sums + (tile % 2 * {shape.tile_sums} + {part * shape.warps * COLUMNS * 4})"
     f.emit(f"{f.core('ring', 'keep_two')}({where}, half0, half1, lane % 4 == 0)")
 
@@ -301,24 +279,18 @@ def _product(shape: Ring) -> str:
     mma.m16n8k16). A lane has 16 bytes of two columns, eight apart, that lie along the depth as the row does; even and
     odd columns of the second factor are different parts of the row. $0 to $7 are the sums of two products that take
     turns, $8 the slot, $9 the row."""
-    eighths = shape.dtype == "float8_e4m3fn"
-    kind, words = _KINDS[shape.dtype], range(4 if eighths else 2)
     text = [
         "{ .reg .b16 low, high; .reg .b32 a, b, c, d, w<8>, x<8>;", f"cp.async.wait_group {shape.slots - 2};",
         "ld.shared.v4.b32 {w0, w1, w2, w3}, [$8]; ld.shared.v4.b32 {w4, w5, w6, w7}, [$8 + 512];",
-        *(f"ld.shared.v4.b32 {{x{4 * k}, x{4 * k + 1}, x{4 * k + 2}, x{4 * k + 3}}}, [$9 + {16 * k}];"
-          for k in range(2 if eighths else 1)),
+        "ld.shared.v4.b32 {x0, x1, x2, x3}, [$9]; ld.shared.v4.b32 {x4, x5, x6, x7}, [$9 + 16];",
     ]  # fmt: skip
-    for k in words:
-        near, rest, far, end = ("a", "c", "b", "d") if eighths else (f"w{2 * k}", f"w{2 * k + 1}", f"w{2 * k + 4}",
-                                                                     f"w{2 * k + 5}")  # fmt: skip
-        if eighths:
-            for word, pair in ((k, "ac"), (k + 4, "bd")):
-                text.append(f"mov.b32 {{low, high}}, w{word}; cvt.rn.f16x2.e4m3x2 {pair[0]}, low; "
-                            f"cvt.rn.f16x2.e4m3x2 {pair[1]}, high;")  # fmt: skip
+    for k in range(4):
+        for word, first, second in ((k, "a", "c"), (k + 4, "b", "d")):
+            text.append(f"mov.b32 {{low, high}}, w{word}; cvt.rn.f16x2.e4m3x2 {first}, low; "
+                        f"cvt.rn.f16x2.e4m3x2 {second}, high;")  # fmt: skip
         sums = ", ".join(f"${4 * (k % 2) + j}" for j in range(4))
-        text.append(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{{sums}}}, {{{near}, {far}, {rest}, "
-                    f"{end}}}, {{x{2 * k}, x{2 * k + 1}}}, {{{sums}}};")  # fmt: skip
+        text.append(f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{sums}}}, {{a, b, c, d}}, "
+                    f"{{x{2 * k}, x{2 * k + 1}}}, {{{sums}}};")  # fmt: skip
     return " ".join([*text, "}"])
 
 

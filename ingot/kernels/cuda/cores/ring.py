@@ -147,12 +147,6 @@ def _word_of_halves(low, high):
 
 
 @gluon.jit
-def _word_of_bfloats(low, high):
-    return gl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], gl.int32, is_pure=True,
-                                     pack=1)  # fmt: skip
-
-
-@gluon.jit
 def small_and_large(low, high, bound: gl.constexpr, up: gl.constexpr, down: gl.constexpr):
     """Words of two float16: numbers below the bound times `up` or zero, the others times `down` or zero. Between them
     they have the range that float16 lacks."""
@@ -160,11 +154,3 @@ def small_and_large(low, high, bound: gl.constexpr, up: gl.constexpr, down: gl.c
     small = _word_of_halves(gl.where(first, low * up, 0.0), gl.where(second, high * up, 0.0))
     large = _word_of_halves(gl.where(first, 0.0, low * down), gl.where(second, 0.0, high * down))
     return small, large
-
-
-@gluon.jit
-def near_and_rest(low, high):
-    """Words of two bfloat16: the nearest ones, and what these leave."""
-    near = _word_of_bfloats(low, high)
-    nearest, next_ = bfloats(near)
-    return near, _word_of_bfloats(low - nearest, high - next_)
