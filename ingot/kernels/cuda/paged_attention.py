@@ -4,7 +4,8 @@ follow each other go in tiles of queries, as flash attention has them (Dao et al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ingot.dtypes import size_of
@@ -17,10 +18,11 @@ from ingot.kernels.cuda.rows import power_of_two
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, ceil_div, product
 
-_LOW = 'float("-inf")'
-_LOG2E = math.log2(math.e)
-_FLOAT = 4
+LOW = 'float("-inf")'
+LOG2E = math.log2(math.e)
+FLOAT = 4
 _SPLITS = ((Rung(1, 8), 16), (Rung(9, 32), 4), (Rung(33), 1))  # blocks that share a token's keys
+_FEW = 8  # tokens up to which the launch behind may begin at once
 _KEYS = 64  # a step
 _USUAL, _EIGHTHS = (4, 2), (2, 6)  # warps and stages of a token that is alone; of many of eight bits
 _MOST_HALF = 65504.0
@@ -58,7 +60,8 @@ class Sizes:
         return max(power_of_two(self.depth), 16)
 
 
-def _applies(node: Node, target: Any) -> bool:
+def applies(node: Node, target: Any) -> bool:
+    """Whether there are launches for the node."""
     if node.dtype not in (*NARROW, "float32") or node.input(1).dtype not in STORED:
         return False
     sizes = Sizes.of(node)
@@ -66,11 +69,17 @@ def _applies(node: Node, target: Any) -> bool:
     return sizes.depth <= 256 and _KEYS % sizes.block == 0 and even
 
 
-@kernel("PagedAttention", on="cuda", when=_applies)
+@kernel("PagedAttention", on="cuda", when=applies)
 def paged_attention(build: CudaBuilder, node: Node) -> None:
     """Every token to the positions up to its own of its sequence"""
+    attend(build, node, 1)
+
+
+def attend(build: CudaBuilder, node: Node, first: int) -> None:
+    """The launches for `first` tokens and more."""
     sizes = Sizes.of(node)
-    for rung, splits in _SPLITS:
+    for every, splits in _SPLITS:
+        rung = replace(every, low=max(every.low, first))
         if rung.takes(sizes.tokens):
             with only(build, rung, sizes.tokens):
                 _alone(build, node, sizes, rung, splits)
@@ -79,7 +88,8 @@ def paged_attention(build: CudaBuilder, node: Node) -> None:
             _together(build, node, sizes)
 
 
-def _pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
+def pointers(f: FunctionBuilder, build: CudaBuilder) -> dict[str, str]:
+    """Names of the operands' addresses."""
     names = ("query", "cache", "positions", "owners", "tables")
     return {name: f.pointer(build.input(k)) for k, name in enumerate(names)}
 
@@ -92,9 +102,9 @@ def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int
     warps, stages = _EIGHTHS if splits == 1 and node.input(1).dtype in LARGEST else _USUAL
     stages = 1 if sizes.wide > 128 and _multiplied(node) == "float32" else stages
     f = build.function(warps=warps, stages=stages, early=True)
-    if rung.low == 1:  # what follows streams weights, and asks for them meanwhile
+    if rung.high is not None and rung.high <= _FEW:  # what follows streams weights, and asks for them meanwhile
         f.release()
-    p, rows, window = _pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
+    p, rows, window = pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
     f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")
     f.emit(f"rows = tl.arange(0, {rows})\ndepths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")
     f.emit(f"heads = group * {sizes.share} + rows\nexists = rows < {sizes.share}")
@@ -146,9 +156,9 @@ def _ask(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str]
 def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung, splits: int, rows: int) -> None:
     """Parts to memory; the last block of a token and group joins them."""
     held = product((rung.cut(sizes.tokens), sizes.groups, splits, rows))
-    sums = f.pointer(build.temporary(product((held, sizes.wide, _FLOAT)), "float32"))
-    facts = f.pointer(build.temporary(product((held, 2, _FLOAT)), "float32"))
-    tickets = f.pointer(build.counter(product((rung.cut(sizes.tokens), sizes.groups, _FLOAT))))
+    sums = f.pointer(build.temporary(product((held, sizes.wide, FLOAT)), "float32"))
+    facts = f.pointer(build.temporary(product((held, 2, FLOAT)), "float32"))
+    tickets = f.pointer(build.counter(product((rung.cut(sizes.tokens), sizes.groups, FLOAT))))
     f.emit(f"site = token * {sizes.groups} + group\nown = (site * {splits} + part) * {rows} + rows")
     f.emit(f"tl.store({sums} + own[:, None] * {sizes.wide} + depths[None, :], sums, exists[:, None])")
     f.emit(f"tl.store({facts} + own * 2, peak)\ntl.store({facts} + own * 2 + 1, total)")
@@ -157,7 +167,7 @@ def _share_out(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, rung: Rung,
         f.emit(f"tl.store({tickets} + site, 0)\nparts = tl.arange(0, {splits})")
         f.emit(f"all = (site * {splits} + parts)[:, None] * {rows} + rows[None, :]")
         f.emit(f"peaks = tl.load({facts} + all * 2, cache_modifier='.cg')\npeak = tl.max(peaks, 0)")
-        f.emit(f"base = tl.where(peak == {_LOW}, 0.0, peak)\nfactors = tl.exp2(peaks - base[None, :])")
+        f.emit(f"base = tl.where(peak == {LOW}, 0.0, peak)\nfactors = tl.exp2(peaks - base[None, :])")
         f.emit(f"total = tl.sum(factors * tl.load({facts} + all * 2 + 1, cache_modifier='.cg'), 0)")
         f.emit(f"sums = tl.zeros(({rows}, {sizes.wide}), tl.float32)")
         with f.block(f"for other in tl.static_range({splits}):"):
@@ -186,7 +196,7 @@ def _together(build: CudaBuilder, node: Node, sizes: Sizes) -> None:
     tile = max(most // share, 1)
     rows = tile * share
     f = build.function(warps=8 if rows >= 128 else 4, stages=stages)
-    p, count = _pointers(f, build), f.extent(sizes.tokens)
+    p, count = pointers(f, build), f.extent(sizes.tokens)
     f.emit(f"group = tl.program_id(1)\nrows = tl.arange(0, {rows})")
     f.emit(f"depths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {_KEYS})")
     f.emit(f"origin = (tl.num_programs(0) - 1 - tl.program_id(0)) * {tile}\ntokens = origin + rows // {share}")
@@ -239,7 +249,7 @@ def _load_queries(f: FunctionBuilder, node: Node, query: str) -> None:
 
 
 def _begin(f: FunctionBuilder, node: Node, rows: int, sizes: Sizes) -> None:
-    f.emit(f"peak = tl.full(({rows},), {_LOW}, tl.float32)\ntotal = tl.zeros(({rows},), tl.float32)")
+    f.emit(f"peak = tl.full(({rows},), {LOW}, tl.float32)\ntotal = tl.zeros(({rows},), tl.float32)")
     halves = _turns(node)
     for turn in range(halves):
         f.emit(f"sums{turn} = tl.zeros(({rows}, {sizes.wide // halves}), tl.float32)")
@@ -262,24 +272,30 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
     condition for rows that are concerned ("": all), the last position of them all, and with a window the last one that
     has left all of theirs. What lies behind the one or before the other may be another's, and no number at all."""
     position, mine, most, gone = seeing
-    node, turns = build.node, _turns(build.node)
-    dtype = LANGUAGE[_multiplied(node)]
+    node, turns, window = build.node, _turns(build.node), int(build.node.attributes["window"])
+    places_of(f, sizes, p, node.input(4).shape[1], turns, _KEYS)
+    keys = _numbers(f, keys_at(sizes, p, turns), turns, "k")
+    loads = values_at(f, sizes, p, turns, most, gone if window else "")
+    values = [_numbers(f, loaded, turns, "v") for loaded in loads]
+    after = f" & ({{0}} > {position} - {window})" if window else ""
+    weigh(f, node, keys, values, f"{mine}({{0}} <= {position}){after}")
+
+
+def weigh(f: FunctionBuilder, node: Node, keys: Sequence[str], values: Sequence[Sequence[str]], seen: str) -> None:
+    """What the sums become by the positions `keys`: for each turn keys [depth, keys], and values [keys, depth]. seen:
+    which positions "{0}" are."""
+    turns, dtype, cap = _turns(node), LANGUAGE[_multiplied(node)], float(node.attributes["softcap"])
     precision = ', input_precision="tf32x3"' if dtype == "tl.float32" else ""
-    _places(f, build, sizes, turns)
-    gone = gone if node.attributes["window"] else ""
-    keys, values = _load_keys(f, sizes, p, turns), _load_values(f, sizes, p, turns, most, gone)
     scores = [f.let(f"tl.dot(q, {key}{precision}) * {float(node.attributes['scale'])!r}", "scores") for key in keys]
-    cap, window = float(node.attributes["softcap"]), int(node.attributes["window"])
     for turn, name in enumerate(scores):
         if cap:
             f.emit(f"{name} = {cap!r} * libdevice.tanh({name} / {cap!r})")
         key = f"(keys[None, :] + {turn})" if turn else "keys[None, :]"
-        seen = f"{mine}({key} <= {position})" + (f" & ({key} > {position} - {window})" if window else "")
-        f.emit(f"{name} = tl.where({seen}, {name} * {_LOG2E!r}, {_LOW})")
+        f.emit(f"{name} = tl.where({seen.format(key)}, {name} * {LOG2E!r}, {LOW})")
     f.emit("higher = peak")
     for name in scores:
         f.emit(f"higher = tl.maximum(higher, tl.max({name}, 1))")
-    f.emit(f"base = tl.where(higher == {_LOW}, 0.0, higher)\nfactor = tl.exp2(peak - base)\npeak = higher")
+    f.emit(f"base = tl.where(higher == {LOW}, 0.0, higher)\nfactor = tl.exp2(peak - base)\npeak = higher")
     powers = [f.let(f"tl.exp2({name} - base[:, None])", "powers") for name in scores]
     f.emit(f"total = total * factor + {' + '.join(f'tl.sum({name}, 1)' for name in powers)}")
     for half in range(turns):
@@ -288,26 +304,28 @@ def _step(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, p: dict[str, str
             f.emit(f"sums{half} = tl.dot({name}.to({dtype}), {values[turn][half]}, sums{half}{precision})")
 
 
-def _places(f: FunctionBuilder, build: CudaBuilder, sizes: Sizes, turns: int) -> None:
-    """`keys`, the first of each `turns`, and where their blocks `start`, in units of as many numbers."""
-    line, width = sizes.block * sizes.depth, f.extent(build.node.input(4).shape[1])
-    f.emit(f"keys = step * {_KEYS} + " + (f"{turns} * tl.arange(0, {_KEYS // turns})" if turns > 1 else "places"))
-    number = f"tl.load({f.pointer(build.input(4))} + owner * {width} + tl.minimum(keys // {sizes.block}, {width} - 1))"
+def places_of(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], columns: Extent, turns: int,
+              count: int) -> None:  # fmt: skip
+    """`keys`, the first of each `turns` of a step's `count`, and where their blocks `start`, in units of as many
+    numbers; columns: of the tables."""
+    line, width = sizes.block * sizes.depth, f.extent(columns)
+    f.emit(f"keys = step * {count} + " + (f"{turns} * tl.arange(0, {count // turns})" if turns > 1 else "places"))
+    number = f"tl.load({p['tables']} + owner * {width} + tl.minimum(keys // {sizes.block}, {width} - 1))"
     f.emit(f"start = {number}.to(tl.int64) * {2 * sizes.groups * line // turns} + group * {line // turns}")
 
 
-def _load_keys(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int) -> list[str]:
-    """[depth, keys]: for each turn those that products take."""
+def keys_at(sizes: Sizes, p: dict[str, str], turns: int, there: str = "") -> str:
+    """Loads units [depth, keys] of `turns` numbers each; there: a condition, "" for none."""
     block = sizes.block // turns
-    deep = "" if sizes.wide == sizes.depth else f", (depths < {sizes.depth})[:, None], other=0"
+    deep = [] if sizes.wide == sizes.depth else [f"(depths < {sizes.depth})[:, None]"]
+    mask = " & ".join([*deep, *([there] if there else [])])
     place = f"start[None, :] + (depths * {block})[:, None] + (keys // {turns} % {block})[None, :]"
     place = f"tl.max_contiguous(tl.multiple_of({place}, [1, {block}]), [1, {block}])"
-    return _numbers(f, f"tl.load({_units(p, turns)} + {place}{deep})", turns, "k")
+    return f"tl.load({_units(p, turns)} + {place}{f', {mask}, other=0' if mask else ''})"
 
 
-def _load_values(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int, most: str,
-                 gone: str) -> list[list[str]]:  # fmt: skip
-    """[keys, depth] of the keys of each turn: for each turn of the depth those that products take."""
+def values_at(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int, most: str, gone: str) -> list[str]:
+    """Loads units [keys, depth], for each turn of the keys."""
     found, depth = [], sizes.depth // turns
     f.emit(f"across = tl.arange(0, {sizes.wide // turns})")
     deep = "" if sizes.wide == sizes.depth else f" & (across < {depth})[None, :]"
@@ -317,7 +335,7 @@ def _load_values(f: FunctionBuilder, sizes: Sizes, p: dict[str, str], turns: int
         place = f"tl.multiple_of({row} + across[None, :], [1, {aligned}])"
         after = f" & (keys + {turn} > {gone})" if gone else ""
         there = f"((keys + {turn} <= {most}){after})[:, None]{deep}"
-        found.append(_numbers(f, f"tl.load({_units(p, turns)} + {place}, {there}, other=0)", turns, "v"))
+        found.append(f"tl.load({_units(p, turns)} + {place}, {there}, other=0)")
     return found
 
 
