@@ -1,4 +1,5 @@
-"""CacheUpdate and PagedAttention: keys and values of many sequences in blocks of a pool that outlives the run.
+"""CacheUpdate, PagedAttention, and both in one: keys and values of many sequences in blocks of a pool that outlives the
+run.
 
 The pool of a layer is cache[blocks, 2, G, block_size * D]: keys of a block and group are [D, block_size], so that
 block_size keys are multiplied at once, values are [block_size, D]. A slot is block * block_size + offset. A token whose
@@ -18,7 +19,7 @@ from ingot.errors import GraphError
 from ingot.ir.elementwise import Array, cast, wide
 from ingot.ir.ops_table import Attribute, TensorType, narrowed, op
 
-STATEFUL = frozenset({"CacheUpdate"})
+STATEFUL = frozenset({"CacheUpdate", "CachedAttention"})
 SCALE_BYTES, LARGEST, LEAST = 4, 127, 1e-30  # of a pool of int8: LEAST keeps scales of zeros from being none
 
 
@@ -152,3 +153,23 @@ def paged_attention(query_THD: Array, cache: Array, positions_T: Array, owners_T
         weights = powers / powers.sum(axis=-1, keepdims=True)
         result[t] = (weights @ values[:, first:count]).reshape(heads, depth)
     return narrowed(result, query_THD.dtype.name)
+
+
+def _cached_type(cache: TensorType, projected: TensorType, positions: TensorType, slots: TensorType,
+                 owners: TensorType, tables: TensorType, *angles: TensorType | None, heads: int, groups: int,
+                 epsilon: float, **attention: float) -> tuple[TensorType, TensorType]:  # fmt: skip
+    pool, query = _update_type(cache, projected, positions, slots, *angles, heads=heads, groups=groups, epsilon=epsilon)
+    return pool, _paged_type(query, pool, positions, owners, tables, **attention)  # type: ignore[arg-type]
+
+
+@op("CachedAttention", "cache projected positions slots owners tables cosine? sine?", _cached_type,
+    heads=Attribute("int"), groups=Attribute("int"), epsilon=Attribute("float", 1e-6), scale=Attribute("float"),
+    window=Attribute("int", 0), softcap=Attribute("float", 0.0))  # fmt: skip
+def cached_attention(cache: Array, projected_TN: Array, positions_T: Array, slots_T: Array, owners_T: Array,
+                     tables_SW: Array, cosine_PR: Array | None, sine_PR: Array | None, *, heads: int, groups: int,
+                     epsilon: float, scale: float, window: int, softcap: float) -> tuple[Array, Array]:  # fmt: skip
+    """(pool, PagedAttention(query, pool, …)) of (pool, query) = CacheUpdate(cache, projected, …)"""
+    pool, query = cache_update(cache, projected_TN, positions_T, slots_T, cosine_PR, sine_PR, None, None, heads=heads,
+                               groups=groups, epsilon=epsilon)  # fmt: skip
+    return pool, paged_attention(query, pool, positions_T, owners_T, tables_SW, scale=scale, window=window,
+                                 softcap=softcap)  # fmt: skip

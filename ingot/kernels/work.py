@@ -46,7 +46,7 @@ def _unused_bits(node: Node) -> int:
 
 
 # Of a pool what the tokens are, not the pool: in terms of the queries' bytes, for a few hundred tokens of context.
-_POOLED = {"CacheUpdate": 4, "PagedAttention": 64}
+_POOLED = {"CacheUpdate": 4, "PagedAttention": 64, "CachedAttention": 68}
 _MIXED = frozenset({"Experts", "Mixture"})
 _PICKING = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 

@@ -280,11 +280,34 @@ class CudaBuilder:
         has ended however many blocks it has. gluon: it says itself what lies where in registers and shared memory."""
         return FunctionBuilder(self, warps, stages, early, gluon)
 
+    def part(self, node: Node, inputs: Sequence[Handle | None], outputs: Sequence[Handle]) -> CudaBuilder:
+        """A builder of a node that is a part of this step: its launches are this step's, its operands are those."""
+        return _Part(node, self.target, self.launches, self.libraries, self.constants, self.temporaries, self.counters,
+                     given=inputs, made=outputs)  # fmt: skip
+
     def checked(self) -> Sequence[Call]:
         """The launches; there must be one."""
         if not self.launches:
             raise BuildError(f"the kernel for {self.node.op} {self.node.name!r} launches nothing; a bug in Ingot")
         return self.launches
+
+
+@dataclass(eq=False)
+class _Part(CudaBuilder):
+    """A builder whose operands another builder has named."""
+
+    given: Sequence[Handle | None] = ()
+    made: Sequence[Handle] = ()
+
+    def input(self, index: int) -> Handle:
+        """Input `index`, which is there."""
+        handle = self.given[index]
+        assert handle is not None, f"{self.node.op} has no input {index}"
+        return handle
+
+    def output(self, index: int = 0) -> Handle:
+        """Output `index`."""
+        return self.made[index]
 
 
 def divisor_of(extent: Extent) -> int:
