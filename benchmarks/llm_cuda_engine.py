@@ -212,7 +212,7 @@ def made(shape: Shape, precision: str, options: BuildOptions) -> dict[str, Any]:
     unmade = Unmade(**{part.name: getattr(kept, part.name) for part in fields(kept)})
     decoder = decoder_of(shape, options.context, options.ranks)
     with mock.patch.object(projections._Joined, "__call__", lambda joined, *both: _beside(*both)):
-        model = llm_build.graph_for(decoder, unmade, "llama", options.target)
+        model = llm_build.graph_for(decoder, unmade, "llama", options)
     config, codes = llm_build._config(decoder, options), list[Described]()
 
     def described(backend: Any) -> Described:

@@ -22,6 +22,7 @@ from ingot.ir.ops_paged import line_of
 from ingot.ir.ops_sample import DRAW, EDIT
 from ingot.llm import evidence
 from ingot.llm.batch import FORMS, MOST_EDITS
+from ingot.llm.cached_attention import attend_at_once
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.formats import Format, format_of, with_cache
@@ -145,7 +146,7 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
            log: BuildLog) -> Engine:  # fmt: skip
     """The engine of a rank's decoder, not verified."""
     with log.stage("import"):
-        model = graph_for(decoder, kept, str(checkpoint.config.get("model_type")), options.target)
+        model = graph_for(decoder, kept, str(checkpoint.config.get("model_type")), options)
     config = _config(decoder, options)
     compiled = compiler.compile_variants(model, model, config, log)
     if log.figures.get("host steps"):
@@ -158,16 +159,19 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
     return replace(engine, details={**engine.details, "llm": facts, "evidence": []})
 
 
-def graph_for(decoder: Decoder, kept: Format, name: str, target: str) -> onnx_ir.Model:
-    """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms, and an
-    output `chosen` [R] more, the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits, and
-    `likely` [L, LIKELY] of the rows of input `told` (as Likely's)."""
-    model = graph_of(decoder, kept, name, inside=target.startswith("cuda"))
-    if not target.startswith("cuda"):
+def graph_for(decoder: Decoder, kept: Format, name: str, options: BuildOptions) -> onnx_ir.Model:
+    """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms,
+    attention that holds the cache's update, and an output `chosen` [R] more, the tokens that inputs `draws`, `edits`
+    and `masks` (as Sample's) make of the logits, and `likely` [L, LIKELY] of the rows of input `told` (as Likely's)."""
+    on_gpu = options.target.startswith("cuda")
+    model = graph_of(decoder, kept, name, inside=on_gpu)
+    if not on_gpu:
         return model
     if kept.bits < 32:
         half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
+    if compiler.overlaps(_config(decoder, options)):
+        attend_at_once(model)
     draw_tokens(model, decoder.vocabulary)
     return model
 

@@ -13,7 +13,7 @@ from ingot import compiler
 from ingot.dtypes import numpy_dtype
 from ingot.engine import Engine
 from ingot.kernels import Candidate
-from ingot.kernels.cuda import paged_attention, sample
+from ingot.kernels.cuda import cached_attention, paged_attention, sample
 from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.backend import CudaBackend
 from ingot.kernels.cuda.build import CudaBuilder, Unit
@@ -119,6 +119,7 @@ def use(monkeypatch: Any) -> None:
     """From now on engines for a GPU are built without compiling, and run by the interpreter."""
     monkeypatch.setitem(compiler._BACKENDS, "cuda", _backend)
     monkeypatch.setattr(paged_attention, "_SPLITS", ((Rung(1, 2), 2), (Rung(3), 1)))  # blocks take their time here
+    monkeypatch.setattr(cached_attention, "_PARTS", 2)
     monkeypatch.setattr(sample, "SHARES", ((Rung(1, 2), 2), (Rung(3), 1)))
     for module in (runner, pools):
         monkeypatch.setattr(module, "Session", InterpretedSession)

@@ -9,6 +9,7 @@ from ingot.errors import ConfigError
 from ingot.kernels.target import Pace
 
 _KIB = 1024
+OVERLAPS_FROM = 90  # the capability from which launches may begin before those ahead of them have ended
 EIGHTHS_FROM = 89  # the capability from which there are conversions and products of float8_e4m3fn
 
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ingot.errors import BuildError
-from ingot.kernels.cuda.architecture import BY_NAME, EIGHTHS_FROM
+from ingot.kernels.cuda.architecture import BY_NAME, EIGHTHS_FROM, OVERLAPS_FROM
 from ingot.kernels.cuda.build import NAME, NATIVE, OVERLAP, Unit
 
-_FIRST_OVERLAPPING = 90
 _ALIGNED = [["tt.divisibility", 16]]
 _USED = re.compile(r"Used (\d+) registers")
 _SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -50,7 +49,7 @@ def fingerprint() -> str:
 
 def overlaps(unit: Unit, capability: int) -> bool:
     """Whether the kernel waits itself for the launch before (programmatic dependent launch)."""
-    return unit.overlaps and capability >= _FIRST_OVERLAPPING
+    return unit.overlaps and capability >= OVERLAPS_FROM
 
 
 def beside(unit: Unit, capability: int) -> bool:
