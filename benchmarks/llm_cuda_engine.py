@@ -343,6 +343,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=8704)
     parser.add_argument("--token-budget", type=int, default=8192)
     parser.add_argument("--sequence-budget", type=int, default=1024)
+    parser.add_argument("--typical", type=int, default=1, help="tokens of the step to choose kernels for")
     parser.add_argument("--target", default="cuda:sm_90")
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
     return parser.parse_args(words)
@@ -355,7 +356,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for shape in asked.shapes:
         for precision in asked.precisions:
             options = BuildOptions(precision, asked.target, asked.context, asked.token_budget, asked.sequence_budget,
-                                   level=0, verify=False, ranks=asked.ranks)  # fmt: skip
+                                   asked.typical, level=0, verify=False, ranks=asked.ranks)  # fmt: skip
             path = asked.folder / name_of(shape, precision, asked.ranks)
             path.write_text(json.dumps(made(SHAPES[shape], precision, options)))
             print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")

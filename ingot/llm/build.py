@@ -199,7 +199,7 @@ def _config(decoder: Decoder, options: BuildOptions) -> BuildConfig:
             **(drawn if on_gpu else {}),
             "states": ((0 if on_gpu else 1,), (1,), (options.token_budget,)),  # of no states a graph has no launches
             "token_ids": ((1,), (typical,), (options.token_budget,)),
-            "rows": ((1,), (1,), (options.token_budget,)),
+            "rows": ((1,), (min(options.typical, most),), (options.token_budget,)),
             "tables": ((1, width), (1, width), (options.sequence_budget, width)),
             **{f"cache.{n}": ((1, *pool), (width, *pool), (MOST_BLOCKS, *pool)) for n in firsts},
         }

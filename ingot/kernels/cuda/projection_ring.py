@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.kernels.cuda.architecture import Architecture
+from ingot.kernels.cuda.architecture import OVERLAPS_FROM, Architecture
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.projection_row import Work, loaded, store
 from ingot.kernels.cuda.render import NARROW
@@ -26,7 +26,6 @@ Array = np.ndarray[Any, Any]
 COLUMNS, LINE = 16, 64  # of a brick: columns, and the depth, which are bytes
 _BRICK = COLUMNS * LINE
 _EACH = 8  # numbers of the row that a thread has at a time, 16 bytes
-_FROM = 90  # the first architecture with launches that begin beside each other
 _PROCESSOR, _RESERVED = 228 << 10, 1 << 10  # bytes of shared memory: a processor's, those that a block takes besides
 # Behind another ring a block must fit beside the other's; other launches' blocks must not fit a processor twice, so
 # that they lie one on each, wherever those of attention are.
@@ -123,7 +122,9 @@ class Ring:
 def form(node: Node, target: Architecture) -> str | None:
     """The launch for one row of a node, if there is one."""
     work, weight = Work.of(node), node.input(1)
-    if weight.dtype != _WEIGHTS or target.capability < _FROM or node.input(0).dtype not in NARROW or work.depth % LINE:
+    if weight.dtype != _WEIGHTS or node.input(0).dtype not in NARROW or work.depth % LINE:
+        return None
+    if target.capability < OVERLAPS_FROM:
         return None
     shape = Ring(work, target.processors)
     spare = (_BESIDE if node.has_input(2) else _PROCESSOR // 2 + shape.slot - _RESERVED) - shape.bytes
