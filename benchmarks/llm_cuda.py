@@ -115,15 +115,11 @@ def prefill(runner: EngineRunner, tokens: int, rounds: int = 3) -> dict[str, Any
     return {"tokens": tokens, "ms": statistics.median(times[1:]), "first ms": times[0]}
 
 
-def reading(device: cuda.Device, same: bool = False) -> float:
-    """Bytes a second that a kernel reads: of random ones, as weights are, or of the `same` word again and again, which
-    takes a GPU less time."""
+def reading(device: cuda.Device) -> float:
+    """Bytes a second that a kernel reads."""
     context = cuda.context_of(device)
     memory, stream = context.allocate(_READ_BYTES, "reading"), context.stream()
-    if same:
-        context.call("cuMemsetD32Async", memory.address, 0x3F9D70A4, _READ_BYTES // 4, stream)
-    else:
-        _scatter(context, memory.address, stream)
+    context.call("cuMemsetD32Async", memory.address, 0x3F9D70A4, _READ_BYTES // 4, stream)
     best = 0.0
     for block, warps in ((8192, 8), (16384, 8), (4096, 4)):
         unit = Unit(READ.format(block=block).lstrip(), (("words", "*i32"), ("sums", "*i32")), (), warps, 1)
@@ -137,14 +133,6 @@ def reading(device: cuda.Device, same: bool = False) -> float:
         sums.release()
     memory.release()
     return best
-
-
-def _scatter(context: Any, address: int, stream: Any) -> None:
-    """Random bytes, in a part that is copied to all others."""
-    part = np.random.default_rng(0).integers(0, 256, _READ_BYTES // 64, np.uint8)
-    for start in range(0, _READ_BYTES, part.nbytes):
-        context.upload(address + start, part, stream)
-    context.wait(stream, "random bytes")
 
 
 def seconds(context: cuda.Context, stream: Any, launch: Callable[[], None], runs: int = 8) -> float:
