@@ -165,7 +165,7 @@ def node_of(ring: Product, weights: Array | None = None) -> Node:
     ports += [Port("float32", norm.shape, norm) if norm is not None else None]  # type: ignore[list-item]
     ports += [Port("bfloat16", (1, ring.columns))] if ring.joined else []
     expression = _GATED if ring.parts == 2 else _JOINED if ring.joined else "Cast %0 -> bfloat16"
-    stated = {"parts": ring.parts, "epsilon": 1e-5, "expression": expression}
+    stated = {"parts": ring.parts, "epsilon": 1e-5, "expression": expression, "early": 1}
     outputs = (Port("bfloat16", (1, ring.columns)),)
     return Node("Projection", tuple(ports), outputs, stated, parse(expression), name="product")
 

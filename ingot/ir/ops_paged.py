@@ -51,7 +51,7 @@ def _parts(cache: Array, depth: int) -> tuple[Array, Array]:
 
 
 def _update_type(cache: TensorType, projected: TensorType, *_: TensorType | None, heads: int, groups: int,
-                 epsilon: float) -> tuple[TensorType, TensorType]:  # fmt: skip
+                 epsilon: float, early: int = 0) -> tuple[TensorType, TensorType]:  # fmt: skip
     depth, width = depth_of(cache, projected.shape[-1], heads, groups), projected.shape[-1]
     if depth * (heads + 2 * groups) != width or heads % groups:
         raise GraphError(f"CacheUpdate: {width} columns are not {heads} + 2 x {groups} heads of {depth}")
@@ -66,14 +66,16 @@ def depth_of(cache: TensorType, width: int | str, heads: int, groups: int) -> in
 
 
 @op("CacheUpdate", "cache projected positions slots cosine? sine? query_scale? key_scale?", _update_type,
-    heads=Attribute("int"), groups=Attribute("int"), epsilon=Attribute("float", 1e-6))  # fmt: skip
+    heads=Attribute("int"), groups=Attribute("int"), epsilon=Attribute("float", 1e-6),
+    early=Attribute("int", 0))  # fmt: skip
 def cache_update(cache: Array, projected_TN: Array, positions_T: Array, slots_T: Array, cosine_PR: Array | None,
                  sine_PR: Array | None, query_scale: Array | None, key_scale: Array | None, *, heads: int, groups: int,
-                 epsilon: float) -> tuple[Array, Array]:  # fmt: skip
+                 epsilon: float, early: int = 0) -> tuple[Array, Array]:  # fmt: skip
     """(the pool with the tokens' keys and values at their slots, the queries [T, H, D])
 
     projected: queries of H heads, keys and values of G. Queries and keys are normalised (rms, times a scale [D]) where
-    scales are given, then the first 2R elements of each head are rotated by the angles of the token's position.
+    scales are given, then the first 2R elements of each head are rotated by the angles of the token's position. early:
+    a hint for launches, which say when the one behind may begin.
     """
     tokens, width = projected_TN.shape
     depth = width // (heads + 2 * groups)
@@ -119,7 +121,7 @@ def _rotated(x_THD: Array, positions_T: Array, cosine_PR: Array | None, sine_PR:
 
 
 def _paged_type(query: TensorType, cache: TensorType, *_: TensorType, scale: float, window: int,
-                softcap: float) -> TensorType:  # fmt: skip
+                softcap: float, early: int = 0) -> TensorType:  # fmt: skip
     heads, depth, groups, line = query.shape[1], query.shape[2], cache.shape[2], cache.shape[3]
     if not all(isinstance(size, int) for size in (heads, depth, groups, line)):
         raise GraphError("PagedAttention: heads, groups, their size and that of blocks are fixed numbers")
@@ -129,12 +131,12 @@ def _paged_type(query: TensorType, cache: TensorType, *_: TensorType, scale: flo
 
 
 @op("PagedAttention", "query cache positions owners tables", _paged_type, scale=Attribute("float"),
-    window=Attribute("int", 0), softcap=Attribute("float", 0.0))  # fmt: skip
+    window=Attribute("int", 0), softcap=Attribute("float", 0.0), early=Attribute("int", 0))  # fmt: skip
 def paged_attention(query_THD: Array, cache: Array, positions_T: Array, owners_T: Array, tables_SW: Array, *,
-                    scale: float, window: int, softcap: float) -> Array:  # fmt: skip
+                    scale: float, window: int, softcap: float, early: int = 0) -> Array:  # fmt: skip
     """Attention of a token to the positions up to its own of its sequence, whose blocks are tables[owners[t]]
 
-    window: it sees that many positions, its own included; 0 all. softcap: as Attention's.
+    window: it sees that many positions, its own included; 0 all. softcap: as Attention's. early: as CacheUpdate's.
     """
     tokens, heads, depth = query_THD.shape
     groups, size = cache.shape[2], block_of(cache.shape[3], depth, cache.dtype.name)
@@ -164,10 +166,11 @@ def _cached_type(cache: TensorType, projected: TensorType, positions: TensorType
 
 @op("CachedAttention", "cache projected positions slots owners tables cosine? sine?", _cached_type,
     heads=Attribute("int"), groups=Attribute("int"), epsilon=Attribute("float", 1e-6), scale=Attribute("float"),
-    window=Attribute("int", 0), softcap=Attribute("float", 0.0))  # fmt: skip
+    window=Attribute("int", 0), softcap=Attribute("float", 0.0), early=Attribute("int", 0))  # fmt: skip
 def cached_attention(cache: Array, projected_TN: Array, positions_T: Array, slots_T: Array, owners_T: Array,
                      tables_SW: Array, cosine_PR: Array | None, sine_PR: Array | None, *, heads: int, groups: int,
-                     epsilon: float, scale: float, window: int, softcap: float) -> tuple[Array, Array]:  # fmt: skip
+                     epsilon: float, scale: float, window: int, softcap: float,
+                     early: int = 0) -> tuple[Array, Array]:  # fmt: skip
     """(pool, PagedAttention(query, pool, …)) of (pool, query) = CacheUpdate(cache, projected, …)"""
     pool, query = cache_update(cache, projected_TN, positions_T, slots_T, cosine_PR, sine_PR, None, None, heads=heads,
                                groups=groups, epsilon=epsilon)  # fmt: skip

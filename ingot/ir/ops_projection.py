@@ -17,7 +17,7 @@ from ingot.ir.ops_table import Attribute, TensorType, op
 
 
 def _type(x: TensorType, weight: TensorType, norm: TensorType | None, *operands: TensorType, parts: int, epsilon: float,
-          expression: str) -> TensorType:  # fmt: skip
+          expression: str, early: int = 0) -> TensorType:  # fmt: skip
     depth, width = weight.shape
     if x.shape[-1] != depth or not isinstance(width, int) or width % parts:
         raise GraphError(f"Projection: x {x.shape} and {parts} parts do not fit weight {weight.shape}")
@@ -27,12 +27,12 @@ def _type(x: TensorType, weight: TensorType, norm: TensorType | None, *operands:
 
 
 @op("Projection", "x weight norm? *operands", _type, parts=Attribute("int", 1), epsilon=Attribute("float", 1e-6),
-    expression=Attribute("expression", ""))  # fmt: skip
+    expression=Attribute("expression", ""), early=Attribute("int", 0))  # fmt: skip
 def projection(x: Array, weight_KN: Array, norm_K: Array | None = None, *operands: Array, parts: int, epsilon: float,
-               expression: str) -> Array:  # fmt: skip
+               expression: str, early: int = 0) -> Array:  # fmt: skip
     """expression(y[..., :N/parts], y[..., N/parts:2N/parts], …, operands) with y = x' @ weight in float32, where x' is
     x / rms(x) * norm if there is a norm, else x. Where weights have eight bits, x' may be rounded to them too, row by
-    row with a scale"""
+    row with a scale. early: the launches of a step let those behind begin at once, for which blocks that stay pay"""
     rows = normalised(x, norm_K, epsilon)
     return finished(np.matmul(rows, weight_KN.astype(rows.dtype)), operands, parts, expression)
 

@@ -25,6 +25,7 @@ from ingot.llm.batch import FORMS, MOST_EDITS
 from ingot.llm.cached_attention import attend_at_once
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
 from ingot.llm.decoder import Array, Decoder
+from ingot.llm.early import begin_early
 from ingot.llm.formats import Format, format_of, with_cache
 from ingot.llm.graph import BLOCK, GATHERED, draw_tokens, graph_of
 from ingot.llm.models import decoder_of
@@ -161,8 +162,9 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
 
 def graph_for(decoder: Decoder, kept: Format, name: str, options: BuildOptions) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms,
-    attention that holds the cache's update, and an output `chosen` [R] more, the tokens that inputs `draws`, `edits`
-    and `masks` (as Sample's) make of the logits, and `likely` [L, LIKELY] of the rows of input `told` (as Likely's)."""
+    attention that holds the cache's update where all products stream float8, and an output `chosen` [R] more, the
+    tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits, and `likely` [L, LIKELY] of the
+    rows of input `told` (as Likely's)."""
     on_gpu = options.target.startswith("cuda")
     model = graph_of(decoder, kept, name, inside=on_gpu)
     if not on_gpu:
@@ -170,7 +172,7 @@ def graph_for(decoder: Decoder, kept: Format, name: str, options: BuildOptions) 
     if kept.bits < 32:
         half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
-    if compiler.overlaps(_config(decoder, options)):
+    if compiler.overlaps(_config(decoder, options)) and begin_early(model):
         attend_at_once(model)
     draw_tokens(model, decoder.vocabulary)
     return model

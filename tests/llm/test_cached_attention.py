@@ -15,6 +15,7 @@ from ingot.ir.graph import attributes, make_node, set_type
 from ingot.ir.ops import meaning
 from ingot.ir.ops_table import TensorType
 from ingot.ir.oracle import evaluate_model
+from ingot.llm import build
 from ingot.llm.build import BuildOptions, build_llm, graph_for
 from ingot.llm.cached_attention import attend_at_once
 from ingot.llm.formats import FORMATS, with_cache
@@ -91,7 +92,7 @@ def test_update_and_attention_are_one(half: int) -> None:
     (seen,) = meaning("PagedAttention")(query, pool, inputs[2], *inputs[4:6], **READING)
     assert attend_at_once(written.model) == 1
     (node,) = written.graph
-    assert node.op_type == "CachedAttention" and attributes(node) == UPDATE | READING
+    assert node.op_type == "CachedAttention" and attributes(node) == UPDATE | READING | {"early": 0}
     assert node.name == "PagedAttention" and written.graph.outputs[0] is node.outputs[1]
     (found,) = evaluate_model(written.model, written.fed).values()
     np.testing.assert_array_equal(found, seen)
@@ -138,22 +139,26 @@ def test_norms_and_pools_of_eight_bits_stay(given: dict[str, Any]) -> None:
     assert Written(**given).names() == ["CacheUpdate", "PagedAttention"]
 
 
-@pytest.mark.parametrize(("family", "precision", "target", "variants", "joined"), [
-    ("llama", "bf16", "cuda:sm_90", (), True), ("gemma2", "fp32", "cuda:sm_100", (), True),
-    ("gpt2", "fp8", "cuda:sm_90", (), True), ("llama", "bf16", "cuda", ("sm_90", "sm_120"), True),
-    ("llama", "bf16", "cuda", ("sm_80", "sm_90"), False), ("llama", "fp32", "cuda:sm_89", (), False),
-    ("llama", "fp8_cache", "cuda:sm_90", (), False), ("qwen3", "bf16", "cuda:sm_90", (), False),
-    ("llama", "bf16", "cpu", (), False),
+@pytest.mark.parametrize(("family", "precision", "target", "variants", "early", "joined"), [
+    ("llama", "fp8", "cuda:sm_90", (), True, True), ("gemma2", "fp8", "cuda:sm_100", (), True, True),
+    ("gpt2", "fp8", "cuda:sm_90", (), True, True), ("llama", "fp8", "cuda", ("sm_90", "sm_120"), True, True),
+    ("llama", "fp8_cache", "cuda:sm_90", (), True, False), ("qwen3", "fp8", "cuda:sm_90", (), True, False),
+    ("llama", "bf16", "cuda:sm_90", (), False, False), ("llama", "w8a8", "cuda:sm_90", (), False, False),
+    ("qwen3_moe", "fp8", "cuda:sm_90", (), False, False), ("llama", "bf16", "cpu", (), False, False),
+    ("llama", "fp8", "cuda", ("sm_89", "sm_90"), False, False), ("llama", "fp8", "cuda:sm_89", (), False, False),
 ])  # fmt: skip
-def test_graphs_that_have_it(family: str, precision: str, target: str, variants: tuple[str, ...], joined: bool,
-                             tmp_path: Path) -> None:  # fmt: skip
-    """Every layer or none: by the GPU, the model's norms, and what keys are kept as."""
+def test_graphs_that_have_it(family: str, precision: str, target: str, variants: tuple[str, ...], early: bool,
+                             joined: bool, tmp_path: Path) -> None:  # fmt: skip
+    """Every layer or none: by the GPU, the weights, the model's norms, and what keys are kept as. Products stay and let
+    others begin at once where all are of float8."""
     options = replace(OPTIONS, precision=precision, target=target, variants=variants)
     decoder = decoder_of(open_checkpoint(write_family(tmp_path, family)), 64)
     graph = graph_for(decoder, with_cache(FORMATS[precision], None), family, options).graph
     names, layers = [node.op_type for node in graph], len(decoder.layers)
     assert names.count("CachedAttention") == (layers if joined else 0)
     assert names.count("CacheUpdate") == names.count("PagedAttention") == (0 if joined else layers)
+    known = [node for node in graph if "early" in attributes(node)]
+    assert len(known) > layers and {bool(attributes(node)["early"]) for node in known} == {early}
 
 
 @pytest.mark.parametrize(("family", "precision", "within"), [("llama", "fp32", 5e-4), ("gemma2", "fp32", 5e-4),
@@ -162,6 +167,7 @@ def test_an_engine_gives_a_familys_logits(family: str, precision: str, within: f
                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """A prompt of two, then token by token, one of them beside another sequence's."""
     interpreted.use(monkeypatch)
+    monkeypatch.setattr(build, "begin_early", lambda model: True)
     runner = EngineRunner(build_llm(write_family(tmp_path, family), replace(OPTIONS, precision=precision)))
     with np.load(LOGITS) as known:
         expected = known[family]

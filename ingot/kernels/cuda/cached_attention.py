@@ -62,13 +62,13 @@ class _Steps:
 
 def _halves(node: Node) -> tuple[Node, Node]:
     """The CacheUpdate and the PagedAttention that it is."""
-    pool, result = node.outputs
+    (pool, result), early = node.outputs, {"early": node.attributes.get("early", 0)}
     query = Port(node.input(_PROJECTED).dtype, result.shape)
     angles = [node.input(k) if node.has_input(k) else None for k in (_COSINE, _SINE)]
     update = Node("CacheUpdate", (*node.inputs[:_OWNERS], *angles), (pool, query),
-                  {name: node.attributes[name] for name in _UPDATE}, name=node.name)  # fmt: skip
+                  {name: node.attributes[name] for name in _UPDATE} | early, name=node.name)  # fmt: skip
     read = (query, *(node.input(k) for k in (_CACHE, _POSITIONS, _OWNERS, _TABLES)))
-    attention = Node("PagedAttention", read, (result,), {name: node.attributes[name] for name in _ATTENTION},
+    attention = Node("PagedAttention", read, (result,), {name: node.attributes[name] for name in _ATTENTION} | early,
                      name=node.name)  # fmt: skip
     return update, attention
 
@@ -101,7 +101,8 @@ def cached_attention(build: CudaBuilder, node: Node) -> None:
 def _one(build: CudaBuilder, node: Node, attention: Node, held: Sequence[Handle | None]) -> None:
     """A block is a group and a part of the keys; the last of the parts that have some adds them up."""
     f, sizes = build.function(_WARPS, 1, early=True), Sizes.of(attention)
-    f.release()
+    if node.attributes.get("early"):
+        f.release()
     p, rows, walk = _pointers(f, build, attention, held), max(power_of_two(sizes.share), 16), _Steps.of(node, sizes)
     f.emit(f"group = tl.program_id(0)\npart = tl.program_id(1)\nrows = tl.arange(0, {rows})")
     f.emit(f"depths = tl.arange(0, {sizes.wide})\nplaces = tl.arange(0, {walk.keys})")

@@ -102,7 +102,7 @@ def _alone(build: CudaBuilder, node: Node, sizes: Sizes, rung: Rung, splits: int
     warps, stages = _EIGHTHS if splits == 1 and node.input(1).dtype in LARGEST else _USUAL
     stages = 1 if sizes.wide > 128 and _multiplied(node) == "float32" else stages
     f = build.function(warps=warps, stages=stages, early=True)
-    if rung.high is not None and rung.high <= _FEW:  # what follows streams weights, and asks for them meanwhile
+    if node.attributes.get("early") and rung.high is not None and rung.high <= _FEW:
         f.release()
     p, rows, window = pointers(f, build), max(power_of_two(sizes.share), 16), int(node.attributes["window"])
     f.emit("token = tl.program_id(0)\ngroup = tl.program_id(1)\npart = tl.program_id(2)")

@@ -33,7 +33,8 @@ def cache_update(build: CudaBuilder, node: Node) -> None:
     depth = width // (heads + 2 * groups)
     half = int(node.input(_COSINE).shape[1]) if node.has_input(_COSINE) else 0
     f = build.function(warps=4, stages=1, early=True)
-    f.release()
+    if node.attributes.get("early"):
+        f.release()
     f.emit(f"token = tl.program_id(0)\nhead = tl.program_id(1) * {_HEADS} + tl.arange(0, {_HEADS})[:, None]")
     f.emit(f"exists = head < {heads + 2 * groups}\nis_query = head < {heads}")
     f.emit(f"is_value = head >= {heads + groups}")

@@ -72,9 +72,10 @@ def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
 
 
 def _ring(node: Node, target: Architecture) -> str | None:
-    """The stream of blocks that stay, where one row is usual: tiles of more find weights in bricks later than in lines
-    (prompts of 8,192 tokens took 7 % longer on an H200)."""
-    return form(node, target) if Rung(1, 1).takes(Work.of(node).rows) else None
+    """The stream of blocks that stay, where all of a step's do and one row is usual: tiles of more find weights in
+    bricks later than in lines (prompts of 8,192 tokens took 7 % longer on an H200)."""
+    fits = node.attributes.get("early") and Rung(1, 1).takes(Work.of(node).rows)
+    return form(node, target) if fits else None
 
 
 def _cost(node: Node, target: Architecture, stream: str) -> float:

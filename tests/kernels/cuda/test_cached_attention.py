@@ -49,7 +49,7 @@ def drawn(rng: np.random.Generator, dtype: str, heads: int, depth: int, half: in
 def stated(heads: int, depth: int, window: int = 0, softcap: float = 0.0) -> dict[str, Any]:
     """Attributes."""
     return {"heads": heads, "groups": GROUPS, "epsilon": 1e-5, "scale": depth**-0.5, "window": window,
-            "softcap": softcap}  # fmt: skip
+            "softcap": softcap, "early": 1}  # fmt: skip
 
 
 def node_of(inputs: list[Array | None], results: tuple[Array, Array], attributes: dict[str, Any],

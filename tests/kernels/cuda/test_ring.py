@@ -43,7 +43,8 @@ def _node(kept: str, dtype: str, depth: int, columns: int, parts: int,
         inputs = [x, weight, *(rng.uniform(0.5, 1.5, size).astype(np.float32) for size in (depth, columns))]
     else:
         inputs = [x, weight, None, rng.standard_normal((rows, columns)).astype(x.dtype)]
-    stated = {"parts": parts, "epsilon": 1e-5, "expression": (GATED if parts == 2 else JOINED).format(dtype)}
+    stated = {"parts": parts, "epsilon": 1e-5, "expression": (GATED if parts == 2 else JOINED).format(dtype),
+              "early": 1}
     (y,) = (np.asarray(y) for y in meaning("Projection")(*inputs, **stated))
     constants = (1, 2, 3) if parts == 2 else (1,)
     ports = tuple(None if a is None else Port(a.dtype.name, a.shape, a if k in constants else None)
@@ -89,8 +90,8 @@ def test_rings_of_a_layer_lie_beside_each_other_and_never_two_of_one_behind_atte
         norm = Port("float32", (depth,), np.ones(depth, np.float32)) if normed else None
         text = "Cast %0 -> bfloat16" if parts == 1 else "Mul %0 %1 -> float32; Cast $0 -> bfloat16"
         node = Node("Projection", (Port("bfloat16", (1, depth)), Port("float8_e4m3fn", weight.shape, weight), norm),
-                    (Port("bfloat16", (1, columns)),), {"parts": parts, "epsilon": 1e-5, "expression": text},
-                    parse(text))  # fmt: skip
+                    (Port("bfloat16", (1, columns)),),
+                    {"parts": parts, "epsilon": 1e-5, "expression": text, "early": 1}, parse(text))  # fmt: skip
         candidate, target = _ring(node)
         (call,) = generate(node, candidate, target).launches
         made, ptx = _compiled(call.unit)
