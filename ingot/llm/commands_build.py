@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together (default: the model's)")
     parser.add_argument("--token-budget", type=int, default=512, help="most tokens in one step")
     parser.add_argument("--sequence-budget", type=int, default=64, help="most sequences in one step")
+    parser.add_argument("--typical", type=int, default=1, metavar="TOKENS", help="of a usual step, which kernels are "
+                        "chosen for: as many as are answered at once (default: 1)")
     parser.add_argument("--tensor-parallel", "--tp", type=int, default=1, metavar="RANKS",
                         help="ranks that share the model, each in an engine: model.engine, model.rank1.engine, …")
     parser.add_argument("--level", type=int, default=1, help="0 (nothing timed) to 5 (everything timed)")
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"cannot write {output}: {output.parent} is no folder that one may write to")
     options = BuildOptions(
         arguments.precision, arguments.target, arguments.context, arguments.token_budget, arguments.sequence_budget,
-        level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
+        arguments.typical, level=arguments.level, variants=tuple(filter(None, arguments.variants.split(","))),
         verify=not arguments.no_verify, text=arguments.text, max_rise=arguments.max_rise, kv=arguments.kv,
         calibration=arguments.calibration, ranks=arguments.tensor_parallel,
     )  # fmt: skip

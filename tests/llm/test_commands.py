@@ -14,6 +14,7 @@ import pytest
 
 from examples.tiny_llm import FOLDER
 from ingot.cli import main
+from ingot.llm.build import BuildOptions
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,14 @@ def test_an_engine_is_named_as_the_folder(
     monkeypatch.chdir(tmp_path / at)
     given = list[Path]()
 
-    def built(checkpoint: Path, *_: Any) -> list[Any]:
+    def built(checkpoint: Path, options: BuildOptions, *_: Any) -> list[Any]:
+        assert options.typical == 512
         given.append(checkpoint)
         return [SimpleNamespace(save=lambda path: given.append(Path(path)))]
 
     monkeypatch.setattr("ingot.llm.commands_build.build_ranks", built)
     monkeypatch.setattr("ingot.llm.commands_build.as_text", lambda engine, path: "")
-    assert main(["llm", "build", folder, "--quiet"]) == 0
+    assert main(["llm", "build", folder, "--quiet", "--typical", "512"]) == 0
     assert given[0] == Path(folder) and given[1].resolve() == (tmp_path / at / name).resolve()
 
 

@@ -118,6 +118,14 @@ def test_more_rows_find_weights_in_bricks(dtype: str, rows: int) -> None:
     assert np.linalg.norm(mine - wanted.astype(np.float64)) < 0.06 * np.linalg.norm(theirs)
 
 
+@pytest.mark.parametrize(("rows", "early", "rings"), [(1, 1, 1), (512, 1, 0), (1, 0, 0)])
+def test_rings_are_for_one_row_of_steps_that_stream(rows: int, early: int, rings: int) -> None:
+    node, _, _ = _node("float8_e4m3fn", "bfloat16", 1088, 64, 2, rows)
+    node = replace(node, attributes=node.attributes | {"early": early})
+    found = candidates(node, "cuda", architecture("sm_90"))
+    assert sum(c.tactic["stream"].startswith(RING) for c in found if "stream" in c.tactic) == rings
+
+
 def test_columns_that_fill_a_tile_are_zeros() -> None:
     weight = np.arange(1, 64 * 40 + 1, dtype=np.int64).reshape(64, 40).astype(np.uint8)
     held = bricks(weight, 2)
