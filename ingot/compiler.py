@@ -27,7 +27,7 @@ from ingot.kernels.cpu import workers
 from ingot.kernels.cpu.backend import open_backend as open_cpu
 from ingot.kernels.cpu.isa import BY_NAME, Isa
 from ingot.kernels.cpu.standalone import native_isa
-from ingot.kernels.cuda.architecture import OVERLAPS_FROM, Architecture, architecture
+from ingot.kernels.cuda.architecture import Architecture, architecture
 from ingot.kernels.cuda.backend import open_backend as open_cuda
 from ingot.kernels.target import Backend, Target
 from ingot.passes.narrow import quantize_inside
@@ -97,9 +97,9 @@ def optimise(source: onnx_ir.Model, config: BuildConfig, log: BuildLog) -> onnx_
         return model
 
 
-def overlaps(config: BuildConfig) -> bool:
-    """Whether every variant's GPU may begin a launch before the one ahead of it has ended."""
-    return all(a.capability >= OVERLAPS_FROM for a in _architectures(config))
+def hosts_two(config: BuildConfig) -> bool:
+    """Whether every variant's GPU has room for blocks of a launch beside those of the one ahead of it."""
+    return all(a.hosts_two for a in _architectures(config))
 
 
 def _multiplies_float8(config: BuildConfig) -> bool:

@@ -172,7 +172,7 @@ def graph_for(decoder: Decoder, kept: Format, name: str, options: BuildOptions) 
     if kept.bits < 32:
         half.convert(model, "bfloat16", _narrow(model, decoder.ranks))
     project(model)
-    if compiler.overlaps(_config(decoder, options)) and begin_early(model):
+    if compiler.hosts_two(_config(decoder, options)) and begin_early(model):
         attend_at_once(model)
     draw_tokens(model, decoder.vocabulary)
     return model

@@ -141,11 +141,11 @@ def test_norms_and_pools_of_eight_bits_stay(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("family", "precision", "target", "variants", "early", "joined"), [
     ("llama", "fp8", "cuda:sm_90", (), True, True), ("gemma2", "fp8", "cuda:sm_100", (), True, True),
-    ("gpt2", "fp8", "cuda:sm_90", (), True, True), ("llama", "fp8", "cuda", ("sm_90", "sm_120"), True, True),
+    ("gpt2", "fp8", "cuda:sm_90", (), True, True), ("llama", "fp8", "cuda", ("sm_90", "sm_100"), True, True),
     ("llama", "fp8_cache", "cuda:sm_90", (), True, False), ("qwen3", "fp8", "cuda:sm_90", (), True, False),
     ("llama", "bf16", "cuda:sm_90", (), False, False), ("llama", "w8a8", "cuda:sm_90", (), False, False),
     ("qwen3_moe", "fp8", "cuda:sm_90", (), False, False), ("llama", "bf16", "cpu", (), False, False),
-    ("llama", "fp8", "cuda", ("sm_89", "sm_90"), False, False), ("llama", "fp8", "cuda:sm_89", (), False, False),
+    ("llama", "fp8", "cuda", ("sm_90", "sm_120"), False, False), ("llama", "fp8", "cuda:sm_89", (), False, False),
 ])  # fmt: skip
 def test_graphs_that_have_it(family: str, precision: str, target: str, variants: tuple[str, ...], early: bool,
                              joined: bool, tmp_path: Path) -> None:  # fmt: skip

@@ -39,6 +39,12 @@ class Architecture:
         return 1
 
     @property
+    def hosts_two(self) -> bool:
+        """Whether a processor has room for blocks of two launches that stream through shared memory, the second of
+        which may begin before the first has ended."""
+        return self.capability >= OVERLAPS_FROM and self.shared >= 200 * _KIB
+
+    @property
     def machine(self) -> frozenset[str]:
         """What a device must be able to run."""
         return frozenset({self.name})

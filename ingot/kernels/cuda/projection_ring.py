@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.kernels.cuda.architecture import OVERLAPS_FROM, Architecture
+from ingot.kernels.cuda.architecture import Architecture
 from ingot.kernels.cuda.build import CudaBuilder, FunctionBuilder, Handle
 from ingot.kernels.cuda.projection_row import Work, loaded, store
 from ingot.kernels.cuda.render import NARROW
@@ -32,7 +32,7 @@ _PROCESSOR, _RESERVED = 228 << 10, 1 << 10  # bytes of shared memory: a processo
 _BESIDE = 104 << 10
 _WEIGHTS = "float8_e4m3fn"
 _NUMBERS = {"bfloat16": "bfloats", "float16": "halves"}
-# float16 has 30 powers of two in full: numbers below the bound are taken times UP, others times DOWN
+# float16 has 30 powers of two in full: numbers below the bound are taken times UP, others times DOWN, to 2.7e8
 _BOUND, _UP, _DOWN = 0.25, 2.0**17, 2.0**-12
 _FORM = re.compile(r"ring(\d+)x(\d+)(late)?(once)?")
 
@@ -122,9 +122,7 @@ class Ring:
 def form(node: Node, target: Architecture) -> str | None:
     """The launch for one row of a node, if there is one."""
     work, weight = Work.of(node), node.input(1)
-    if weight.dtype != _WEIGHTS or node.input(0).dtype not in NARROW or work.depth % LINE:
-        return None
-    if target.capability < OVERLAPS_FROM:
+    if not target.hosts_two or weight.dtype != _WEIGHTS or node.input(0).dtype not in NARROW or work.depth % LINE:
         return None
     shape = Ring(work, target.processors)
     spare = (_BESIDE if node.has_input(2) else _PROCESSOR // 2 + shape.slot - _RESERVED) - shape.bytes
