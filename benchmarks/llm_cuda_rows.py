@@ -3,11 +3,10 @@
     python -m benchmarks.llm_cuda_rows --out build/rows.json [--forms ring row]
 
 `row` are launches with a block for each group of columns, `ring` those that stay and are the engine's
-(`ingot/kernels/cuda/projection_ring.py`), with forms of it: `eight` warps, fewer or more slots, `late` (the launch
-behind begins after the own wait), `once` (not kept in the second level of cache). Each form is compared with numpy,
-then timed as a graph of layers with weights of their own, once with a pause of about 4 us where attention would be,
-once with one of 8, once with one of 8 that has the shared memory of attention. Limit: 218 MB a layer, 46.4 us at 4.7
-TB/s. Predicted for `ring`: 55 us, with the pause of 4 us 58, as the same form in CUDA C++ took.
+(`ingot/kernels/cuda/projection_ring.py`), with forms of it: `eight` warps, fewer or more slots. Each form is compared
+with numpy, then timed as a graph of layers with weights of their own, once with a pause of about 4 us where attention
+would be, once with one of 8, once with one of 8 that has the shared memory of attention. Limit: 218 MB a layer, 46.4 us
+at 4.7 TB/s. Predicted for `ring`: 55 us, with the pause of 4 us 58, as the same form in CUDA C++ took.
 """
 
 from __future__ import annotations
@@ -49,12 +48,9 @@ STREAMS = {
     "wide": ("ring16x4", "ring16x7", "ring16x4", "ring16x4"),
     "as-cpp": ("ring16x5", "ring16x5", "ring16x5", "ring16x3"),
     "eight": ("ring8x10", "ring8x12", "ring8x10", "ring8x8"),
-    "once": ("ring16x5once", "ring16x6once", "ring16x5once", "ring16x4once"),
-    "late": ("ring16x5late", "ring16x6late", "ring16x5late", "ring16x4late"),
     "four": ("ring16x4", "ring16x4", "ring16x4", "ring16x3"),
 }
 NAMES = ("projection", "output", "gate", "down")
-_SHARED_SHARE = 9  # of CUfunction_attribute
 _GATED = "Sigmoid %0 -> float32; Mul $0 %0 -> float32; Mul $1 %1 -> float32; Cast $2 -> bfloat16"
 _JOINED = "Cast %1 -> float32; Add %0 $0 -> float32; Cast $1 -> bfloat16"
 PAUSE = """import triton
@@ -130,10 +126,7 @@ class Bench:
 
     def kernels(self, code: Code) -> cuda.Kernels:
         """With one kernel called "it", which may use all shared memory."""
-        made = cuda.Kernels(self.context, {"it": code})
-        kind = self.context.driver.enum("CUfunction_attribute", _SHARED_SHARE)
-        self.context.call("cuFuncSetAttribute", made.function("it"), kind, 100)
-        return made
+        return cuda.Kernels(self.context, {"it": replace(code, beside=True)})
 
     def microseconds(self, steps: Sequence[Step]) -> float:
         """Of a layer; the median of some graphs."""

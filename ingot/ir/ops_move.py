@@ -114,13 +114,13 @@ def tile(x: Array, *, repeats: Sequence[int]) -> Array:
     return np.tile(x, repeats)
 
 
-def _gathered(data: TensorType, indices: TensorType, *, axis: int) -> TensorType:
+def _gathered(data: TensorType, indices: TensorType, *, axis: int, early: int = 0) -> TensorType:
     return TensorType(data.dtype, (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]))
 
 
-@op("Gather", "data indices", _gathered, axis=Attribute("int", 0))
-def gather(data: Array, indices: Array, *, axis: int) -> Array:
-    """Slices of the axis (>= 0) at the indices; a negative index counts from the end"""
+@op("Gather", "data indices", _gathered, axis=Attribute("int", 0), early=Attribute("int", 0))
+def gather(data: Array, indices: Array, *, axis: int, early: int = 0) -> Array:
+    """Slices of the axis (>= 0) at the indices; a negative index counts from the end. early: as CacheUpdate's"""
     return np.take(data, indices, axis=axis)
 
 

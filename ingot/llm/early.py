@@ -12,12 +12,12 @@ import onnx_ir as ir
 from ingot.ir.graph import dtype_name
 
 _PRODUCTS = frozenset({"Projection", "QuantizedProjection", "Mixture"})
-_HINTED = frozenset({"Projection", "CacheUpdate", "PagedAttention"})
+_HINTED = frozenset({"Projection", "CacheUpdate", "PagedAttention", "Gather"})
 
 
 def begin_early(model: ir.Model) -> bool:
-    """Sets `early` of the step's products, updates of the cache and attention, in place, if all weights are float8;
-    whether they are."""
+    """Sets `early` of the step's products, of updates of the cache and attention between them, and of what picks rows,
+    in place, if all weights are float8; whether they are."""
     products = [node for node in model.graph if node.op_type in _PRODUCTS]
     if not products or not all(_streams(node) for node in products):
         return False

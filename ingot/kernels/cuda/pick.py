@@ -58,14 +58,15 @@ def _gathers(node: Node, target: Any) -> bool:
 
 @kernel("Gather", on="cuda", when=_gathers)
 def gather(build: CudaBuilder, node: Node) -> None:
-    """y[o, k, i] = x[o, indices[k], i]; negative indices count from the end, others are kept within x. The launch
-    behind may begin at once: a product asks for its weights meanwhile"""
+    """y[o, k, i] = x[o, indices[k], i]; negative indices count from the end, others are kept within x. early: the
+    launch behind may begin at once, as products there ask for their weights meanwhile"""
     x, axis = node.input(0), node.attributes["axis"]
     outside, count, inner = product(x.shape[:axis]), product(node.input(1).shape), product(x.shape[axis + 1 :])
     total = node.output.elements
     block = block_for(total, build.target.processors)
     f = build.function(warps=max(block // 256, 1))
-    f.release()
+    if node.attributes.get("early"):
+        f.release()
     f.wait()
     index, mask = element_index(f, total, block)
     *outer, k, i = unravel(f, index, [count, inner] if outside == 1 else [outside, count, inner])

@@ -34,27 +34,24 @@ _WEIGHTS = "float8_e4m3fn"
 _NUMBERS = {"bfloat16": "bfloats", "float16": "halves"}
 # float16 has 30 powers of two in full: numbers below the bound are taken times UP, others times DOWN, to 2.7e8
 _BOUND, _UP, _DOWN = 0.25, 2.0**17, 2.0**-12
-_FORM = re.compile(r"ring(\d+)x(\d+)(late)?(once)?")
+_FORM = re.compile(r"ring(\d+)x(\d+)")
 
 
 @dataclass(frozen=True)
 class Ring:
-    """How a product of one row goes round: the block's warps, slots of one brick for each. late: the launch behind
-    begins after the own wait; once: weights are not kept in the second level of cache."""
+    """How a product of one row goes round: the block's warps, slots of one brick for each."""
 
     work: Work
     processors: int
     warps: int = 16
     slots: int = 3
-    late: bool = False
-    once: bool = False
 
     @classmethod
     def parse(cls, text: str, work: Work, processors: int) -> Ring:
         """Of "ring16x5"."""
         found = _FORM.fullmatch(text)
         assert found is not None, text
-        return cls(work, processors, int(found[1]), int(found[2]), bool(found[3]), bool(found[4]))
+        return cls(work, processors, int(found[1]), int(found[2]))
 
     @property
     def threads(self) -> int:
@@ -154,8 +151,7 @@ def ring(build: CudaBuilder, work: Work, packed: Handle, text: str) -> None:
     """The launch for one row."""
     shape, node = Ring.parse(text, work, build.target.processors), build.node
     f = build.function(warps=shape.warps, stages=1, early=True, gluon=True)
-    if not shape.late:
-        f.release()
+    f.release()
     _open(f, shape, packed)
     for ahead in range(shape.slots - 1):
         _ask(f, shape, str(ahead))
@@ -200,9 +196,8 @@ def _ask(f: FunctionBuilder, shape: Ring, number: str) -> None:
     f.emit(f"taken = {number} % {rounds} * {shape.warps} + warp")
     if shape.bricks % shape.warps:
         f.emit(f"taken = gl.minimum(taken, {shape.bricks - 1})")
-    ask = f.core("ring", "ask_once" if shape.once else "ask")
     there = f"my_slots + {number} % {shape.slots} * {shape.slot}"
-    f.emit(f"{ask}({there}, words + (start + taken * {words}), {number} < tiles * {rounds * parts})")
+    f.emit(f"{f.core('ring', 'ask')}({there}, words + (start + taken * {words}), {number} < tiles * {rounds * parts})")
 
 
 def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:

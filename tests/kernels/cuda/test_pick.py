@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def gather(rows: int | str, columns: int, indices: int | str, axis: int, given: 
     shape = (rows, columns) if axis == 0 else (3, rows, columns)
     whole = (*shape[:axis], indices, *shape[axis + 1 :])
     ports = Port("float32", shape), Port("int32", (indices,), given=given)
-    return Node("Gather", ports, (Port("float32", whole),), {"axis": axis}, name="under_test")
+    return Node("Gather", ports, (Port("float32", whole),), {"axis": axis, "early": 1}, name="under_test")
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -45,6 +47,9 @@ def test_what_comes_before_its_wait(given: bool) -> None:
         text.index(word) for word in ("gdc_launch_dependents()", "gdc_wait()", "at = tl.load(", "value = tl.load(")
     )
     assert released < waits < value and (index < waits) == given
+    (usual,) = generate(replace(node, attributes={"axis": 0}), candidate, target).launches
+    assert usual.unit.text.index("gdc_wait()") < usual.unit.text.index("gdc_launch_dependents()")
+    assert call.unit.beside and not usual.unit.beside
 
 
 def test_inputs_of_the_run_are_given() -> None:

@@ -37,23 +37,6 @@ def ask(there, words, wanted):
 
 
 @gluon.jit
-def ask_once(there, words, wanted):
-    """The same of words that nobody will ask for again."""
-    gl.inline_asm_elementwise(
-        """{
-        .reg .pred wanted;
-        .reg .b64 once;
-        setp.ne.s32 wanted, $3, 0;
-        createpolicy.fractional.L2::evict_first.b64 once, 1.0;
-        @wanted cp.async.cg.shared.global.L2::cache_hint [$1], [$2], 16, once;
-        @wanted cp.async.cg.shared.global.L2::cache_hint [$1 + 512], [$2 + 512], 16, once;
-        cp.async.commit_group;
-        mov.u32 $0, 0;
-        }""",
-        "=r,r,l,r", [there, words, wanted.to(gl.int32)], gl.int32, is_pure=False, pack=1)  # fmt: skip
-
-
-@gluon.jit
 def four(address, wanted):
     """Four words of global memory, or zeros."""
     return gl.inline_asm_elementwise(
