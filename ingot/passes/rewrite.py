@@ -308,7 +308,8 @@ def _replace(
     made = set(op.nodes)
     for old, new in replaced.items():
         substitute(old, new, inherit=new.producer() in made or old.is_graph_output())
-    removed, neighbours = _sweep(matched, work.graph)
+    makers = [maker for old in replaced if (maker := old.producer()) is not None]
+    removed, neighbours = _sweep([*makers, *matched], work.graph)
     names = merged_origins(reversed([*removed, *matched]))
     for node in op.nodes:
         set_origins(node, names)
