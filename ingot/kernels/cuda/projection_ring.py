@@ -24,8 +24,9 @@ from ingot.kernels.node import Node
 
 Array = np.ndarray[Any, Any]
 COLUMNS, LINE = 16, 64  # of a brick: columns, and the depth, which are bytes
-_BRICK = COLUMNS * LINE
+BRICK = COLUMNS * LINE
 _EACH = 8  # numbers of the row that a thread has at a time, 16 bytes
+_MANY = 32  # tiles of a block from which on those that read faster take more of them
 _PROCESSOR, _RESERVED = 228 << 10, 1 << 10  # bytes of shared memory: a processor's, those that a block takes besides
 # Behind another ring a block must fit beside the other's; other launches' blocks must not fit a processor twice, so
 # that they lie one on each, wherever those of attention are.
@@ -34,24 +35,26 @@ _WEIGHTS = "float8_e4m3fn"
 _NUMBERS = {"bfloat16": "bfloats", "float16": "halves"}
 # float16 has 30 powers of two in full: numbers below the bound are taken times UP, others times DOWN, to 2.7e8
 _BOUND, _UP, _DOWN = 0.25, 2.0**17, 2.0**-12
-_FORM = re.compile(r"ring(\d+)x(\d+)")
+_FORM = re.compile(r"ring(\d+)x(\d+)(drawn)?")
 
 
 @dataclass(frozen=True)
 class Ring:
-    """How a product of one row goes round: the block's warps, slots of one brick for each."""
+    """How a product of one row goes round: the block's warps, slots of one brick for each. drawn: blocks take tiles as
+    they get on, not in turn: some processors are further from the memory than others."""
 
     work: Work
     processors: int
     warps: int = 16
     slots: int = 3
+    drawn: bool = False
 
     @classmethod
     def parse(cls, text: str, work: Work, processors: int) -> Ring:
         """Of "ring16x5"."""
         found = _FORM.fullmatch(text)
         assert found is not None, text
-        return cls(work, processors, int(found[1]), int(found[2]))
+        return cls(work, processors, int(found[1]), int(found[2]), *map(bool, found.groups()[2:]))
 
     @property
     def threads(self) -> int:
@@ -79,7 +82,7 @@ class Ring:
     @property
     def slot(self) -> int:
         """Bytes."""
-        return self.warps * _BRICK
+        return self.warps * BRICK
 
     @property
     def length(self) -> int:
@@ -112,8 +115,18 @@ class Ring:
         return self.work.parts * self.warps * COLUMNS * 4
 
     @property
-    def bytes(self) -> int:
+    def numbers(self) -> int:
+        """Where the numbers of drawn tiles are, of two in turn."""
         return self.squares + 4 * self.warps
+
+    @property
+    def bytes(self) -> int:
+        return self.numbers + 8 * self.drawn
+
+    @property
+    def turns(self) -> int:
+        """Rounds of all parts of a tile."""
+        return self.rounds * self.work.parts
 
 
 def form(node: Node, target: Architecture) -> str | None:
@@ -124,7 +137,10 @@ def form(node: Node, target: Architecture) -> str | None:
     shape = Ring(work, target.processors)
     spare = (_BESIDE if node.has_input(2) else _PROCESSOR // 2 + shape.slot - _RESERVED) - shape.bytes
     found = replace(shape, slots=shape.slots + max(spare, 0) // shape.slot)
-    return f"ring{found.warps}x{found.slots}" if found.bytes <= target.shared else None
+    drawn = found.turns > shape.slots and found.tiles >= _MANY * target.processors
+    if drawn:  # what is asked for ahead is of the next tile at most
+        found = replace(found, slots=min(found.slots, found.turns + 1))
+    return f"ring{found.warps}x{found.slots}{'drawn' * drawn}" if found.bytes <= target.shared else None
 
 
 def bricks(weight: Array, parts: int) -> Array:
@@ -144,33 +160,65 @@ def bricks(weight: Array, parts: int) -> Array:
 def lines(work: Work, columns: str) -> tuple[str, str]:
     """Where bricks have columns and `depths`, for tiles of many rows."""
     across = f"{columns} // {COLUMNS} * {COLUMNS * work.depth} + {columns} % {COLUMNS} * {LINE}"
-    return across, f"(depths // {LINE} * {_BRICK} + depths % {LINE})"
+    return across, f"(depths // {LINE} * {BRICK} + depths % {LINE})"
 
 
 def ring(build: CudaBuilder, work: Work, packed: Handle, text: str) -> None:
     """The launch for one row."""
-    shape, node = Ring.parse(text, work, build.target.processors), build.node
+    shape = Ring.parse(text, work, build.target.processors)
     f = build.function(warps=shape.warps, stages=1, early=True, gluon=True)
     f.release()
     _open(f, shape, packed)
     for ahead in range(shape.slots - 1):
-        _ask(f, shape, str(ahead))
+        _ask(f, shape, str(ahead), str(ahead))
+    tickets = _draw(f, build, shape) if shape.drawn else ""
     _row(f, build, shape)
-    inside = f"(columns < {work.columns}) & " if work.columns % COLUMNS else ""
     f.emit(f"step = 0\nrounds = {f.core('ring', 'unknown')}(gl.to_tensor({shape.rounds}))")
-    with f.block("for tile in range(tiles):"):
-        f.emit(f"columns = (block + tile * {shape.blocks}) * {COLUMNS} + lane % {COLUMNS}")
-        f.emit(f"last = warp == tile % {shape.warps}\nmine = {inside}last & (lane < {COLUMNS})")
-        operands = loaded(f, build, "columns", "mine")
-        for part in range(work.parts):
-            _multiply(f, shape, part)
-        f.emit("gl.thread_barrier()")
-        factor = _factor(f, build, shape) if node.has_input(2) else ""
-        names = [_whole(f, shape, part) for part in range(work.parts)]
-        store(f, build, [f"({name}{factor})" for name in names], operands, "columns", "mine")
+    if tickets:
+        f.emit(f"tile = 0\nahead = step + {shape.slots - 1}\nthis = block + 0")
+        f.emit(f"coming = {f.core('ring', 'known')}(begin + {shape.numbers})")
+    with f.block(f"while this < {shape.tiles}:" if tickets else "for tile in range(tiles):"):
+        _tile(f, build, shape, tickets)
     with f.block("if tiles < 0:"):  # never: without an access of its own there were no shared memory to take places in
         f.emit("shared.index(0).store(gl.full([64], 0, gl.int32, layout=FLAT))")
     f.launch(shape.blocks)
+
+
+def _tile(f: FunctionBuilder, build: CudaBuilder, shape: Ring, tickets: str) -> None:
+    """Sixteen columns: those of the tile `this`, where tiles are drawn."""
+    work, this = shape.work, "this" if tickets else f"(block + tile * {shape.blocks})"
+    inside = f"(columns < {work.columns}) & " if work.columns % COLUMNS else ""
+    f.emit(f"columns = {this} * {COLUMNS} + lane % {COLUMNS}")
+    f.emit(f"last = warp == tile % {shape.warps}\nmine = {inside}last & (lane < {COLUMNS})")
+    operands = loaded(f, build, "columns", "mine")
+    if tickets:
+        f.emit(f"drawn = {f.core('ring', 'draw')}({tickets}, (thread == 0) & (coming < {shape.tiles}))")
+        f.emit(f"tile += 1\nplace = begin + ({shape.numbers} + tile % 2 * 4)")
+    for part in range(work.parts):
+        _multiply(f, shape, part)
+    if tickets:
+        _keep_drawn(f, shape, tickets, "place")
+    f.emit("gl.thread_barrier()")
+    if tickets:
+        f.emit(f"this = coming\ncoming = {f.core('ring', 'known')}(place)")
+    scaled = factor(f, shape, build.node.attributes["epsilon"]) if build.node.has_input(2) else ""
+    names = [f"({sum_of_sums(f, shape, part)}{scaled})" for part in range(work.parts)]
+    store(f, build, names, operands, "columns", "mine")
+
+
+def _draw(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> str:
+    """The counter that a block draws its tiles from, all but the first: the second is drawn now, each of the others
+    while the one before the one before it is computed, as it is asked for during the one before."""
+    assert shape.slots - 1 <= shape.turns
+    tickets = f.pointer(build.counter(4))
+    f.emit(f"asking = block + 0\ndrawn = {f.core('ring', 'draw')}({tickets}, thread == 0)")
+    _keep_drawn(f, shape, tickets, f"begin + {shape.numbers}")
+    return tickets
+
+
+def _keep_drawn(f: FunctionBuilder, shape: Ring, tickets: str, place: str) -> None:
+    sizes = f"{shape.blocks}, {shape.tiles}, thread == 0"
+    f.emit(f"{f.core('ring', 'keep_drawn')}({place}, {tickets}, drawn, {sizes})")
 
 
 def _open(f: FunctionBuilder, shape: Ring, packed: Handle) -> None:
@@ -180,24 +228,33 @@ def _open(f: FunctionBuilder, shape: Ring, packed: Handle) -> None:
     f.emit(f"shared = gl.allocate_shared_memory(gl.int32, [{-(-shape.bytes // 256)}, 64], PLAIN)")
     f.emit(f"block = gl.program_id(0)\ntiles = ({shape.tiles + shape.blocks - 1} - block) // {shape.blocks}")
     f.emit(f"thread = gl.arange(0, {shape.threads}, layout=FLAT)\nwarp = thread // 32\nlane = thread % 32")
-    f.emit(f"begin = {f.core('ring', 'base')}()\nmy_slots = begin + warp * {_BRICK} + lane * 16")
+    f.emit(f"begin = {f.core('ring', 'base')}()\nmy_slots = begin + warp * {BRICK} + lane * 16")
     f.emit(f"my_row = begin + {shape.row} + lane // 4 % 2 * {shape.second} + lane % 4 * 32 + warp * {2 * LINE}")
     f.emit(f"my_sums = begin + {shape.sums} + warp * {4 * COLUMNS} + lane // 4 * 4")
     f.emit(f"all_sums = begin + {shape.sums} + lane // {COLUMNS} * {2 * COLUMNS * shape.warps} + lane % {COLUMNS} * 4")
     f.emit(f"words = {f.pointer(packed)}.to(gl.pointer_type(gl.int32)) + lane * 4")
 
 
-def _ask(f: FunctionBuilder, shape: Ring, number: str) -> None:
+def _ask(f: FunctionBuilder, shape: Ring, number: str, first: str = "") -> None:
     """For the weights of a round, if there are so many; what a tile's last round lacks is asked for twice, and
-    multiplied by zeros."""
-    rounds, parts, words = shape.rounds, shape.work.parts, _BRICK // 4
-    which = f"{number} // {rounds} % {parts} * {shape.tiles} + " if parts > 1 else ""
-    f.emit(f"start = ({which}block + {number} // {rounds * parts} * {shape.blocks}) * {shape.bricks * words}")
-    f.emit(f"taken = {number} % {rounds} * {shape.warps} + warp")
+    multiplied by zeros. first: which of the first tile's rounds it is."""
+    rounds, parts, words = shape.rounds, shape.work.parts, BRICK // 4
+    now, tile = number, f"block + {number} // {shape.turns} * {shape.blocks}"
+    there = f"{number} < tiles * {shape.turns}"
+    if shape.drawn:
+        now, tile, there = (first, "block", "block >= 0") if first else ("ahead", "asking", f"asking < {shape.tiles}")
+    if shape.drawn and not first:
+        with f.block(f"if ahead == {shape.turns}:"):
+            f.emit("ahead = 0\nasking = coming")
+    which = f"{now} // {rounds} % {parts} * {shape.tiles} + " if parts > 1 else ""
+    f.emit(f"start = ({which}{tile}) * {shape.bricks * words}")
+    f.emit(f"taken = {now} % {rounds} * {shape.warps} + warp")
     if shape.bricks % shape.warps:
         f.emit(f"taken = gl.minimum(taken, {shape.bricks - 1})")
-    there = f"my_slots + {number} % {shape.slots} * {shape.slot}"
-    f.emit(f"{f.core('ring', 'ask')}({there}, words + (start + taken * {words}), {number} < tiles * {rounds * parts})")
+    to = f"my_slots + {number} % {shape.slots} * {shape.slot}"
+    f.emit(f"{f.core('ring', 'ask')}({to}, words + (start + taken * {words}), {there})")
+    if shape.drawn and not first:
+        f.emit("ahead += 1")
 
 
 def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:
@@ -256,16 +313,39 @@ def _multiply(f: FunctionBuilder, shape: Ring, part: int) -> None:
     with f.block("for number in range(rounds):"):
         f.emit(f"slot = my_slots + step % {shape.slots} * {shape.slot}")
         f.emit(f"row = my_row + number * {2 * shape.warps * LINE}")
-        f.emit(f"{sums} = gl.inline_asm_elementwise({_product(shape)!r}, "
-               f"{','.join(['=f'] * 8 + ['r'] * 2 + list('01234567'))!r}, [slot, row, {sums}], "
-               f"({', '.join(['gl.float32'] * 8)}), False, 1)")  # fmt: skip
+        f.emit(f"{sums} = {product_of(shape, f'slot, row, {sums}')}")
         f.emit(f"later = step + {shape.slots - 1}")
         _ask(f, shape, "later")
         f.emit("step += 1")
+    sums_to(f, shape, part)
+
+
+def product_of(shape: Ring, arguments: str) -> str:
+    """Expression of the eight sums after a brick. arguments: the slot, the row, the sums."""
+    held = ",".join(["=f"] * 8 + ["r"] * 2 + list("01234567"))
+    return (f"gl.inline_asm_elementwise({_product(shape)!r}, {held!r}, [{arguments}], "
+            f"({', '.join(['gl.float32'] * 8)}), False, 1)")  # fmt: skip
+
+
+def sums_to(f: FunctionBuilder, shape: Ring, part: int) -> None:
+    """A warp's sums of a part of `tile` to shared memory."""
     for half, (a, b, c, d) in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
         f.emit(f"half{half} = (s{a} + s{b}) * {1 / _UP!r} + (s{c} + s{d}) * {1 / _DOWN!r}")
     where = f"my_sums + (tile % 2 * {shape.tile_sums} + {part * shape.warps * COLUMNS * 4})"
     f.emit(f"{f.core('ring', 'keep_two')}({where}, half0, half1, lane % 4 == 0)")
+
+
+def own_numbers(f: FunctionBuilder, shape: Ring, node: Node, place: str, word: str, scales: Sequence[str]) -> list[str]:
+    """A thread's two numbers of the row to shared memory; their squares, if there are scales."""
+    low, high = f.name("x"), f.name("x")
+    f.emit(f"{low}, {high} = {f.core('ring', _NUMBERS[node.input(0).dtype])}({word})")
+    squares = [f"{low} * {low}", f"{high} * {high}"] if scales else []
+    if scales:
+        low, high = (f.let(f"{x} * {s}", "x") for x, s in zip((low, high), scales, strict=True))
+    small, large = f.name("a"), f.name("b")
+    f.emit(f"{small}, {large} = {f.core('ring', 'small_and_large')}({low}, {high}, {_BOUND}, {_UP}, {_DOWN})")
+    f.emit(f"{f.core('ring', 'keep_words')}({place}, {small}, {large}, {shape.second})")
+    return squares
 
 
 def _product(shape: Ring) -> str:
@@ -288,16 +368,16 @@ def _product(shape: Ring) -> str:
     return " ".join([*text, "}"])
 
 
-def _factor(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> str:
+def factor(f: FunctionBuilder, shape: Ring, epsilon: float) -> str:
     """Text of the norm's factor, where the last warp is."""
     text = [f"ld.shared.v4.f32 {{a, b, c, d}}, [$1 + {start}]; add.f32 a, a, b; add.f32 c, c, d; add.f32 a, a, c; "
             "add.f32 y, y, a;" for start in range(0, 4 * shape.warps, 16)]  # fmt: skip
     total = _asked(f, text, f"thread * 0 + (begin + {shape.squares})")
-    known = f"{total} / {shape.work.depth} + {build.node.attributes['epsilon']!r}"
+    known = f"{total} / {shape.work.depth} + {epsilon!r}"
     return f" * {f.let(f'1.0 / libdevice.sqrt({known})', 'f')}"
 
 
-def _whole(f: FunctionBuilder, shape: Ring, part: int) -> str:
+def sum_of_sums(f: FunctionBuilder, shape: Ring, part: int) -> str:
     """The sum of a column by all warps, where the last warp is: a lane adds those of half of the warps."""
     text = [f"ld.shared.f32 a, [$1 + {4 * COLUMNS * warp}]; add.f32 y, y, a;" for warp in range(shape.warps // 2)]
     text.append("shfl.sync.bfly.b32 a, y, 16, 31, -1; add.f32 y, y, a;")

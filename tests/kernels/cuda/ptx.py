@@ -2,11 +2,13 @@
 
 `Module(text).run(block, arguments, shared)` knows the instructions that one-row products compile to, and names one that
 it does not know. A warp's branches must go one way. Copies to shared memory arrive when they are waited for, not
-before; what one thread writes there no other may touch before a barrier of the block. Nothing is said about time.
+before; what one thread writes there no other may touch before a barrier of the block, or of the warp. Blocks that wait
+for each other run by turns (`run_together`). Nothing is said about time.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 LANES, POISON = 32, 0x7B
+_LOOKS = 1_000_000
+_SOME, _OWN = -1000, -5000  # less a warp's number: several of its threads, and the same after they have met
 _STATEMENT = re.compile(r"\s*(?:([$\w]+):(?!:)|([{}])|((?:[^;{}]|\{[^;{}]*\})+);)", re.S)
 _PARTS = re.compile(r"(?:@(!?)([%$\w]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 _ADDRESS = re.compile(r"\[\s*([%$\w]+)\s*(?:\+\s*(-?\d+))?\s*\]")
@@ -66,11 +70,20 @@ class Shared:
             now = self._times[before][places] == self.barriers
             if before == "written" and data is not None:
                 now &= self.bytes[places] != data
-            assert not (now & (self._threads[before][places] != who)).any(), f"bytes {before} by another thread: {how}"
-        known = (self._times[how][places] == self.barriers) & (self._threads[how][places] != who)
-        self._times[how][places], self._threads[how][places] = self.barriers, np.where(known, -2, who)
+            owner = self._threads[before][places]
+            now &= (owner != who) & (owner != _OWN - who // LANES)
+            assert not now.any(), f"bytes {before} by another thread: {how}"
+        owner = self._threads[how][places]
+        known = (self._times[how][places] == self.barriers) & (owner != who) & (owner != _OWN - who // LANES)
+        several = np.where((owner // LANES == who // LANES) | (owner == _SOME - who // LANES), _SOME - who // LANES, -2)
+        self._times[how][places], self._threads[how][places] = self.barriers, np.where(known, several, who)
         if how == "read":
             assert not self.under_way[places].any(), "bytes are read that are still under way"
+
+    def meet(self, warp: int) -> None:
+        """Threads of a warp wait for each other."""
+        for owner in self._threads.values():
+            owner[(owner // LANES == warp) | (owner == _SOME - warp)] = _OWN - warp
 
 
 @dataclass(eq=False)
@@ -132,17 +145,45 @@ class Module:
         self.instructions.append(Instruction(name, operands, names.get(guard, guard or ""), bool(negated)))
 
     def run(self, block: int, arguments: Sequence[Array], shared: int, special: dict[str, int] | None = None) -> None:
-        """One block. Arrays [bytes] are the arguments, in place; missing ones are null."""
-        memory = Shared(np.full(shared, POISON, np.uint8))
-        state = _State(self, list(arguments), memory, {"%nsmid": 132, **(special or {})})
-        warps = [Warp(number, block) for number in range(self.threads // LANES)]
-        running = [state.steps(warp) for warp in warps]
-        while running:
-            ended = [next(one, "ended") for one in running]
-            assert len(set(ended)) == 1, "some warps wait at a barrier, others have ended"
-            running = [] if ended[0] == "ended" else running
-            memory.barriers += 1
-        assert not memory.under_way.any(), "copies are under way when the block ends"
+        """One block, which waits for no other. Arrays [bytes] are the arguments, in place; missing ones are null."""
+        it = _Block(self, block, arguments, shared, special or {})
+        while not it.ended:
+            it.go_on()
+
+    def run_together(self, blocks: int, arguments: Sequence[Array], shared: int, rng: random.Random) -> None:
+        """All blocks of a launch, warp by warp in a random order: they take turns where a warp looks at what others
+        write."""
+        running = [_Block(self, k, arguments, shared, {"%nctaid.x": blocks}) for k in range(blocks)]
+        for _ in range(_LOOKS):
+            running = [block for block in running if not block.ended]
+            if not running:
+                return
+            rng.choice(running).go_on(rng)
+        raise AssertionError("nothing arrives")
+
+
+class _Block:
+    """A block's warps, each as far as it has come."""
+
+    def __init__(self, module: Module, number: int, arguments: Sequence[Array], shared: int,
+                 special: dict[str, int]) -> None:  # fmt: skip
+        self.memory = Shared(np.full(shared, POISON, np.uint8))
+        state = _State(module, list(arguments), self.memory, {"%nsmid": 132, "%nctaid.x": 1, **special})
+        self._warps = [state.steps(Warp(k, number)) for k in range(module.threads // LANES)]
+        self._states = ["look"] * len(self._warps)
+        self.ended = False
+
+    def go_on(self, rng: random.Random | None = None) -> None:
+        """One of the warps goes on, the first if nobody draws one, or all of them where they wait for each other."""
+        ready = [k for k, state in enumerate(self._states) if state == "look"]
+        if ready:
+            k = rng.choice(ready) if rng is not None else ready[0]
+            self._states[k] = next(self._warps[k], "ended")
+        else:
+            assert len(set(self._states)) == 1, "some warps wait at a barrier, others have ended"
+            self.ended = self._states[0] == "ended"
+            self._states, self.memory.barriers = ["look"] * len(self._states), self.memory.barriers + 1
+            assert not self.ended or not self.memory.under_way.any(), "copies are under way when the block ends"
 
 
 @dataclass(eq=False)
@@ -153,7 +194,7 @@ class _State:
     special: dict[str, int]
 
     def steps(self, warp: Warp) -> Iterator[str]:
-        """Runs a warp from barrier to barrier."""
+        """Runs a warp from barrier to barrier, and to where it looks at what others write."""
         place, code = 0, self.module.instructions
         while True:
             it = code[place]
@@ -167,9 +208,13 @@ class _State:
                 if active.all() and kind == "ret":
                     return
                 place = self.module.labels[it.operands[0]] if active.all() else place
+            elif it.name == "bar.warp.sync":
+                self.shared.meet(warp.number)
             elif it.name.startswith("bar"):
-                yield it.operands[0]
+                yield f"barrier {it.operands[0]}"
             elif active.any():
+                if "relaxed" in it.name:
+                    yield "look"
                 with np.errstate(all="ignore"):
                     self._do(warp, it, active)
 
@@ -317,6 +362,7 @@ class _State:
     # memory
 
     def _ld(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
+        kinds = [k for k in kinds if k not in _ORDER]
         names, size = _listed(it.operands[0]), int(re.sub(r"\D", "", kinds[-1])) // 8
         if kinds[1] == "param":
             number = self.module.parameters.index(it.operands[1].strip("[]"))
@@ -328,6 +374,7 @@ class _State:
             self._set(warp, name, data.view(np.uint64)[:, 0], active)
 
     def _st(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
+        kinds = [k for k in kinds if k not in _ORDER]
         size = int(re.sub(r"\D", "", kinds[-1])) // 8
         for place, name in enumerate(_listed(it.operands[1])):
             bits = self._value(warp, name, f"u{8 * size}").astype(np.uint64)
@@ -357,6 +404,16 @@ class _State:
         assert found is not None, operand
         return self._value(warp, found[1], "u64").astype(np.int64) + int(found[2] or 0)
 
+    def _atom(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
+        """One lane adds to a number of global memory and takes what was there."""
+        assert kinds[-2] == "add" and active.sum() == 1, it
+        before = self._bytes(warp, it.operands[1], "global", 4, active, 0).copy()
+        wide = np.zeros((LANES, 8), np.uint8)
+        wide[active, :4] = before
+        self._set(warp, it.operands[0], wide.view(np.uint64)[:, 0], active)
+        added = before.view(np.uint32) + self._value(warp, it.operands[2], "u32")[active][:, None]
+        self._bytes(warp, it.operands[1], "global", 4, active, 0, added.view(np.uint8))
+
     def _cp(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
         if "commit_group" in kinds:
             warp.groups.append(warp.open)
@@ -382,9 +439,14 @@ class _State:
     def _nothing(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
         """What tells the processor something."""
 
-    _griddepcontrol = _createpolicy = _nothing
+    _griddepcontrol = _createpolicy = _nanosleep = _nothing
+
+    def _vote(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
+        found = warp.registers[it.operands[1]].astype(bool).any()
+        self._set(warp, it.operands[0], np.full(LANES, found, np.uint64), active)
 
 
+_ORDER = ("relaxed", "gpu")
 _DTYPES: dict[str, Any] = {
     **{f"u{size}": np.dtype(f"uint{size}") for size in (8, 16, 32, 64)},
     **{f"b{size}": np.dtype(f"uint{size}") for size in (8, 16, 32, 64)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -43,8 +44,12 @@ def _node(kept: str, dtype: str, depth: int, columns: int, parts: int,
         inputs = [x, weight, *(rng.uniform(0.5, 1.5, size).astype(np.float32) for size in (depth, columns))]
     else:
         inputs = [x, weight, None, rng.standard_normal((rows, columns)).astype(x.dtype)]
-    stated = {"parts": parts, "epsilon": 1e-5, "expression": (GATED if parts == 2 else JOINED).format(dtype),
-              "early": 1}
+    stated = {
+        "parts": parts,
+        "epsilon": 1e-5,
+        "expression": (GATED if parts == 2 else JOINED).format(dtype),
+        "early": 1,
+    }
     (y,) = (np.asarray(y) for y in meaning("Projection")(*inputs, **stated))
     constants = (1, 2, 3) if parts == 2 else (1,)
     ports = tuple(None if a is None else Port(a.dtype.name, a.shape, a if k in constants else None)
@@ -65,20 +70,28 @@ def _ring(node: Node, processors: int = 132) -> tuple[Candidate, object]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "depth", "columns", "parts"), [("bfloat16", 1088, 72, 2), ("float16", 4224, 48, 1)]
-)
-def test_a_rings_ptx_computes_the_product(dtype: str, depth: int, columns: int, parts: int) -> None:
+    ("dtype", "depth", "columns", "parts", "stream"),
+    [("bfloat16", 1088, 72, 2, ""), ("float16", 4224, 48, 1, ""), ("bfloat16", 1088, 72, 2, "ring16x5drawn"),
+     ("float16", 1088, 96, 1, "ring16x2drawn")],
+)  # fmt: skip
+def test_a_rings_ptx_computes_the_product(dtype: str, depth: int, columns: int, parts: int, stream: str) -> None:
+    """Tiles that are drawn are computed by whoever comes, each once; the counter is as it was."""
     node, inputs, wanted = _node("float8_e4m3fn", dtype, depth, columns, parts)
     candidate, target = _ring(node, processors=2)
+    candidate = replace(candidate, tactic={**candidate.tactic, "stream": stream or candidate.tactic["stream"]})
+    tickets = np.zeros(4, np.uint8)
     build = generate(node, candidate, target)
     (call,) = build.launches
     made, ptx = _compiled(call.unit)
     y = np.full(columns, np.nan, wanted.dtype)
-    held = {"constant": lambda k: build.constants[k], "input": lambda k: inputs[k], "output": lambda k: y}
+    held = {"constant": lambda k: build.constants[k], "input": lambda k: inputs[k], "output": lambda k: y,
+            "counter": lambda k: tickets}  # fmt: skip
     arguments = [np.ascontiguousarray(held[h.kind](h.index)).reshape(-1).view(np.uint8) for h in call.handles]
     arguments[[h.kind for h in call.handles].index("output")] = y.view(np.uint8)
-    for block in range(call.grid[0]):
-        Module(ptx).run(block, arguments, made.shared)
+    for seed in range(1 + bool(stream)):
+        y[:] = np.nan
+        Module(ptx).run_together(int(call.grid[0]), arguments, made.shared, random.Random(seed))
+        assert not tickets.any()
     mine, theirs = y.astype(np.float64), wanted[0].astype(np.float64)
     assert np.linalg.norm(mine - theirs) < (3e-3 if dtype == "bfloat16" else 1e-3) * np.linalg.norm(theirs)
 
@@ -137,3 +150,13 @@ def test_the_code_section_says_what_is_meant_to_be_beside() -> None:
     codes = {name: Code(b"x", "f", 32, 64, overlaps, both) for name, overlaps, both in
              (("a", False, False), ("b", True, False), ("c", True, True))}  # fmt: skip
     assert unpack(pack(codes)) == codes
+
+
+def test_very_long_products_have_drawn_tiles() -> None:
+    text = "Cast %0 -> bfloat16"
+    for columns, drawn in ((128256, True), (14336, False)):
+        weight = np.broadcast_to(np.zeros((), numpy_dtype("float8_e4m3fn")), (4096, columns))
+        ports = (Port("bfloat16", (1, 4096)), Port("float8_e4m3fn", weight.shape, weight))
+        stated = {"parts": 1, "epsilon": 1e-5, "expression": text, "early": 1}
+        node = Node("Projection", ports, (Port("bfloat16", (1, columns)),), stated, parse(text))
+        assert str(_ring(node)[0].tactic["stream"]).endswith("drawn") == drawn

@@ -137,3 +137,172 @@ def small_and_large(low, high, bound: gl.constexpr, up: gl.constexpr, down: gl.c
     small = _word_of_halves(gl.where(first, low * up, 0.0), gl.where(second, high * up, 0.0))
     large = _word_of_halves(gl.where(first, 0.0, low * down), gl.where(second, 0.0, high * down))
     return small, large
+
+
+@gluon.jit
+def draw(tickets, wanted):
+    """The next number of a counter, or -1; without waiting for it."""
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred wanted;
+        setp.ne.s32 wanted, $2, 0;
+        mov.b32 $0, -1;
+        @wanted atom.relaxed.gpu.global.add.u32 $0, [$1], 1;
+        }""",
+        "=&r,l,r", [tickets, wanted.to(gl.int32)], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def keep_drawn(address, tickets, drawn, first: gl.constexpr, count: gl.constexpr, one):
+    """The tile of a drawn number to shared memory. Each block draws once more than there are tiles for it: the last
+    number of all leaves the counter as it was."""
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred one, last, none;
+        .reg .b32 tile;
+        setp.ne.s32 one, $6, 0;
+        add.s32 tile, $3, $4;
+        setp.lt.s32 none, $3, 0;
+        selp.b32 tile, $5, tile, none;
+        @one st.shared.b32 [$1], tile;
+        setp.eq.s32 last, tile, $7;
+        and.pred last, last, one;
+        mov.b32 tile, 0;
+        @last st.relaxed.gpu.global.b32 [$2], tile;
+        mov.u32 $0, 0;
+        }""",
+        "=r,r,l,r,r,r,r,r", [address, tickets, drawn, first + drawn * 0, count + drawn * 0, one.to(gl.int32),
+                             first + count - 1 + drawn * 0], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def known(address):
+    """A number of shared memory that is the same of all threads."""
+    return gl.inline_asm_elementwise("ld.shared.b32 $0, [$1];", "=r,r", [address], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def number_at(address):
+    """A number of global memory that is the same of all threads."""
+    return gl.inline_asm_elementwise("ld.global.b32 $0, [$1];", "=r,l", [address], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def turn_over(address, turn, one):
+    """One thread stores the other turn."""
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred one;
+        .reg .b32 other;
+        setp.ne.s32 one, $3, 0;
+        xor.b32 other, $2, 1;
+        @one st.global.b32 [$1], other;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r,r", [address, turn + 0 * one.to(gl.int32), one.to(gl.int32)], gl.int32, is_pure=False,
+        pack=1)  # fmt: skip
+
+
+@gluon.jit
+def tell(address, other, number, wanted):
+    """A half word to one address, zero to another."""
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred wanted;
+        .reg .b16 low, none;
+        setp.ne.s32 wanted, $4, 0;
+        mov.b32 {low, none}, $3;
+        mov.b16 none, 0;
+        @wanted st.relaxed.gpu.global.b16 [$1], low;
+        @wanted st.relaxed.gpu.global.b16 [$2], none;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,l,r,r", [address, other, number, wanted.to(gl.int32)], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def look(address):
+    """Waits until a word is not zero; after some seconds the kernel ends with an error."""
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred there, late;
+        .reg .b32 a, n;
+        mov.b32 n, 0;
+        AGAIN:
+        ld.relaxed.gpu.global.b32 a, [$1];
+        setp.ne.s32 there, a, 0;
+        @there bra DONE;
+        add.s32 n, n, 1;
+        setp.gt.s32 late, n, 4194304;
+        @late trap;
+        nanosleep.u32 100;
+        bra AGAIN;
+        DONE:
+        mov.u32 $0, 0;
+        }""",
+        "=r,l", [address], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def glance(address):
+    """A word as it is; without waiting for it."""
+    return gl.inline_asm_elementwise("ld.relaxed.gpu.global.b32 $0, [$1];", "=r,l", [address], gl.int32, is_pure=False,
+                                     pack=1)  # fmt: skip
+
+
+@gluon.jit
+def settled(address, word):
+    """A word, as soon as no half of any lane's is zero; after some seconds the kernel ends with an error."""
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred none, late;
+        .reg .b32 x, y, n;
+        mov.b32 n, 0;
+        mov.b32 $0, $2;
+        AGAIN:
+        sub.u32 x, $0, 65537;
+        not.b32 y, $0;
+        and.b32 x, x, y;
+        and.b32 x, x, 0x80008000;
+        setp.ne.s32 none, x, 0;
+        vote.sync.any.pred none, none, -1;
+        @!none bra DONE;
+        add.s32 n, n, 1;
+        setp.gt.s32 late, n, 4194304;
+        @late trap;
+        nanosleep.u32 100;
+        ld.relaxed.gpu.global.b32 $0, [$1];
+        bra AGAIN;
+        DONE:
+        }""",
+        "=&r,l,r", [address, word], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def told(address, wanted):
+    """The half word that was told, as the low bits of a word."""
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred wanted;
+        .reg .b16 low, none;
+        setp.ne.s32 wanted, $2, 0;
+        mov.b16 low, 0;
+        mov.b16 none, 0;
+        @wanted ld.relaxed.gpu.global.b16 low, [$1];
+        not.b16 low, low;
+        mov.b32 $0, {low, none};
+        }""",
+        "=r,l,r", [address, wanted.to(gl.int32)], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def keep_words(address, a, b, apart: gl.constexpr):
+    """Two words to shared memory."""
+    gl.inline_asm_elementwise("{ st.shared.b32 [$1], $2; st.shared.b32 [$4], $3; mov.u32 $0, 0; }", "=r,r,r,r,r",
+                              [address, a, b, address + apart], gl.int32, is_pure=False, pack=1)  # fmt: skip
+
+
+@gluon.jit
+def sync_warp(lane):
+    """What lanes stored is there for the others."""
+    gl.inline_asm_elementwise("{ bar.warp.sync -1; mov.u32 $0, 0; }", "=r,r", [lane], gl.int32, is_pure=False, pack=1)
