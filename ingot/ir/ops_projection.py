@@ -1,12 +1,14 @@
 """Projection, QuantizedProjection: a product with the norm before it and whatever is made of its columns behind it, as
-one operator.
+one operator. ProjectionChain: several of them, each of the one before.
 
 Few rows wait for memory at every launch: norm, product, gate and residual in one go is what a decoded token is fast by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,3 +77,58 @@ def quantized_projection(x: Array, weight_KN: Array, norm_K: Array | None, scale
     floats = (weight_KN.astype(np.float32) - zeros) * scale_GN.astype(np.float32)[of_depth]
     rows = normalised(x, norm_K, epsilon)
     return finished(np.matmul(rows, floats.astype(rows.dtype)), operands, parts, expression)
+
+
+@dataclass(frozen=True)
+class Chained:
+    """A Projection of a chain: which inputs of the chain are its weight, norm and what its expression reads; numbers
+    below zero there are results of the chain, the first is ~0."""
+
+    weight: int
+    norm: int | None
+    operands: tuple[int, ...]
+    parts: int
+    epsilon: float
+    expression: str
+
+
+def chained(attributes: Mapping[str, Any]) -> Iterator[Chained]:
+    """The Projections of a ProjectionChain, in their order."""
+    at, sources = 1, iter(attributes["sources"])
+    for k, parts in enumerate(attributes["parts"]):
+        weight, norm = at, at + 1 if attributes["norms"][k] else None
+        at += 1 + bool(norm)
+        operands = list[int]()
+        for _ in range(attributes["reads"][k]):
+            source = next(sources)
+            operands.append(at if source < 0 else ~source)
+            at += source < 0
+        yield Chained(weight, norm, tuple(operands), parts, attributes["epsilons"][k], attributes["expressions"][k])
+
+
+def _chain_type(x: TensorType, *given: TensorType, results: Sequence[int], early: int = 0,
+                **attributes: Any) -> tuple[TensorType, ...]:  # fmt: skip
+    types, made = [x, *given], list[TensorType]()
+    for link in chained(attributes):
+        operands = [made[~k] if k < 0 else types[k] for k in link.operands]
+        norm = types[link.norm] if link.norm is not None else None
+        made.append(_type(made[-1] if made else x, types[link.weight], norm, *operands, parts=link.parts,
+                          epsilon=link.epsilon, expression=link.expression))  # fmt: skip
+    return tuple(made[k] for k in results)
+
+
+@op("ProjectionChain", "x *given", _chain_type, parts=Attribute("ints"), norms=Attribute("ints"),
+    epsilons=Attribute("floats"), expressions=Attribute("texts"), reads=Attribute("ints"), sources=Attribute("ints"),
+    results=Attribute("ints"), early=Attribute("int", 0))  # fmt: skip
+def projection_chain(x: Array, *given: Array, results: Sequence[int], early: int = 0,
+                     **attributes: Any) -> tuple[Array, ...]:  # fmt: skip
+    """Projections, each of the one before, the first of x; of those in `results` the result. Inputs behind x are, of
+    each, its weight, its norm if it has one (norms), and as many operands as its expression reads (reads) but for those
+    that are results of the chain: `sources` has -1 for an input, else which one. early: as of Projection"""
+    arrays, made = [x, *given], list[Array]()
+    for link in chained(attributes):
+        operands = [made[~k] if k < 0 else arrays[k] for k in link.operands]
+        norm = arrays[link.norm] if link.norm is not None else None
+        made.append(projection(made[-1] if made else x, arrays[link.weight], norm, *operands, parts=link.parts,
+                               epsilon=link.epsilon, expression=link.expression))  # fmt: skip
+    return tuple(made[k] for k in results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ingot.ir.ops_projection import chained
 from ingot.kernels.node import Node
 from ingot.plan.extent import Extent, add, product
 
@@ -105,6 +106,11 @@ def _projection(node: Node) -> Extent:
     return product((2, node.input(0).elements, node.input(1).shape[1]))
 
 
+def _projection_chain(node: Node) -> Extent:
+    weights = sum(int(node.input(link.weight).elements) for link in chained(node.attributes))
+    return product((2, *node.input(0).shape[:-1], weights))
+
+
 def _experts(node: Node) -> Extent:
     chosen, inner = int(node.attributes["chosen"]), node.input(2).shape[2]
     return product((6, node.input(0).elements, chosen, inner))
@@ -113,6 +119,7 @@ def _experts(node: Node) -> Extent:
 _TABLE: dict[str, Callable[[Node], Extent]] = {
     "Projection": _projection,
     "QuantizedProjection": _projection,
+    "ProjectionChain": _projection_chain,
     "Experts": _experts,
     "Mixture": _experts,
     "Linear": _linear,

@@ -24,6 +24,7 @@ from ingot.llm import evidence
 from ingot.llm.batch import FORMS, MOST_EDITS
 from ingot.llm.cached_attention import attend_at_once
 from ingot.llm.calibration import drawn, lines_of, matrices_of, observed
+from ingot.llm.chain import chain_projections
 from ingot.llm.decoder import Array, Decoder
 from ingot.llm.early import begin_early
 from ingot.llm.formats import Format, format_of, with_cache
@@ -174,6 +175,8 @@ def graph_for(decoder: Decoder, kept: Format, name: str, options: BuildOptions) 
     project(model)
     if compiler.hosts_two(_config(decoder, options)) and begin_early(model):
         attend_at_once(model)
+        if options.typical == 1:
+            chain_projections(model)
     draw_tokens(model, decoder.vocabulary)
     return model
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from ingot.errors import EngineError
 
 _LENGTH = struct.Struct("<Q")
-_BESIDE = 2  # in the place of whether a kernel overlaps
+_BESIDE, _TOGETHER = 2, 3  # in the place of whether a kernel overlaps
 
 
 @dataclass(frozen=True)
 class Code:
     """One kernel: `function` of the cubin, launched with so many threads and bytes of dynamic shared memory.
     `overlaps`: it waits itself for the launch before, and may be begun while that runs; `beside`: both are meant to
-    share a processor's shared memory. What a library keeps here has no function."""
+    share a processor's shared memory; `together`: besides, its blocks wait for each other, one on each processor, so
+    that no other such kernel may be there. What a library keeps here has no function."""
 
     cubin: bytes | memoryview
     function: str
@@ -25,13 +26,14 @@ class Code:
     shared: int
     overlaps: bool = False
     beside: bool = False
+    together: bool = False
 
 
 def pack(codes: Mapping[str, Code]) -> bytes:
     """The section, kernels in order of their names."""
     table, parts, offset = {}, [], 0
     for name, code in sorted(codes.items()):
-        begins = _BESIDE if code.beside else code.overlaps
+        begins = _TOGETHER if code.together else _BESIDE if code.beside else code.overlaps
         table[name] = [offset, len(code.cubin), code.function, code.threads, code.shared, begins]
         parts.append(bytes(code.cubin))
         offset += len(code.cubin)
@@ -47,8 +49,15 @@ def unpack(section: bytes | memoryview) -> dict[str, Code]:
         start = _LENGTH.size + length
         table = json.loads(bytes(view[_LENGTH.size : start]))
         return {
-            name: Code(view[start + offset : start + offset + size], function, threads, shared, bool(begins),
-                       begins == _BESIDE)
+            name: Code(
+                view[start + offset : start + offset + size],
+                function,
+                threads,
+                shared,
+                bool(begins),
+                begins >= _BESIDE,
+                begins == _TOGETHER,
+            )
             for name, (offset, size, function, threads, shared, begins) in table.items()
         }
     except (ValueError, TypeError, struct.error) as error:

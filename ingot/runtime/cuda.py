@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ OLDEST_DRIVER = 12000  # cuDriverGetVersion's number: cubins of Triton's ptxas l
 _OUT_OF_MEMORY = 2
 # Errors after which every call of the context fails (cuda.h's descriptions): the process must end.
 _FATAL = frozenset({214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999})
-_COMPUTE_MAJOR, _COMPUTE_MINOR, _SHARED_SIZE = 75, 76, 8  # of CUdevice_attribute, CUfunction_attribute
+_PROCESSORS, _COMPUTE_MAJOR, _COMPUTE_MINOR, _SHARED_SIZE = 16, 75, 76, 8  # of CUdevice_attribute, CUfunction_attribute
 _SHARED_SHARE, _ALL = 9, 100  # per cent of the first level of cache that is shared memory
 _SHARED_ALLOWED = 48 << 10  # bytes a block may have without asking
 _OVERLAPPING_DRIVER = 12030  # from there on a graph keeps the attribute
@@ -198,8 +200,9 @@ class Context:
 
     def __init__(self, device: Device) -> None:
         self.device, self.driver, self.fault = device, driver(), ""
-        handle = self.driver.call("cuDeviceGet", device.ordinal)
-        self._handle = self.driver.call("cuDevicePrimaryCtxRetain", handle)
+        self._number = self.driver.call("cuDeviceGet", device.ordinal)
+        self._handle = self.driver.call("cuDevicePrimaryCtxRetain", self._number)
+        self._turn, self._alone = threading.Lock(), list[Any]()  # the last stream of `alone`, the event of its end
         self._set = self.driver.raw("cuCtxSetCurrent")
         self._synchronize = self.driver.raw("cuStreamSynchronize")
 
@@ -246,6 +249,23 @@ class Context:
         """A stream of its own."""
         self.activate()
         return self.call("cuStreamCreate", _NON_BLOCKING)
+
+    @cached_property
+    def processors(self) -> int:
+        """Of the device."""
+        return int(self.call("cuDeviceGetAttribute", self.driver.enum("CUdevice_attribute", _PROCESSORS), self._number))
+
+    @contextmanager
+    def alone(self, stream: Any) -> Iterator[None]:
+        """What is put on the stream inside begins when what was put so on other streams has ended: kernels whose blocks
+        wait for each other would take processors from each other, and wait for ever."""
+        with self._turn:
+            last, ended = self._alone or (stream, self.event())
+            if last is not stream:
+                self.call("cuStreamWaitEvent", stream, ended, 0)
+            yield
+            self.call("cuEventRecord", ended, stream)
+            self._alone = [stream, ended]
 
     def wait(self, stream: Any, what: str) -> None:
         """Until the stream's work is done. A fault of a kernel ends the context: DeviceError, now and ever after."""
@@ -341,6 +361,7 @@ class Kernels:
         self._context, self._codes = context, dict(codes)
         self._functions: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self.together = any(code.together for code in self._codes.values())
 
     def code(self, name: str) -> bytes:
         """What a library keeps under a name."""
@@ -374,6 +395,8 @@ class Kernels:
     ) -> None:
         """Put the kernel on a stream; `late`: it does not begin early here."""
         code = self._codes[name]
+        if code.together:
+            grid = (min(grid[0], self._context.processors), *grid[1:])
         if code.overlaps and not late and self._context.driver.version >= _OVERLAPPING_DRIVER:
             config = self._context.driver.overlapping((*grid, code.threads), code.shared, stream)
             self._context.call("cuLaunchKernelEx", config, self.function(name), arguments, 0)

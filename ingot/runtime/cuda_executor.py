@@ -446,7 +446,7 @@ class CudaFrame(Frame):
     def launch(self, *numbers: int) -> None:
         """Run segments that follow each other: captured once per frame, eagerly where sizes come with the data."""
         if self.executor.eager:
-            self._enqueue(numbers)
+            self._launches.alone(lambda: self._enqueue(numbers))
             return
         key = numbers, self._addresses
         if key not in self._graphs:
@@ -455,7 +455,7 @@ class CudaFrame(Frame):
             self._graphs[key] = self.context.capture(self.stream, lambda: self._enqueue(numbers, capturing=True))
             self.forget_graphs()
         self._graphs.move_to_end(key)
-        self.context.call("cuGraphLaunch", self._graphs[key], self.stream)
+        self._launches.alone(lambda: self.context.call("cuGraphLaunch", self._graphs[key], self.stream))
 
     def _enqueue(self, numbers: Sequence[int], capturing: bool = False) -> None:
         for number in numbers:

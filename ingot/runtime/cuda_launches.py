@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,12 @@ class Launches:
                     self._frame.loaded.kernels.function(launch.entry)
             self._beside += [self._frame.context.stream() for _ in range(len(self._beside), segment.lanes - 1)]
 
+    def alone(self, put: Callable[[], None]) -> None:
+        """Puts on the stream what may not be beside others that must be alone on the device."""
+        frame = self._frame
+        with frame.context.alone(frame.stream) if frame.loaded.kernels.together else nullcontext():
+            put()
+
     def put(self, number: int, between: Callable[[int], None] | None = None) -> None:
         """Every launch of the segment, one after the other; `between(step)` before the first launch of each step."""
         segment = self._frame.plan.segments[number]
@@ -62,7 +69,7 @@ class Launches:
         graph = context.capture(frame.stream, record)
         best = [float("inf")] * len(segment.steps)
         for _ in range(repeats):
-            context.call("cuGraphLaunch", graph, frame.stream)
+            self.alone(lambda: context.call("cuGraphLaunch", graph, frame.stream))
             frame.wait("a timed run")
             taken = [1e3 * context.call("cuEventElapsedTime", a, b) for a, b in pairwise(events)]
             best = [min(pair) for pair in zip(best, taken, strict=True)]

@@ -80,7 +80,7 @@ class CudaBackend:
         for count, (name, (job, unit, what)) in enumerate(self._cubins.items()):
             made = _result(job, what)
             early, both = (known(unit, self.target.capability) for known in (overlaps, beside))
-            codes[name] = Code(made.code, NAME, made.threads, made.shared, early, both)
+            codes[name] = Code(made.code, NAME, made.threads, made.shared, early, both, unit.together)
             self.log.advance(f"compile {self.target.name}", (count + 1) / len(self._cubins))
         return pack(codes), {}
 

@@ -43,6 +43,8 @@ NAME = "KERNEL"
 OVERLAP = "#overlap "
 # The same of lines with instructions that architectures have from EIGHTHS_FROM on.
 NATIVE = "#native "
+# A line of kernels whose blocks wait for each other: all of them have to be on the processors at once.
+TOGETHER = "#together"
 GLUON = "@gluon.jit"
 _OF_GLUON = (
     "from triton.experimental import gluon",
@@ -92,6 +94,12 @@ class Unit:
         """Whether it lets the launch behind begin before its own wait: both are meant to be there together."""
         return self.text.find(f"{OVERLAP}gdc_launch_dependents()") < self.text.find(f"{OVERLAP}gdc_wait()")
 
+    @property
+    def together(self) -> bool:
+        """Whether its blocks wait for each other, so that all must be there at once; it may have fewer than its grid
+        says, one for each processor."""
+        return TOGETHER in self.text
+
     def symbol(self, target: Architecture) -> str:
         """Content-addressed name."""
         known = repr((target.capability, self.text, self.signature, self.aligned, self.warps, self.stages))
@@ -135,6 +143,7 @@ class FunctionBuilder:
     stages: int
     early: bool = False  # however many blocks there are
     gluon: bool = False
+    together: bool = False
     handles: list[Handle] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -224,7 +233,7 @@ class FunctionBuilder:
         first, rest = self.lines[: self._independent], self.lines[self._independent :]
         overlap = [f"    {OVERLAP}gdc_wait()"]
         overlap += [] if self._released else [f"    {OVERLAP}gdc_launch_dependents()"]
-        head += _OF_GLUON if self.gluon else ()
+        head += [*(_OF_GLUON if self.gluon else ()), *[TOGETHER] * self.together]
         define = ["", "", GLUON if self.gluon else "@triton.jit", f"def {NAME}({', '.join(names)}):"]
         lines = [*head, *self.imports, *define, *first, *overlap, *rest]
         blocks = product(grid)
@@ -275,10 +284,12 @@ class CudaBuilder:
         self.counters.append(size)
         return Handle("counter", len(self.counters) - 1, "int32")
 
-    def function(self, warps: int = 4, stages: int = 2, early: bool = False, gluon: bool = False) -> FunctionBuilder:
+    def function(self, warps: int = 4, stages: int = 2, early: bool = False, gluon: bool = False,
+                 together: bool = False) -> FunctionBuilder:  # fmt: skip
         """A Triton function to write. early: it does much before its wait, and may begin before the launch before it
-        has ended however many blocks it has. gluon: it says itself what lies where in registers and shared memory."""
-        return FunctionBuilder(self, warps, stages, early, gluon)
+        has ended however many blocks it has. gluon: it says itself what lies where in registers and shared memory.
+        together: its blocks wait for each other."""
+        return FunctionBuilder(self, warps, stages, early, gluon, together)
 
     def part(self, node: Node, inputs: Sequence[Handle | None], outputs: Sequence[Handle]) -> CudaBuilder:
         """A builder of a node that is a part of this step: its launches are this step's, its operands are those."""

@@ -38,6 +38,9 @@ class Cubin:
     spilled: int
 
 
+_TOGETHER = 80  # registers of a thread whose block shares its processor with one of attention
+
+
 @cache
 def fingerprint() -> str:
     """What besides a unit decides its cubin: Triton and the functions it may call."""
@@ -85,6 +88,8 @@ def assembled(unit: Unit, capability: int) -> tuple[Cubin, str]:
     source = (GluonASTSource if unit.gluon else ASTSource)(fn=function, signature=dict(unit.signature), constexprs={},
                        attrs={(i,): _ALIGNED for i in aligned})  # fmt: skip
     options = {"num_warps": unit.warps, "num_stages": unit.stages}
+    if unit.together:
+        options["maxnreg"] = _TOGETHER
     words = io.StringIO()
     with _quiet_triton(), contextlib.redirect_stdout(words):
         try:

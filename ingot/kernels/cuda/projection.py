@@ -1,9 +1,9 @@
 """Projection: a ladder of launches from one row, where weights stream through registers, to thousands in large tiles.
 
-    one row      norm, product, expression in one launch; a block asks for its weights before it waits for the input,
-                 and keeps asking (projection_ring), or there are as many blocks as groups of columns (projection_row)
-    few rows     rows normalised by a launch of their own, tiles of 16 to 64 rows, the depth split among blocks
-    many rows    the same with large tiles
+one row      norm, product, expression in one launch; a block asks for its weights before it waits for the input,
+             and keeps asking (projection_ring), or there are as many blocks as groups of columns (projection_row)
+few rows     rows normalised by a launch of their own, tiles of 16 to 64 rows, the depth split among blocks
+many rows    the same with large tiles
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RING = "ring"  # begins the names of such streams
 STREAMS = ("1x2048w4", "2x2048w4", "4x2048w4", "1x1024w2", "2x4096w8", "4x4096w8")
 
 
-def _applies(node: Node, target: Any) -> bool:
+def applies(node: Node, target: Any) -> bool:
     weight = node.input(1)
     if weight.constant is None or not can_stream(weight.dtype, node.dtype, (int(weight.shape[0]),), target):
         return False
@@ -68,10 +68,10 @@ def _streams(node: Node, target: Architecture) -> tuple[str, ...]:
         row = power_of_two(work.depth) // (32 * block.warps)
         return block.depth <= max(power_of_two(work.depth), 2048) and max(size, row) <= 128  # that a thread holds
 
-    return tuple(text for text in STREAMS if fits(Block.parse(text))) + tuple(filter(None, [_ring(node, target)]))
+    return tuple(text for text in STREAMS if fits(Block.parse(text))) + tuple(filter(None, [ring_of(node, target)]))
 
 
-def _ring(node: Node, target: Architecture) -> str | None:
+def ring_of(node: Node, target: Architecture) -> str | None:
     """The stream of blocks that stay, where all of a step's do and one row is usual: tiles of more find weights in
     bricks later than in lines (prompts of 8,192 tokens took 7 % longer on an H200)."""
     fits = node.attributes.get("early") and Rung(1, 1).takes(Work.of(node).rows)
@@ -83,7 +83,7 @@ def _cost(node: Node, target: Architecture, stream: str) -> float:
     weight, work = node.input(1), Work.of(node)
     assert isinstance(weight.bytes, int)
     usual = "4x2048w4"
-    if (found := _ring(node, target)) and weight.bytes >= _LARGE:
+    if (found := ring_of(node, target)) and weight.bytes >= _LARGE:
         usual = found
     elif weight.dtype not in LARGEST:
         small = work.columns * work.depth <= _SMALL
@@ -91,20 +91,39 @@ def _cost(node: Node, target: Architecture, stream: str) -> float:
     return target.pace.step + weight.bytes / (target.bandwidth * 900) + 0.01 * (stream != usual)
 
 
-@kernel("Projection", on="cuda", when=_applies, space={"stream": _streams}, cost=_cost)
+def usual(node: Node, target: Architecture) -> str:
+    """The stream that one row takes where nothing is timed."""
+    return min(_streams(node, target), key=lambda stream: _cost(node, target, stream))
+
+
+@kernel("Projection", on="cuda", when=applies, space={"stream": _streams}, cost=_cost)
 def projection(build: CudaBuilder, node: Node, stream: str) -> None:
     """expression(parts of norm(x)[M, K] @ w[K, N]); the weights are stored in lines [N, K] or in bricks"""
+    rows_of(build, node, kept(build, node, stream.startswith(RING)), stream)
+
+
+def kept(build: CudaBuilder, node: Node, bricked: bool) -> Handle:
+    """The weights as they are stored."""
     weight = node.input(1).constant
     assert weight is not None
-    work, bricked = Work.of(node), stream.startswith(RING)
-    packed = build.pack(bricks(weight, work.parts) if bricked else stored(weight))
-    one = Rung(1, 1)
+    return build.pack(bricks(weight, Work.of(node).parts) if bricked else stored(weight))
+
+
+def rows_of(build: CudaBuilder, node: Node, packed: Handle, stream: str) -> None:
+    """The launches for all numbers of rows there may be."""
+    work, bricked, one = Work.of(node), stream.startswith(RING), Rung(1, 1)
     if one.takes(work.rows):
         with only(build, one, work.rows):
             if bricked:
                 ring(build, work, packed, stream)
             else:
                 stream_row(build, work, packed, Block.parse(stream))
+    more_rows(build, node, packed, bricked)
+
+
+def more_rows(build: CudaBuilder, node: Node, packed: Handle, bricked: bool) -> None:
+    """The launches for more rows than one, if there may be more."""
+    work = Work.of(node)
     if not Rung(2).takes(work.rows):
         return
     with only(build, Rung(2), work.rows):

@@ -53,9 +53,9 @@ class Standalone:
         self.node = self.build.node
         launches = () if self.build.libraries else self.build.launches
         self.cubins = cubins or [compile_unit(call.unit, target.name) for call in launches]
-        ahead = [overlaps(call.unit, target.capability) for call in launches]
+        kinds = [(overlaps(call.unit, target.capability), False, call.unit.together) for call in launches]
         self._libraries = [(use.handles, self._ready(use)) for use in self.build.libraries]
-        codes = {str(i): Code(c.code, NAME, c.threads, c.shared, ahead[i]) for i, c in enumerate(self.cubins)}
+        codes = {str(i): Code(c.code, NAME, c.threads, c.shared, *kinds[i]) for i, c in enumerate(self.cubins)}
         self._kernels, self._stream = cuda.Kernels(context, codes), context.stream()
         self._memory: dict[tuple[str, int, int], cuda.Allocation] = {}
         weakref.finalize(self, context.driver.raw("cuStreamDestroy"), self._stream)
