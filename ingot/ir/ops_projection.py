@@ -109,12 +109,30 @@ def chained(attributes: Mapping[str, Any]) -> Iterator[Chained]:
 def _chain_type(x: TensorType, *given: TensorType, results: Sequence[int], early: int = 0,
                 **attributes: Any) -> tuple[TensorType, ...]:  # fmt: skip
     types, made = [x, *given], list[TensorType]()
-    for link in chained(attributes):
+    links = _whole(attributes, len(given))
+    for number, link in enumerate(links):
         operands = [made[~k] if k < 0 else types[k] for k in link.operands]
         norm = types[link.norm] if link.norm is not None else None
-        made.append(_type(made[-1] if made else x, types[link.weight], norm, *operands, parts=link.parts,
-                          epsilon=link.epsilon, expression=link.expression))  # fmt: skip
+        try:
+            made.append(_type(made[-1] if made else x, types[link.weight], norm, *operands, parts=link.parts,
+                              epsilon=link.epsilon, expression=link.expression))  # fmt: skip
+        except GraphError as error:
+            raise GraphError(f"ProjectionChain, product {number} of {len(links)}: {error}") from None
     return tuple(made[k] for k in results)
+
+
+def _whole(attributes: Mapping[str, Any], given: int) -> list[Chained]:
+    """The Projections of a ProjectionChain with so many inputs behind x, which must be those that they read."""
+    normed, sources = sum(map(bool, attributes["norms"])), attributes["sources"]
+    wanted = len(attributes["parts"]) + normed + sum(source < 0 for source in sources)
+    if len(sources) != sum(attributes["reads"]):
+        raise GraphError(f"ProjectionChain: {sum(attributes['reads'])} operands are read, of {len(sources)} it says where")
+    if given != wanted:
+        raise GraphError(f"ProjectionChain: its products read {wanted} inputs beside x, not {given}")
+    links = list(chained(attributes))
+    if any(~k >= number for number, link in enumerate(links) for k in link.operands):
+        raise GraphError("ProjectionChain: a product reads the result of one that is not before it")
+    return links
 
 
 @op("ProjectionChain", "x *given", _chain_type, parts=Attribute("ints"), norms=Attribute("ints"),

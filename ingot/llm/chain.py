@@ -38,6 +38,8 @@ def _projection_chain(op: Builder, node: ir.Node) -> Result:
         return reject("no Projection makes its rows")
     if not any(is_op(use.node, *_BEHIND) for use in node.outputs[0].uses()):
         return reject("what comes behind does not find room beside a chain", node)
+    if None in first.inputs[_OPERANDS:]:
+        return reject("an operand is missing", first)
     op.after(first.outputs[0])
     made = [link.outputs[0] for link in links]
     inputs, sources, results = [first.inputs[_X]], list[int](), list[int]()
@@ -76,7 +78,8 @@ def _after(links: Sequence[ir.Node]) -> ir.Node | None:
     if len(rows) != 1:
         return None
     known, places = [link.outputs[0] for link in links], {node: k for k, node in enumerate(links[0].graph)}
-    for value in rows[0].inputs[_OPERANDS:]:
+    inputs = rows[0].inputs
+    for value in (inputs[_WEIGHT], *[scale for scale in inputs[_NORM:_OPERANDS] if scale], *inputs[_OPERANDS:]):
         if value is None:
             return None
         producer = value.producer()

@@ -263,9 +263,12 @@ class Context:
             last, ended = self._alone or (stream, self.event())
             if last is not stream:
                 self.call("cuStreamWaitEvent", stream, ended, 0)
-            yield
-            self.call("cuEventRecord", ended, stream)
             self._alone = [stream, ended]
+            try:
+                yield
+            finally:  # what was put before an error runs too
+                if not self.fault:
+                    self.call("cuEventRecord", ended, stream)
 
     def wait(self, stream: Any, what: str) -> None:
         """Until the stream's work is done. A fault of a kernel ends the context: DeviceError, now and ever after."""
