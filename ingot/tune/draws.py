@@ -7,12 +7,13 @@ roundings may be, and attention hides which key belongs to which value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ingot.dtypes import numpy_dtype
+from ingot.ir.ops_projection import chained
 from ingot.kernels.node import Node, Port
 from ingot.runtime.buffers import Array
 from ingot.tune.measure import draw, with_drawn_weights
@@ -42,15 +43,25 @@ _PRODUCTS: Mapping[str, Depth] = {"Conv": _all_but(0), "ParallelConv": _all_but(
                                   "MatMul": lambda node: int(node.input(0).shape[-1])}  # fmt: skip
 
 
-def reaches(node: Node) -> tuple[float, ...]:
-    """Of the first inputs."""
+def reaches(node: Node) -> Mapping[int, float]:
+    """By input."""
     if node.op in ("Attention", "NarrowAttention"):
-        return (_SCORED, _SCORED, 1.0)
+        return {0: _SCORED, 1: _SCORED, 2: 1.0}
     if node.op == "PackedAttention":
-        return (_SCORED,)
+        return {0: _SCORED}
+    if node.op == "ProjectionChain":
+        depths = {k: int(node.input(k).shape[0]) for k in _scaling(node)}
+        return {0: 1.0} | {k: _WEIGHT / math.sqrt(depth) for k, depth in depths.items()}
     if node.op in _PRODUCTS:
-        return (1.0, _WEIGHT / math.sqrt(_PRODUCTS[node.op](node)))
-    return ()
+        return {0: 1.0, 1: _WEIGHT / math.sqrt(_PRODUCTS[node.op](node))}
+    return {}
+
+
+def _scaling(node: Node) -> Mapping[int, Sequence[int]]:
+    """Of a projection's weights the inputs that the expression behind them reads: scales of columns are among those."""
+    if node.op == "ProjectionChain":
+        return {link.weight: [k for k in link.operands if k >= 0] for link in chained(node.attributes)}
+    return {1: range(3, len(node.inputs))} if node.op == "Projection" else {}
 
 
 def with_weights(node: Node) -> Node:
@@ -69,11 +80,19 @@ def number(node: Node, index: int) -> Array:
     dtype: np.dtype[Any] = numpy_dtype(port.dtype)
     if node.op == "QuantizedProjection" and index in _INTEGERS:
         return _of_bits(port, int(node.attributes["bits"]))
-    if index >= len(known) or (dtype.kind in "iub" and dtype.name not in _LARGEST):
+    if index not in known or (dtype.kind in "iub" and dtype.name not in _LARGEST):
         return draw(port)
     shape, reach = tuple(int(n) for n in port.shape), _LARGEST.get(dtype.name, known[index])
+    if dtype.kind not in "iub" and any(_left_out(node, k) for k in _scaling(node).get(index, ())):
+        reach = known[index]  # their scales are drawn too, and of order one
     some = np.random.default_rng(index + 1).uniform(-reach, reach, min(math.prod(shape), _DRAWN))
     return np.resize(some.astype(np.float32).astype(dtype), shape)
+
+
+def _left_out(node: Node, index: int) -> bool:
+    """Whether the input is a constant that `measure.without_weights` emptied."""
+    port = node.inputs[index]
+    return port is not None and port.constant is not None and port.constant.shape != port.shape
 
 
 def _of_bits(port: Port, bits: int) -> Array:

@@ -12,7 +12,7 @@ import pytest
 from ingot.dtypes import numpy_dtype
 from ingot.ir.expression import parse
 from ingot.kernels.node import Node, Port
-from ingot.tune import draws
+from ingot.tune import draws, measure
 from ingot.tune.expected import alike, expected
 from tests.kernels.harness import node_of
 
@@ -73,6 +73,61 @@ def test_products_of_quantized_numbers_show_beside_the_bias(dtype: Any, scale: f
     feeds = draws.feeds(node)
     lacking = [np.where(np.arange(768) < 384, feeds[0], 0).astype(dtype), *feeds[1:]]
     assert expected(node, feeds).gap(expected(node, lacking).results) > 2 * alike(node)
+
+
+PLAIN = "Mul %0 %1 -> float32; Cast $0 -> bfloat16"
+JOINED = "Mul %0 %1 -> float32; Cast %2 -> float32; Add $0 $1 -> float32; Cast $2 -> bfloat16"
+
+
+def _chain(wide: int, scale: float, dtype: Any) -> Node:
+    """Three products, the last with the first one's result beside it; scales of columns."""
+    weight, norm = np.zeros((wide, wide), dtype), np.ones(wide, np.float32)
+    scales = np.full(wide, scale, np.float32)
+    inputs = [np.zeros((1, wide), ml_dtypes.bfloat16), weight, scales, weight, norm, scales, weight, scales]
+    ports = tuple(Port(x.dtype.name, x.shape, x if k else None) for k, x in enumerate(inputs))
+    stated = {"parts": (1,) * 3, "norms": (0, 1, 0), "epsilons": (1e-5,) * 3, "expressions": (PLAIN, PLAIN, JOINED),
+              "reads": (1, 1, 2), "sources": (-1, -1, -1, 0), "results": (2,), "early": 0}  # fmt: skip
+    return Node("ProjectionChain", ports, (Port("bfloat16", (1, wide)),), stated)
+
+
+@pytest.mark.parametrize(("wide", "scale", "dtype", "large"), [
+    (64, 3 / 448 / 64**0.5, ml_dtypes.float8_e4m3fn, 4096), (512, 3 / 448 / 512**0.5, ml_dtypes.float8_e4m3fn, 4096),
+    (512, 0.0, ml_dtypes.float8_e4m3fn, 512), (64, 1.0, ml_dtypes.bfloat16, 4096),
+])  # fmt: skip
+def test_every_product_of_a_chain_shows(wide: int, scale: float, dtype: Any, large: int,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """With scales of columns as they are, and with those that were left out with the weights, of many columns."""
+    monkeypatch.setattr(measure, "_LARGE", large)
+    node = measure.without_weights(_chain(wide, scale, dtype))
+    emptied = [k for k, p in enumerate(node.inputs) if p and p.constant is not None and not p.constant.size]
+    assert emptied == ([1, 3, 6] if wide < large else [1, 2, 3, 4, 5, 6, 7])
+    node = draws.with_weights(node)
+    feeds = draws.feeds(node)
+    wanted = expected(node, feeds)
+    assert 0.1 < float(np.abs(wanted.results[0].astype(np.float64)).max()) < 100
+    for place in (1, 3, 6):
+        weight = node.input(place).constant
+        assert weight is not None and weight.shape == (wide, wide) and (weight < 0).any() and (weight > 0).any()
+        halved = np.where(np.arange(wide)[:, None] < wide // 2, weight, 0).astype(dtype)
+        less = replace(node.input(place), constant=halved)
+        lacking = replace(node, inputs=(*node.inputs[:place], less, *node.inputs[place + 1 :]))
+        assert wanted.gap(expected(lacking, feeds).results) > 2 * alike(node)
+    alone = dict(node.attributes) | {"expressions": (PLAIN, PLAIN, PLAIN), "reads": (1, 1, 1), "sources": (-1,) * 3}
+    assert wanted.gap(expected(replace(node, attributes=alone), feeds).results) > 2 * alike(node)
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_what_is_added_to_a_projection_of_float8_shows(left_out: bool) -> None:
+    weight, scale = np.zeros((512, 64), ml_dtypes.float8_e4m3fn), np.full(64, 3 / 448 / 512**0.5, np.float32)
+    inputs = [np.zeros((1, 512), ml_dtypes.bfloat16), weight, None, scale, np.zeros((1, 64), ml_dtypes.bfloat16)]
+    node, _ = node_of("Projection", inputs, {"parts": 1, "epsilon": 1e-5}, JOINED, constants=(1, 3))
+    emptied = [_emptied(node, 1), None, _emptied(node, 3) if left_out else node.input(3)]
+    node = draws.with_weights(replace(node, inputs=(node.input(0), *emptied, node.input(4))))
+    feeds = draws.feeds(node)
+    (without,) = expected(replace(node, epilogue=parse(PLAIN)), feeds).results
+    half = [np.where(np.arange(512) < 256, feeds[0], 0).astype(ml_dtypes.bfloat16), *feeds[1:]]
+    for wrong in (without, *expected(node, half).results):
+        assert expected(node, feeds).gap([wrong]) > 2 * alike(node)
 
 
 def _emptied(node: Node, index: int) -> Port:
