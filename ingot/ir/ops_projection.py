@@ -125,8 +125,8 @@ def _whole(attributes: Mapping[str, Any], given: int) -> list[Chained]:
     """The Projections of a ProjectionChain with so many inputs behind x, which must be those that they read."""
     normed, sources = sum(map(bool, attributes["norms"])), attributes["sources"]
     wanted = len(attributes["parts"]) + normed + sum(source < 0 for source in sources)
-    if len(sources) != sum(attributes["reads"]):
-        raise GraphError(f"ProjectionChain: {sum(attributes['reads'])} operands are read, of {len(sources)} it says where")
+    if len(sources) != (read := sum(attributes["reads"])):
+        raise GraphError(f"ProjectionChain: {read} operands are read, of {len(sources)} it says where")
     if given != wanted:
         raise GraphError(f"ProjectionChain: its products read {wanted} inputs beside x, not {given}")
     links = list(chained(attributes))

@@ -47,7 +47,8 @@ def test_a_chain_means_its_products_one_by_one(dtype: str, rows: tuple[int, ...]
         stated = {"parts": link.parts, "epsilon": link.epsilon, "expression": link.expression.format(dtype)}
         made += meaning("Projection")(made[-1] if made else given[0], given[link.weight], norm, *operands, **stated)
     found = meaning("ProjectionChain")(*given, **_stated(dtype, results=results))
-    types = infer("ProjectionChain", [TensorType(x.dtype.name, x.shape) for x in given], _stated(dtype, results=results))
+    known_inputs = [TensorType(x.dtype.name, x.shape) for x in given]
+    types = infer("ProjectionChain", known_inputs, _stated(dtype, results=results))
     assert len(found) == len(types) == len(results)
     for k, y, known in zip(results, found, types, strict=True):
         assert known == TensorType(y.dtype.name, y.shape) == TensorType(dtype, (*rows, (8, 10, 8, 12)[k]))

@@ -180,3 +180,4 @@ def test_an_engine_gives_a_familys_logits(family: str, precision: str, within: f
     assert isinstance(segment, GraphSegment)
     kernels = {step.kernel for step in segment.steps}
     assert "cached_attention" in kernels and not kernels & {"cache_update", "paged_attention"}
+    assert ("projection_chain" in kernels) == (family in ("llama", "phi3")), "others have norms between products"

@@ -1,4 +1,4 @@
-"""Projections that follow each other become a chain where attention comes behind; numbers stay, nothing is left over."""
+"""Projections that follow each other become a chain where attention comes behind; numbers stay, nothing is left."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def _told(layer: Layer) -> None:
 
 
 def _read_elsewhere(layer: Layer) -> None:
-    layer.graph.outputs.append(layer.pointwise("elsewhere", layer.output))
+    reader = layer.pointwise("elsewhere", layer.output)
+    layer.before(reader, layer.down)
+    layer.graph.outputs.append(reader)
 
 
 def _second_reader_of_rows(layer: Layer) -> None:

@@ -292,6 +292,34 @@ def test_bodies_do_not_match_across_their_border() -> None:
     assert not journal.fired
 
 
+def test_makers_of_all_that_is_replaced_go() -> None:
+    """Of a value that is not the root's too, where its readers read what takes its place before the root is swept."""
+
+    @rewrite_node("Pointwise")
+    def both(op: Builder, node: ir.Node) -> Result:
+        """y = exp(x); z = relu(y) => (y, z) of one node"""
+        if node.attributes["expression"].as_string() != RELU or (x := node.inputs[0]) is None:
+            return None
+        inner = x.producer()
+        if inner is None:
+            return None
+        op.after(x)
+        first, second = (op.Pointwise(inner.inputs[0], expression=text) for text in (EXP.replace("Exp", "Abs"), ADD))
+        op.nodes[1].resize_inputs(2)
+        op.nodes[1].replace_input_with(1, inner.inputs[0])
+        return {x: first, node.outputs[0]: second}
+
+    sketch = Sketch()
+    power = sketch.pointwise(EXP, sketch.inputs[0])
+    sketch.finish(sketch.pointwise(RELU, power), sketch.pointwise(ADD, power, sketch.inputs[1]))
+    before = list(sketch.graph)
+    journal = sketch.apply(both)
+    assert len(journal.fired) == 1
+    assert all(node.graph is None for node in before[:2]) and before[2].graph is sketch.graph
+    kept = {value.producer() for value in before[2].inputs if value is not None}
+    assert before[0] not in kept and set(sketch.texts()) == {EXP.replace("Exp", "Abs"), ADD}
+
+
 def test_patterns_say_what_they_are() -> None:
     pattern = trace(lambda op, x: op.either(op.Relu(op.Exp(x)), op.Clip(x, 0, 6)))
     assert list(roots_of(pattern)) == [("ingot", "Relu"), ("ingot", "Clip")]

@@ -20,7 +20,7 @@ import numpy as np
 from ingot.kernels.cuda.build import Unit
 from ingot.kernels.cuda.compile import Cubin
 
-_MAJOR, _MINOR = 75, 76
+_PROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class FakeDevice:
     uuid: str = "11112222-3333-4444-5555-666677778888"
     capability: tuple[int, int] = (9, 0)
     memory: int = 1 << 30
+    processors: int = 132
 
 
 def stand_in(unit: Unit, name: str) -> Cubin:
@@ -120,7 +121,8 @@ class FakeDriver:
         return ordinal
 
     def _cuDeviceGetAttribute(self, attribute: int, device: int) -> int:
-        return self.devices[device].capability[attribute == _MINOR]
+        known = self.devices[device]
+        return {_PROCESSORS: known.processors, _MAJOR: known.capability[0], _MINOR: known.capability[1]}[attribute]
 
     def _cuDeviceGetName(self, length: int, device: int) -> bytes:
         return self.devices[device].name.encode().ljust(length, b"\0")

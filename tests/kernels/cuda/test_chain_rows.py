@@ -15,9 +15,11 @@ from ingot.kernels import candidates
 from ingot.kernels.cuda import projection_chain
 from ingot.kernels.cuda.architecture import Architecture, architecture
 from ingot.kernels.cuda.build import CudaBuilder
+from ingot.kernels.cuda.projection_chain import fits, parts_of, shapes
+from ingot.kernels.cuda.projection_row import Work
 from ingot.kernels.cuda.standalone import generate
 from ingot.kernels.node import Node, Port
-from ingot.kernels.work import operations
+from ingot.kernels.work import flops_of
 from ingot.plan.extent import evaluate
 from tests.kernels.cuda.harness import interpreted
 
@@ -43,8 +45,9 @@ class Layer:
             name = kept if weight else "float32" if len(shape) == 1 else dtype
             self.inputs.append((x / shape[0] ** 0.5 if weight else x).astype(numpy_dtype(name)))
         texts = [text.format(dtype) for text in (JOINED, GATED, JOINED, PLAIN)]
-        self.stated = {"parts": (1, 2, 1, 1), "norms": (0, 1, 0, 1), "epsilons": (1e-5,) * 4, "expressions": texts,
-                       "reads": (1, 1, 1, 0), "sources": (-1, -1, 0), "results": (2, 3), "early": 1} | changes  # fmt: skip
+        stated = {"parts": (1, 2, 1, 1), "norms": (0, 1, 0, 1), "epsilons": (1e-5,) * 4, "expressions": texts,
+                  "reads": (1, 1, 1, 0), "sources": (-1, -1, 0), "results": (2, 3), "early": 1}  # fmt: skip
+        self.stated: dict[str, Any] = stated | changes
         self.wanted = [np.asarray(y) for y in meaning("ProjectionChain")(*self.inputs, **self.stated)]
         ports = [Port(x.dtype.name, (extent, *x.shape[1:])) if k in (0, 2) else Port(x.dtype.name, x.shape, x)
                  for k, x in enumerate(self.inputs)]  # fmt: skip
@@ -115,13 +118,9 @@ def test_which_chains_are_one_launch(changes: dict[str, Any], together: bool, ta
 
 
 def test_what_a_processor_has_no_room_for_is_no_chain(target: Architecture) -> None:
-    layer = Layer(1)
-    need = max(s.bytes for s in projection_chain.shapes([projection_chain.Work.of(n) for n in
-                                                         projection_chain.parts_of(layer.node)], target))  # fmt: skip
-    for shared, together in ((need, True), (need - 1, False)):
-        some = replace(target, shared=shared)
-        works = [projection_chain.Work.of(n) for n in projection_chain.parts_of(layer.node)]
-        assert projection_chain.fits(works, some) == together
+    works = [Work.of(node) for node in parts_of(Layer(1).node)]
+    need = max(shape.bytes for shape in shapes(works, target))
+    assert [fits(works, replace(target, shared=shared)) for shared in (need, need - 1)] == [True, False]
 
 
 @pytest.mark.parametrize(("source", "number", "together"), [(0, 2, True), (0, 1, False), (1, 2, False)])
@@ -146,18 +145,17 @@ def test_a_row_that_is_an_operand_too(source: int, number: int, together: bool, 
         _near(interpreted(generate(node, candidate, small), [row, *weights], {}), wanted, 0.02)
 
 
-def test_operands_of_other_columns_than_their_blocks_made(target: Architecture) -> None:
-    """A block finds in an earlier row what it has stored itself: the same columns of as many."""
-    layer = Layer(1)
-    nodes = projection_chain.parts_of(layer.node)
-    assert projection_chain._together(nodes, layer.node, target)
-    wrong = replace(layer.node, attributes=layer.node.attributes | {"sources": (-1, -1, 1)})
-    assert not projection_chain._together(nodes, wrong, target)
+def test_operands_are_what_a_block_has_stored_itself(target: Architecture) -> None:
+    """The same columns of as many: others are another block's."""
+    node = Layer(1).node
+    for source, together in ((0, False), (1, False)):
+        more = node.attributes | {"reads": (1, 1, 1, 1), "sources": (-1, -1, 0, source)}
+        assert projection_chain._together(parts_of(node), replace(node, attributes=more), target) == together
 
 
 def test_operations_are_those_of_all_products() -> None:
     for rows, extent in ((3, 3), (5, "N")):
         layer = Layer(rows, extent=extent)
-        counted = operations(layer.node)
+        counted = flops_of(layer.node)
         every = 2 * rows * (WIDE * WIDE + 2 * WIDE * INNER + INNER * WIDE + WIDE * LAST)
         assert evaluate(counted, {"N": rows}) == every
