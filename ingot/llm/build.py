@@ -163,9 +163,9 @@ def _built(checkpoint: Checkpoint, decoder: Decoder, kept: Format, options: Buil
 
 def graph_for(decoder: Decoder, kept: Format, name: str, options: BuildOptions) -> onnx_ir.Model:
     """The step's graph as the target wants it: on a GPU with narrow activations, products that hold their norms,
-    attention that holds the cache's update where all products stream float8, and an output `chosen` [R] more, the
-    tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits, and `likely` [L, LIKELY] of the
-    rows of input `told` (as Likely's)."""
+    attention that holds the cache's update and chains of products where all stream float8, and an output `chosen` [R]
+    more, the tokens that inputs `draws`, `edits` and `masks` (as Sample's) make of the logits, and `likely` [L, LIKELY]
+    of the rows of input `told` (as Likely's)."""
     on_gpu = options.target.startswith("cuda")
     model = graph_of(decoder, kept, name, inside=on_gpu)
     if not on_gpu:

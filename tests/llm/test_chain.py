@@ -18,6 +18,7 @@ from ingot.llm.build import BuildOptions, graph_for
 from ingot.llm.chain import chain_projections
 from ingot.llm.formats import FORMATS, with_cache
 from ingot.llm.models import decoder_of
+from ingot.llm.shards import shard
 from ingot.llm.weights import open_checkpoint
 from tests.llm.checkpoints import write_family
 from tests.llm.test_cached_attention import BLOCK, DEPTH, GROUPS, HEADS, OPTIONS, UPDATE
@@ -249,6 +250,14 @@ def test_graphs_that_have_chains(family: str, precision: str, target: str, varia
     assert len(found) == (layers - 1 if chains else 0)
     assert all(attributes(node)["parts"] == (1, 2, 1, 1) and attributes(node)["results"] == (2, 3) for node in found)
     assert all(any(v.uses() or v.is_graph_output() for v in node.outputs) for node in model.graph)
+
+
+def test_ranks_have_none(tmp_path: Path) -> None:
+    """They add what they have behind every other product."""
+    decoder = shard(decoder_of(open_checkpoint(write_family(tmp_path, "llama")), 64), 0, 2)
+    options = replace(OPTIONS, precision="fp8", ranks=2)
+    names = [node.op_type for node in graph_for(decoder, with_cache(FORMATS["fp8"], None), "llama", options).graph]
+    assert "AllReduce" in names and "CachedAttention" in names and "ProjectionChain" not in names
 
 
 def test_a_familys_chains_give_the_numbers_of_its_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
