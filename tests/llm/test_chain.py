@@ -252,6 +252,14 @@ def test_graphs_that_have_chains(family: str, precision: str, target: str, varia
     assert all(any(v.uses() or v.is_graph_output() for v in node.outputs) for node in model.graph)
 
 
+def test_steps_of_many_tokens_have_none(tmp_path: Path) -> None:
+    """Their weights lie in lines, where tiles find them sooner."""
+    decoder = decoder_of(open_checkpoint(write_family(tmp_path, "llama")), 64)
+    options = replace(OPTIONS, precision="fp8", typical=32)
+    names = [node.op_type for node in graph_for(decoder, with_cache(FORMATS["fp8"], None), "llama", options).graph]
+    assert "CachedAttention" in names and "ProjectionChain" not in names
+
+
 def test_ranks_have_none(tmp_path: Path) -> None:
     """They add what they have behind every other product."""
     decoder = shard(decoder_of(open_checkpoint(write_family(tmp_path, "llama")), 64), 0, 2)

@@ -1,9 +1,9 @@
 """Projection: a ladder of launches from one row, where weights stream through registers, to thousands in large tiles.
 
-one row      norm, product, expression in one launch; a block asks for its weights before it waits for the input,
-             and keeps asking (projection_ring), or there are as many blocks as groups of columns (projection_row)
-few rows     rows normalised by a launch of their own, tiles of 16 to 64 rows, the depth split among blocks
-many rows    the same with large tiles
+    one row      norm, product, expression in one launch; a block asks for its weights before it waits for the input,
+                 and keeps asking (projection_ring), or there are as many blocks as groups of columns (projection_row)
+    few rows     rows normalised by a launch of their own, tiles of 16 to 64 rows, the depth split among blocks
+    many rows    the same with large tiles
 """
 
 from __future__ import annotations
