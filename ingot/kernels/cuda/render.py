@@ -126,17 +126,17 @@ def render(f: FunctionBuilder, expression: Expression, operands: Sequence[str], 
     results: list[str] = []
     narrow = expression.dtype in _COARSE
     for instruction, types in zip(expression.instructions, dtypes_of(expression, dtypes), strict=True):
-        values = [_value(operand, operands, dtypes, results, expression, type)
+        values = [_value(operand, operands, dtypes, results, expression, type, f.gluon)
                   for operand, type in zip(instruction.operands, types, strict=True)]  # fmt: skip
         results.append(f.let(_instruction(f, instruction, values, types, narrow)))
     return results[-1] if results else operands[0]
 
 
 def _value(operand: Operand, operands: Sequence[str], dtypes: Sequence[str], results: Sequence[str],
-           expression: Expression, type: str) -> str:  # fmt: skip
+           expression: Expression, type: str, gluon: bool) -> str:  # fmt: skip
     """The operand in the type it is computed in."""
     if isinstance(operand, Literal):
-        return literal(operand.value, wide(type))
+        return literal(operand.value, wide(type), gluon)
     if isinstance(operand, Input):
         text, held = operands[operand.index], dtypes[operand.index]
     else:
@@ -156,13 +156,11 @@ def converted(text: str, held: str, wanted: str) -> str:
     return f"({text} != 0)" if wanted == "bool" else f"{text}.to({LANGUAGE[wanted]})"
 
 
-def literal(value: float, type: str) -> str:
-    """A number of a type."""
-    if type == "bool":
-        return f"tl.full((), {int(bool(value))}, tl.int1)"
-    number = int(value) if type in INTEGERS else float(value)
+def literal(value: float, type: str, gluon: bool = False) -> str:
+    """A number of a type; Gluon's `full` wants a layout, which one number has not."""
+    number = int(bool(value)) if type == "bool" else int(value) if type in INTEGERS else float(value)
     written = repr(number) if math.isfinite(number) else f'float("{number}")'
-    return f"tl.full((), {written}, {LANGUAGE[type]})"
+    return f"gl.to_tensor({written}).to({LANGUAGE[type]})" if gluon else f"tl.full((), {written}, {LANGUAGE[type]})"
 
 
 def _instruction(f: FunctionBuilder, instruction: Instruction, values: Sequence[str], types: Sequence[str],

@@ -96,6 +96,36 @@ def test_a_rings_ptx_computes_the_product(dtype: str, depth: int, columns: int, 
     assert np.linalg.norm(mine - theirs) < (3e-3 if dtype == "bfloat16" else 1e-3) * np.linalg.norm(theirs)
 
 
+@pytest.mark.parametrize(("parts", "text"), [
+    (1, "Cast %1 -> float32; Mul $0 0.5 -> float32; Add %0 $1 -> float32; Cast $2 -> bfloat16"),  # of one of two ranks
+    (2, "GeluTanh %0 -> float32; Mul $0 %1 -> float32; Cast $1 -> bfloat16"),
+    (2, "Gelu %0 -> float32; Mul $0 %1 -> float32; Cast $1 -> bfloat16"),
+    (1, "Div %0 30.0 -> float32; Tanh $0 -> float32; Mul $1 30.0 -> float32; Cast $2 -> bfloat16"),
+    (1, "Clip %0 -0.25 0.5 -> float32; Relu $0 -> float32; Cast $1 -> bfloat16"),
+])  # fmt: skip
+def test_what_products_are_finished_by(parts: int, text: str) -> None:
+    """Numbers in expressions, functions: in Gluon as in Triton."""
+    rng = np.random.default_rng(parts)
+    small = 0.01 if "GeluTanh" in text else 0.3  # all lanes go one way
+    x, added = ((rng.standard_normal((1, n)) * small).astype(numpy_dtype("bfloat16")) for n in (64, 16))
+    weight = rng.standard_normal((64, parts * 16)).astype(numpy_dtype("float8_e4m3fn"))
+    inputs = [x, weight, *([None, added] if "%1 -> float32; Mul $0 0.5" in text else [])]
+    stated = {"parts": parts, "epsilon": 1e-5, "expression": text, "early": 1}
+    (wanted,) = (np.asarray(y).astype(np.float64) for y in meaning("Projection")(*inputs, **stated))
+    ports = tuple(None if a is None else Port(a.dtype.name, a.shape, a if a is weight else None) for a in inputs)
+    node = Node("Projection", ports, (Port("bfloat16", (1, 16)),), stated, parse(text))
+    candidate, target = _ring(node, processors=1)
+    build = generate(node, candidate, target)
+    (call,) = build.launches
+    made, ptx = _compiled(call.unit)
+    y = np.full(16, np.nan, x.dtype)
+    held = {"constant": lambda k: build.constants[k], "input": lambda k: inputs[k], "output": lambda k: y}
+    arguments = [np.ascontiguousarray(held[h.kind](h.index)).reshape(-1).view(np.uint8) for h in call.handles]
+    arguments[[h.kind for h in call.handles].index("output")] = y.view(np.uint8)
+    Module(ptx).run(0, arguments, made.shared)
+    assert np.linalg.norm(y.astype(np.float64) - wanted[0]) < 5e-3 * np.linalg.norm(wanted)
+
+
 def test_rings_of_a_layer_lie_beside_each_other_and_never_two_of_one_behind_attention() -> None:
     sizes = {}
     for name, (depth, columns, parts, normed) in LLAMA.items():
