@@ -4,7 +4,8 @@
         --sequence-budget 1 [--ranks 2]                                                     # anywhere, both
     python -m benchmarks.llm_cuda_ranks --folder build/llm_cuda [--out result.json]         # where two GPUs are
 
-Every rank is a process with a GPU, as `ingot llm serve` has them; rank 0 is this one. Weights are drawn on the GPUs.
+The time of a token is what the engine's client sees, from one to the next, as of `benchmarks/llm_cuda.py`. Every rank
+is a process with a GPU, as `ingot llm serve` has them; rank 0 is this one. Weights are drawn on the GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.llm_cuda import decoding, reading
+from benchmarks.llm_cuda import answering, decoding, reading
 from benchmarks.llm_cuda_engine import SHAPES, Shape, name_of, opened
 from ingot.llm.batch import Batch
 from ingot.llm.formats import FORMATS
@@ -68,11 +69,13 @@ def leader(path: Path, ranks: int, blocks: int) -> LeadingRunner:
 
 def measured(runner: EngineRunner, shape: Shape, asked: argparse.Namespace, ranks: int, rate: float) -> dict[str, Any]:
     """Decoding one sequence."""
-    row = {"ranks": ranks, **decoding(runner, 1, asked.prompt, asked.steps)}
+    waited = decoding(runner, 1, asked.prompt, asked.steps)["ms"]
+    row = {"ranks": ranks, **answering(runner, asked.prompt, asked.steps), "each waited for ms": waited}
     cache = 2 * shape.layers * shape.groups * shape.depth * 2 * asked.prompt
     row["bytes"] = shape.read(FORMATS[asked.precision]) + cache
     row["share of reading"] = row["bytes"] / row["ms"] * 1e3 / (rate * ranks)
-    print(f"{ranks} GPUs: {row['ms']:.3f} ms, {row['share of reading']:.1%} of reading", flush=True)
+    print(f"{ranks} GPUs: {row['ms']:.3f} ms, {row['share of reading']:.1%} of reading "
+          f"({waited:.3f} ms where each step is waited for)", flush=True)
     return row
 
 

@@ -71,6 +71,10 @@ class Driver:
         """A value of one of the driver's enumerations."""
         return getattr(self._module, kind)(value)
 
+    def structure(self, name: str) -> Any:
+        """An empty one of the driver's."""
+        return getattr(self._module, name)()
+
     def overlapping(self, sizes: Sequence[int], shared: int, stream: Any) -> Any:
         """The configuration of a launch that may begin before the one before it on the stream has ended."""
         config, attribute = self._module.CUlaunchConfig(), self._module.CUlaunchAttribute()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ingot.errors import DeviceError
-from ingot.runtime import cuda
+from ingot.runtime import cuda, peers
 from ingot.runtime.buffers import Array
 from ingot.runtime.group import Group, GroupLost
 
@@ -70,6 +70,7 @@ class Communicator:
         except nccl.NCCLError as error:
             raise DeviceError(f"rank {group.rank} cannot reach the others' GPUs through NCCL ({error}); "
                               "NCCL_DEBUG=INFO says more") from None  # fmt: skip
+        self._peers = peers.connect(context, group)
         self.lost, self._left, self._turn = "", threading.Event(), threading.Lock()
         self._watcher = threading.Thread(target=self._watch, args=(group.ended,), name="ingot-ranks", daemon=True)
         self._watcher.start()
@@ -77,6 +78,10 @@ class Communicator:
     def put(self, operation: str, addresses: tuple[int, int], count: int, dtype: str, stream: Any) -> None:
         """The collective of `count` elements on the stream: from the first address to the second."""
         (source, target), kind = addresses, _TYPES[dtype]
+        if self._peers is not None and self._peers.takes(operation, count, dtype):
+            self.check()
+            self._peers.put(source, target, count, stream)
+            return
         rest = (self._handle, int(stream))
         if operation == "all_reduce":
             self._call(self._nccl.all_reduce, source, target, count, kind, _SUM, *rest)
@@ -91,6 +96,8 @@ class Communicator:
     def close(self) -> None:
         """Leave, when nothing of it is in a graph any more; idempotent."""
         self._left.set()
+        if self._peers is not None:
+            self._peers.close()
         self._end(self._nccl.comm_destroy)
 
     def _call(self, function: Callable[..., None], *arguments: int) -> None:
@@ -106,6 +113,8 @@ class Communicator:
             self.lost = ended(_LOOK)
         if not self._left.is_set():
             self._context.activate()
+            if self._peers is not None:
+                self._peers.stop()
             self._end(self._nccl.comm_abort)
 
     def _end(self, how: Callable[[int], None]) -> None:

@@ -72,7 +72,7 @@ class FakeDriver:
 
     devices: tuple[FakeDevice, ...] = (FakeDevice(),)
     version: int = 13000
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=lambda: {"cuIpcGetMemHandle": 801})  # nothing is shared here
     broken: str = ""
     calls: Counter[str] = field(default_factory=Counter)
     taken: dict[int, Any] = field(default_factory=dict)

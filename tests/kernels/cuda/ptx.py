@@ -146,14 +146,14 @@ class Module:
 
     def run(self, block: int, arguments: Sequence[Array], shared: int, special: dict[str, int] | None = None) -> None:
         """One block, which waits for no other. Arrays [bytes] are the arguments, in place; missing ones are null."""
-        it = _Block(self, block, arguments, shared, special or {})
+        it = Block(self, block, arguments, shared, special or {})
         while not it.ended:
             it.go_on()
 
     def run_together(self, blocks: int, arguments: Sequence[Array], shared: int, rng: random.Random) -> None:
         """All blocks of a launch, warp by warp in a random order: they take turns where a warp looks at what others
         write."""
-        running = [_Block(self, k, arguments, shared, {"%nctaid.x": blocks}) for k in range(blocks)]
+        running = [Block(self, k, arguments, shared, {"%nctaid.x": blocks}) for k in range(blocks)]
         for _ in range(_LOOKS):
             running = [block for block in running if not block.ended]
             if not running:
@@ -162,7 +162,7 @@ class Module:
         raise AssertionError("nothing arrives")
 
 
-class _Block:
+class Block:
     """A block's warps, each as far as it has come."""
 
     def __init__(self, module: Module, number: int, arguments: Sequence[Array], shared: int,
@@ -213,7 +213,7 @@ class _State:
             elif it.name.startswith("bar"):
                 yield f"barrier {it.operands[0]}"
             elif active.any():
-                if "relaxed" in it.name:
+                if "ld.relaxed" in it.name or "atom" in it.name:
                     yield "look"
                 with np.errstate(all="ignore"):
                     self._do(warp, it, active)
@@ -257,13 +257,15 @@ class _State:
     def _mov(self, warp: Warp, it: Instruction, kinds: list[str], active: Array) -> None:
         to, source = it.operands
         kind = "u" + re.sub(r"\D", "", kinds[-1]) if kinds[-1] != "pred" else "u8"
+        half = np.uint64(int(kind[1:]) // 2)
         if to.startswith("{"):
-            bits = self._value(warp, source, "u32")
-            for name, part in zip(_listed(to), (bits & 0xFFFF, bits >> 16), strict=True):
-                self._set(warp, name, part.astype(np.uint64), active)
+            bits = self._value(warp, source, kind).astype(np.uint64)
+            low, high = _listed(to)
+            self._set(warp, low, bits & (np.uint64(1) << half) - np.uint64(1), active)
+            self._set(warp, high, bits >> half, active)
         elif source.startswith("{"):
-            low, high = (self._value(warp, name, "u16").astype(np.uint64) for name in _listed(source))
-            self._set(warp, to, low | high << np.uint64(16), active)
+            low, high = (self._value(warp, name, f"u{half}").astype(np.uint64) for name in _listed(source))
+            self._set(warp, to, low | high << half, active)
         else:
             self._set(warp, to, _bits(self._value(warp, source, kind), kind), active)
 
@@ -366,6 +368,9 @@ class _State:
         names, size = _listed(it.operands[0]), int(re.sub(r"\D", "", kinds[-1])) // 8
         if kinds[1] == "param":
             number = self.module.parameters.index(it.operands[1].strip("[]"))
+            if size == 4:
+                self._set(warp, names[0], np.full(LANES, self.arguments[number].view(np.uint32)[0], np.uint64), active)
+                return
             self._set(warp, names[0], np.full(LANES, (number + 1) << 40, np.uint64), active)
             return
         for place, name in enumerate(names):
@@ -446,7 +451,7 @@ class _State:
         self._set(warp, it.operands[0], np.full(LANES, found, np.uint64), active)
 
 
-_ORDER = ("relaxed", "gpu")
+_ORDER = ("relaxed", "volatile", "gpu", "sys")
 _DTYPES: dict[str, Any] = {
     **{f"u{size}": np.dtype(f"uint{size}") for size in (8, 16, 32, 64)},
     **{f"b{size}": np.dtype(f"uint{size}") for size in (8, 16, 32, 64)},
