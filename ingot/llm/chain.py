@@ -7,7 +7,7 @@ that goes on with the next product's nothing has to begin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -41,11 +41,10 @@ def _projection_chain(op: Builder, node: ir.Node) -> Result:
     if None in first.inputs[_OPERANDS:]:
         return reject("an operand is missing", first)
     op.after(first.outputs[0])
-    made = [link.outputs[0] for link in links]
+    made, norms = [link.outputs[0] for link in links], [_norm_of(link) for link in links]
     inputs, sources, results = [first.inputs[_X]], list[int](), list[int]()
     for number, link in enumerate(links):
-        norm = link.inputs[_NORM] if len(link.inputs) > _NORM else None
-        inputs += [link.inputs[_WEIGHT], *[norm] * (norm is not None)]
+        inputs += [link.inputs[_WEIGHT], *([norms[number]] if norms[number] is not None else [])]
         operands = link.inputs[_OPERANDS:]
         sources += [made.index(value) if value in made else -1 for value in operands]
         inputs += [value for value in operands if value not in made]
@@ -55,7 +54,7 @@ def _projection_chain(op: Builder, node: ir.Node) -> Result:
     stated = [attributes(link) for link in links]
     new = op.make(
         "ProjectionChain", *inputs, _outputs=len(results), parts=[s["parts"] for s in stated],
-        norms=[int(len(link.inputs) > _NORM and link.inputs[_NORM] is not None) for link in links],
+        norms=[int(norm is not None) for norm in norms],
         epsilons=[s["epsilon"] for s in stated], expressions=[s["expression"] for s in stated],
         reads=[len(link.inputs[_OPERANDS:]) for link in links], sources=sources, results=results,
         early=min(s["early"] for s in stated),
@@ -63,26 +62,29 @@ def _projection_chain(op: Builder, node: ir.Node) -> Result:
     return dict(zip((made[k] for k in results), new if len(results) > 1 else (new,), strict=True))
 
 
+def _norm_of(node: ir.Node) -> ir.Value | None:
+    return node.inputs[_NORM] if len(node.inputs) > _NORM else None
+
+
 def _links(first: ir.Node) -> list[ir.Node]:
     """The Projections of the chain that begins with one."""
-    found = [first]
-    while (after := _after(found)) is not None:
+    assert first.graph is not None
+    found, places = [first], {node: k for k, node in enumerate(first.graph)}
+    while (after := _after(found, places)) is not None:
         found.append(after)
     return found
 
 
-def _after(links: Sequence[ir.Node]) -> ir.Node | None:
+def _after(links: Sequence[ir.Node], places: Mapping[ir.Node, int]) -> ir.Node | None:
     """The Projection that reads the last one's result as its rows, and nothing that is made later than the chain is."""
-    assert links[0].graph is not None
     rows = [use.node for use in links[-1].outputs[0].uses() if use.idx == _X and is_op(use.node, "Projection")]
     if len(rows) != 1:
         return None
-    known, places = [link.outputs[0] for link in links], {node: k for k, node in enumerate(links[0].graph)}
-    inputs = rows[0].inputs
-    for value in (inputs[_WEIGHT], *[scale for scale in inputs[_NORM:_OPERANDS] if scale], *inputs[_OPERANDS:]):
+    known, after, norm = [link.outputs[0] for link in links], rows[0], _norm_of(rows[0])
+    for value in (after.inputs[_WEIGHT], *([norm] if norm is not None else []), *after.inputs[_OPERANDS:]):
         if value is None:
             return None
         producer = value.producer()
         if value not in known and producer is not None and places[producer] > places[links[0]]:
             return None
-    return rows[0]
+    return after

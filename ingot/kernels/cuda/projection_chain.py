@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from ingot.ir import expression as expressions
 from ingot.ir.ops_projection import chained
@@ -28,10 +27,10 @@ from ingot.kernels.cuda.projection_ring import (
     LINE,
     Ring,
     factor,
-    own_numbers,
-    product_of,
+    multiply,
+    norm_at,
+    numbers,
     sum_of_sums,
-    sums_to,
 )
 from ingot.kernels.cuda.projection_row import Work, operands_in
 from ingot.kernels.cuda.render import converted, render
@@ -267,7 +266,7 @@ def _row(f: FunctionBuilder, build: CudaBuilder, all_of: Sequence[Shape], links:
     squares = list[str]()
     for r, word in enumerate(names):
         place = f"my_place + {2 * shape.warps * LINE * r}"
-        squares += own_numbers(f, shape, link.node, place, word, scales[2 * r : 2 * r + 2])
+        squares += _own(f, shape, link.node, place, word, scales[2 * r : 2 * r + 2])
     if squares:
         f.emit(f"{f.core('ring', 'keep_total')}(begin + {shape.squares} + warp * 4, {' + '.join(squares)}, lane)")
     f.emit(f"{f.core('ring', 'sync_warp')}(lane)")
@@ -294,9 +293,7 @@ def _scales(f: FunctionBuilder, build: CudaBuilder, shape: Shape, node: Node) ->
     """The norm's scales of a thread's numbers, in float32."""
     if not node.has_input(2):
         return []
-    scale = node.input(2).constant
-    assert scale is not None
-    pointer = f.pointer(build.pack(scale if scale.dtype == np.float32 else scale.astype(np.float32)))
+    pointer = norm_at(f, build, node)
     places = [f"({r * shape.warps} + warp) * {LINE} + lane * 2" for r in range(shape.rounds)]
     return [f.let(f"tl.load({pointer} + ({place} + {j}))", "s") for place in places for j in (0, 1)]
 
@@ -304,7 +301,7 @@ def _scales(f: FunctionBuilder, build: CudaBuilder, shape: Shape, node: Node) ->
 def _tile(f: FunctionBuilder, build: CudaBuilder, all_of: Sequence[Shape], links: Sequence[Link], k: int, words: str,
           late: bool = False) -> None:  # fmt: skip
     """Sixteen columns of a product."""
-    shape, link = all_of[k], links[k]
+    shape, link, node = all_of[k], links[k], links[k].node
     f.emit(f"columns = (block + index * blocks) * {COLUMNS} + lane % {COLUMNS}")
     f.emit(f"last = warp == tile % {shape.warps}\nmine = last & (lane < {COLUMNS})")
     operands = {i: f.let(f"ahead{i}", "h") for i in link.operands}
@@ -312,11 +309,11 @@ def _tile(f: FunctionBuilder, build: CudaBuilder, all_of: Sequence[Shape], links
     _operands(f, all_of, link, words, link.operands)
     f.emit(f"columns -= blocks * {COLUMNS}")
     for part in range(shape.work.parts):
-        _multiply(f, all_of, shape, link.node, part, late and part == 0)
+        begin = partial(_settle, f, shape, node) if late and part == 0 else lambda: None
+        multiply(f, shape, part, partial(_ask, f, all_of), begin)
     f.emit("gl.thread_barrier()")
-    scaled = factor(f, shape, link.node.attributes["epsilon"]) if link.node.has_input(2) else ""
+    scaled = factor(f, shape, node.attributes["epsilon"]) if node.has_input(2) else ""
     sums = [f"({sum_of_sums(f, shape, part)}{scaled})" for part in range(shape.work.parts)]
-    node = link.node
     dtypes = ["float32"] * len(sums) + [node.input(i).dtype for i in operands_in(node)]
     made = render(f, node.epilogue, [*sums, *(operands[i] for i in operands_in(node))], dtypes)
     made = f.let(converted(made, node.epilogue.dtype or "float32", node.output.dtype), "made")
@@ -346,21 +343,17 @@ def _operands(f: FunctionBuilder, all_of: Sequence[Shape], link: Link, words: st
             f.emit(f"ahead{i} = tl.load({f.pointer(source)} + columns * {int(not one)}, {inside})")
 
 
-def _multiply(f: FunctionBuilder, all_of: Sequence[Shape], shape: Shape, node: Node, part: int, late: bool) -> None:
-    """A warp's sums of a tile to shared memory."""
-    sums = ", ".join(f"s{k}" for k in range(8))
-    f.emit("\n".join(f"s{k} = gl.full([{shape.threads}], 0.0, gl.float32, layout=FLAT)" for k in range(8)))
-    with f.block("for number in range(rounds):"):
-        if late:
-            f.emit(f"held = {f.core('ring', 'settled')}(my_words + number * {32 * shape.warps}, word)")
-            f.emit(f"after = my_words + gl.minimum(number + 1, {shape.rounds - 1}) * {32 * shape.warps}")
-            f.emit(f"word = {f.core('ring', 'glance')}(after)")
-            own_numbers(f, shape, node, f"my_place + number * {2 * shape.warps * LINE}", "(held ^ -1)", ())
-            f.emit(f"{f.core('ring', 'sync_warp')}(lane)")
-        f.emit(f"slot = my_slots + step % {shape.slots} * {shape.slot}")
-        f.emit(f"row = my_row + number * {2 * shape.warps * LINE}")
-        f.emit(f"{sums} = {product_of(shape, f'slot, row, {sums}')}")
-        f.emit(f"later = step + {shape.slots - 1}")
-        _ask(f, all_of, "later")
-        f.emit("step += 1")
-    sums_to(f, shape, part)
+def _settle(f: FunctionBuilder, shape: Shape, node: Node) -> None:
+    """A round's numbers of the row, which are waited for; the next round's are asked for."""
+    f.emit(f"held = {f.core('ring', 'settled')}(my_words + number * {32 * shape.warps}, word)")
+    f.emit(f"after = my_words + gl.minimum(number + 1, {shape.rounds - 1}) * {32 * shape.warps}")
+    f.emit(f"word = {f.core('ring', 'glance')}(after)")
+    _own(f, shape, node, f"my_place + number * {2 * shape.warps * LINE}", "(held ^ -1)", ())
+    f.emit(f"{f.core('ring', 'sync_warp')}(lane)")
+
+
+def _own(f: FunctionBuilder, shape: Shape, node: Node, place: str, word: str, scales: Sequence[str]) -> list[str]:
+    """A thread's two numbers of the row to shared memory; their squares, if there are scales."""
+    small, large, squares = numbers(f, node, word, scales)
+    f.emit(f"{f.core('ring', 'keep_words')}({place}, {small}, {large}, {shape.second})")
+    return squares

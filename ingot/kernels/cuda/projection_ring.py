@@ -10,7 +10,7 @@ thread asks for the bytes that it reads itself, so that no warp waits for anothe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -195,7 +195,7 @@ def _tile(f: FunctionBuilder, build: CudaBuilder, shape: Ring, tickets: str) -> 
         f.emit(f"drawn = {f.core('ring', 'draw')}({tickets}, (thread == 0) & (coming < {shape.tiles}))")
         f.emit(f"tile += 1\nplace = begin + ({shape.numbers} + tile % 2 * 4)")
     for part in range(work.parts):
-        _multiply(f, shape, part)
+        multiply(f, shape, part, lambda later: _ask(f, shape, later))
     if tickets:
         _keep_drawn(f, shape, tickets, "place")
     f.emit("gl.thread_barrier()")
@@ -261,7 +261,7 @@ def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:
     """The row as weights are multiplied by it, in shared memory, and the warps' sums of squares where there is a norm:
     these are needed when the first tile ends."""
     node = build.node
-    pieces, dtype = range(0, shape.length, _EACH * shape.threads), node.input(0).dtype
+    pieces = range(0, shape.length, _EACH * shape.threads)
     scales = [_scales(f, build, shape, start) for start in pieces] if node.has_input(2) else []
     f.wait()
     held = list[list[str]]()
@@ -275,15 +275,10 @@ def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:
     for piece, start in enumerate(pieces):
         parts = list[tuple[str, str]]()
         for number, word in enumerate(held[piece]):
-            low, high = f.name("x"), f.name("x")
-            f.emit(f"{low}, {high} = {f.core('ring', _NUMBERS[dtype])}({word})")
-            if scales:
-                squares += [f"{low} * {low}", f"{high} * {high}"]
-                ours = scales[piece][2 * number : 2 * number + 2]
-                low, high = (f.let(f"{x} * {s}", "x") for x, s in zip((low, high), ours, strict=True))
-            small, large = f.name("a"), f.name("b")
-            f.emit(f"{small}, {large} = {f.core('ring', 'small_and_large')}({low}, {high}, {_BOUND}, {_UP}, {_DOWN})")
+            ours = scales[piece][2 * number : 2 * number + 2] if scales else ()
+            small, large, more = numbers(f, node, word, ours)
             parts.append((small, large))
+            squares += more
         where = f"begin + {shape.row} + thread * {2 * _EACH} + {2 * start}"
         for second, chosen in enumerate(zip(*parts, strict=True)):
             f.emit(f"{f.core('ring', 'keep_four')}({where} + {second * shape.second}, {', '.join(chosen)}, "
@@ -295,10 +290,7 @@ def _row(f: FunctionBuilder, build: CudaBuilder, shape: Ring) -> None:
 
 def _scales(f: FunctionBuilder, build: CudaBuilder, shape: Ring, start: int) -> list[str]:
     """The norm's scales of a thread's numbers, in float32."""
-    scale = build.node.input(2).constant
-    assert scale is not None
-    pointer = f.pointer(build.pack(scale if scale.dtype == np.float32 else scale.astype(np.float32)))
-    found = list[str]()
+    pointer, found = norm_at(f, build, build.node), list[str]()
     for half in (0, _EACH // 2):
         words, place = [f.name("w") for _ in range(4)], f"thread * {_EACH} + {start + half}"
         f.emit(f"{', '.join(words)} = {f.core('ring', 'four')}({pointer} + ({place}), {place} < {shape.work.depth})")
@@ -306,37 +298,16 @@ def _scales(f: FunctionBuilder, build: CudaBuilder, shape: Ring, start: int) -> 
     return found
 
 
-def _multiply(f: FunctionBuilder, shape: Ring, part: int) -> None:
-    """A warp's sums of a tile to shared memory."""
-    sums = ", ".join(f"s{k}" for k in range(8))
-    f.emit("\n".join(f"s{k} = gl.full([{shape.threads}], 0.0, gl.float32, layout=FLAT)" for k in range(8)))
-    with f.block("for number in range(rounds):"):
-        f.emit(f"slot = my_slots + step % {shape.slots} * {shape.slot}")
-        f.emit(f"row = my_row + number * {2 * shape.warps * LINE}")
-        f.emit(f"{sums} = {product_of(shape, f'slot, row, {sums}')}")
-        f.emit(f"later = step + {shape.slots - 1}")
-        _ask(f, shape, "later")
-        f.emit("step += 1")
-    sums_to(f, shape, part)
+def norm_at(f: FunctionBuilder, build: CudaBuilder, node: Node) -> str:
+    """The pointer to a norm's scales, in float32."""
+    scale = node.input(2).constant
+    assert scale is not None
+    return f.pointer(build.pack(scale if scale.dtype == np.float32 else scale.astype(np.float32)))
 
 
-def product_of(shape: Ring, arguments: str) -> str:
-    """Expression of the eight sums after a brick. arguments: the slot, the row, the sums."""
-    held = ",".join(["=f"] * 8 + ["r"] * 2 + list("01234567"))
-    return (f"gl.inline_asm_elementwise({_product(shape)!r}, {held!r}, [{arguments}], "
-            f"({', '.join(['gl.float32'] * 8)}), False, 1)")  # fmt: skip
-
-
-def sums_to(f: FunctionBuilder, shape: Ring, part: int) -> None:
-    """A warp's sums of a part of `tile` to shared memory."""
-    for half, (a, b, c, d) in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
-        f.emit(f"half{half} = (s{a} + s{b}) * {1 / _UP!r} + (s{c} + s{d}) * {1 / _DOWN!r}")
-    where = f"my_sums + (tile % 2 * {shape.tile_sums} + {part * shape.warps * COLUMNS * 4})"
-    f.emit(f"{f.core('ring', 'keep_two')}({where}, half0, half1, lane % 4 == 0)")
-
-
-def own_numbers(f: FunctionBuilder, shape: Ring, node: Node, place: str, word: str, scales: Sequence[str]) -> list[str]:
-    """A thread's two numbers of the row to shared memory; their squares, if there are scales."""
+def numbers(f: FunctionBuilder, node: Node, word: str, scales: Sequence[str]) -> tuple[str, str, list[str]]:
+    """The two numbers of a word of the row as weights are multiplied by them, words of small and of large ones; their
+    squares, if there are scales."""
     low, high = f.name("x"), f.name("x")
     f.emit(f"{low}, {high} = {f.core('ring', _NUMBERS[node.input(0).dtype])}({word})")
     squares = [f"{low} * {low}", f"{high} * {high}"] if scales else []
@@ -344,8 +315,29 @@ def own_numbers(f: FunctionBuilder, shape: Ring, node: Node, place: str, word: s
         low, high = (f.let(f"{x} * {s}", "x") for x, s in zip((low, high), scales, strict=True))
     small, large = f.name("a"), f.name("b")
     f.emit(f"{small}, {large} = {f.core('ring', 'small_and_large')}({low}, {high}, {_BOUND}, {_UP}, {_DOWN})")
-    f.emit(f"{f.core('ring', 'keep_words')}({place}, {small}, {large}, {shape.second})")
-    return squares
+    return small, large, squares
+
+
+def multiply(f: FunctionBuilder, shape: Ring, part: int, ask: Callable[[str], None],
+             before: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+    """A warp's sums of a part of `tile` to shared memory. ask: for the weights of a round of that number; before: what
+    a round begins with."""
+    sums = ", ".join(f"s{k}" for k in range(8))
+    f.emit("\n".join(f"s{k} = gl.full([{shape.threads}], 0.0, gl.float32, layout=FLAT)" for k in range(8)))
+    with f.block("for number in range(rounds):"):
+        before()
+        f.emit(f"slot = my_slots + step % {shape.slots} * {shape.slot}")
+        f.emit(f"row = my_row + number * {2 * shape.warps * LINE}")
+        f.emit(f"{sums} = gl.inline_asm_elementwise({_product(shape)!r}, "
+               f"{','.join(['=f'] * 8 + ['r'] * 2 + list('01234567'))!r}, [slot, row, {sums}], "
+               f"({', '.join(['gl.float32'] * 8)}), False, 1)")  # fmt: skip
+        f.emit(f"later = step + {shape.slots - 1}")
+        ask("later")
+        f.emit("step += 1")
+    for half, (a, b, c, d) in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
+        f.emit(f"half{half} = (s{a} + s{b}) * {1 / _UP!r} + (s{c} + s{d}) * {1 / _DOWN!r}")
+    where = f"my_sums + (tile % 2 * {shape.tile_sums} + {part * shape.warps * COLUMNS * 4})"
+    f.emit(f"{f.core('ring', 'keep_two')}({where}, half0, half1, lane % 4 == 0)")
 
 
 def _product(shape: Ring) -> str:
