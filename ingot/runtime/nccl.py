@@ -1,4 +1,5 @@
-"""What ranks tell each other between the memories of their GPUs, through NCCL: launches on a stream, in graphs too."""
+"""What ranks tell each other between the memories of their GPUs, through NCCL: launches on a stream, in graphs too.
+Short sums take a way of their own (peers)."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ _TOGETHER = 80  # registers of a thread whose block shares its processor with on
 
 @cache
 def fingerprint() -> str:
-    """What besides a unit decides its cubin: Triton and the functions it may call."""
-    sha = hashlib.sha256(version("triton").encode())
+    """What besides a unit decides its cubin: Triton, the functions it may call, the registers it may have."""
+    sha = hashlib.sha256(f"{version('triton')} {_TOGETHER}".encode())
     for path in sorted((Path(__file__).parent / "cores").glob("*.py")):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]
